@@ -1,0 +1,37 @@
+# make demo | make test | make lint | make bench: each starts from nothing but Python 3.11 and make.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/epizoo demo --output demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks.patches
+	.venv-bench/bin/python -m benchmarks.detection
+
+$(INSTALLED): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[preprocessing,test]"
+	touch $@
+
+# The peers of the benchmarks (PyTorch among them) stay out of the working environment.
+.venv-bench/.installed: setup.cfg pyproject.toml
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --upgrade pip
+	.venv-bench/bin/python -m pip install --quiet --editable ".[bench]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-bench demo build *.egg-info

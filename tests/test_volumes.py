@@ -1,0 +1,92 @@
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tfds_epilepsy import volumes
+from tfds_epilepsy.errors import InputError
+
+
+@pytest.mark.parametrize("voxel_size", [1, 2])
+def test_template_grid_holds_the_brain_and_mirrors_about_the_midline(voxel_size):
+    template = volumes.load_template(voxel_size)
+    x = volumes.voxel_to_world(
+        np.stack([np.arange(template.shape[0]), *np.zeros((2, template.shape[0]))], 1), template.affine
+    )
+    assert np.allclose(x[:, 0], -x[::-1, 0])
+    assert template.brain_mask.sum() * voxel_size**3 == pytest.approx(1.88e6, rel=0.01)
+    assert not template.brain_mask[[0, -1]].any()
+    assert not template.brain_mask[:, [0, -1]].any()
+
+
+def test_positions_are_scaled_to_the_box():
+    template = volumes.load_template(2)
+    corners = np.array([[0, 0, 0], np.array(template.shape) - 1])
+    assert np.allclose(volumes.scaled_position(corners, template.affine), [[-1] * 3, [1] * 3])
+
+
+def test_reading_turns_any_orientation_into_ras(tmp_path):
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    path = tmp_path / "las.nii.gz"
+    nib.save(nib.Nifti1Image(array, np.diag([-1.0, 2, 3, 1])), path)
+    ras, affine = volumes.read_nifti(path)
+    assert np.array_equal(ras, array[::-1])
+    assert np.allclose(np.diag(affine), [1, 2, 3, 1])
+    assert np.allclose(affine[:3, 3], [-1, 0, 0])
+
+
+def test_written_volumes_come_back_with_their_affine_and_template_codes(tmp_path):
+    array = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    affine = np.array([[2, 0, 0, -10], [0, 2, 0, -20], [0, 0, 2, 5], [0, 0, 0, 1.0]])
+    path = volumes.write_nifti(tmp_path / "a" / "map.nii.gz", array, affine)
+    back, back_affine = volumes.read_nifti(path)
+    assert np.array_equal(back, array)
+    assert np.allclose(back_affine, affine)
+    header = nib.load(path).header
+    assert (header["sform_code"], header["qform_code"]) == (4, 4)
+    assert [p.name for p in path.parent.iterdir()] == ["map.nii.gz"]
+
+
+def test_unreadable_files_are_named(tmp_path):
+    good = volumes.write_nifti(
+        tmp_path / "good.nii.gz", np.random.default_rng(0).normal(size=(20, 20, 20)), np.eye(4)
+    )
+    truncated = tmp_path / "truncated.nii.gz"
+    truncated.write_bytes(good.read_bytes()[:2000])
+    nan = volumes.write_nifti(tmp_path / "nan.nii", np.full((2, 2, 2), np.nan), np.eye(4))
+    four = volumes.write_nifti(tmp_path / "four.nii", np.zeros((2, 2, 2, 3)), np.eye(4))
+    for path, word in [
+        (truncated, "truncated"),
+        (nan, "NaN"),
+        (four, "4-D"),
+        (tmp_path / "none.nii", "no such file"),
+    ]:
+        with pytest.raises(InputError, match=word) as error:
+            volumes.read_nifti(path)
+        assert path.name in str(error.value)
+
+
+def test_unit_normalisation_maps_the_percentiles_of_the_mask():
+    rng = np.random.default_rng(0)
+    volume = rng.normal(100, 10, size=(20, 21, 22))
+    mask = rng.random(volume.shape) < 0.5
+    volume[~mask] = 1e6
+    image, fitted = volumes.normalise(volume, mask)
+    low, high = np.percentile(volume[mask], [0.5, 99])
+    assert fitted == {"method": "unit", "low": pytest.approx(low), "high": pytest.approx(high)}
+    assert np.allclose(image[mask], np.clip((volume[mask] - low) / (high - low), 0, 1), atol=1e-5)
+    assert not image[~mask].any()
+
+
+def test_zscore_normalisation_puts_the_median_in_the_middle():
+    rng = np.random.default_rng(0)
+    volume = rng.normal(100, 10, size=(20, 21, 22))
+    image, fitted = volumes.normalise(volume, np.ones(volume.shape, bool), "zscore")
+    assert np.median(image) == pytest.approx(0.5, abs=1e-5)
+    assert fitted["high"] - fitted["low"] == pytest.approx(100, rel=0.05)
+
+
+def test_an_empty_mask_and_a_constant_image_cannot_be_normalised():
+    with pytest.raises(InputError, match="empty"):
+        volumes.normalise(np.ones((2, 2, 2)), np.zeros((2, 2, 2), bool))
+    with pytest.raises(InputError, match="constant"):
+        volumes.normalise(np.ones((2, 2, 2)), np.ones((2, 2, 2), bool))

@@ -1,0 +1,1 @@
+"""From scans on disk to tf.data patches: the epilepsy data set builder and what it is made of."""

@@ -1,0 +1,20 @@
+"""The one error that bad input raises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class InputError(ValueError):
+    """Input that cannot be used: what was received, where, and what to do.
+
+    All problems of a data set travel in one error, so that they are mended in one go. The command line
+    prints them as a list and exits with 2.
+
+    Args:
+        problems: one message, or one message a problem.
+    """
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))

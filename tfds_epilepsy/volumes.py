@@ -1,0 +1,206 @@
+"""Volumes in template space: the subject record, the template grid, NIfTI in and out, intensities.
+
+Every volume is ``(x, y, z)`` or ``(x, y, z, m)`` in RAS+ order and travels with its 4x4 affine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tfds_epilepsy.errors import InputError
+
+TEMPLATE_SPACE = "MNI152NLin2009aSym"  # the template that nilearn ships
+# World box (mm) around the template's brain; symmetric in x, so that reversing axis 0 mirrors the brain.
+TEMPLATE_BOX = ((-74, 74), (-110, 76), (-72, 84))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject in template space: the record that the builder stores and every later step reads.
+
+    Attributes:
+        subject: label without the ``sub-`` prefix.
+        group: ``control`` or ``patient``.
+        image: ``(x, y, z, m)`` float32 in [0, 1], background 0.
+        brain_mask: ``(x, y, z)`` bool.
+        lesion_mask: ``(x, y, z)`` bool, all False where there is none.
+        affine: ``(4, 4)`` float64, voxel to world millimetres (RAS+).
+        age: years, NaN where unknown.
+        sex: ``f``, ``m`` or empty.
+        site: scanner or centre, empty where unknown.
+    """
+
+    subject: str
+    group: str
+    image: NDArray[np.float32]
+    brain_mask: NDArray[np.bool_]
+    lesion_mask: NDArray[np.bool_]
+    affine: NDArray[np.float64]
+    age: float = float("nan")
+    sex: str = ""
+    site: str = ""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The MNI152 template on the project's grid: T1 intensity, tissue probabilities, brain mask.
+
+    ``t1``, ``gm``, ``wm``, ``csf`` are ``(x, y, z)`` float32 in [0, 1]; ``brain_mask`` is bool.
+    """
+
+    t1: NDArray[np.float32]
+    gm: NDArray[np.float32]
+    wm: NDArray[np.float32]
+    csf: NDArray[np.float32]
+    brain_mask: NDArray[np.bool_]
+    affine: NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.brain_mask.shape
+
+    @property
+    def voxel_size(self) -> float:
+        return float(self.affine[0, 0])
+
+
+@lru_cache(maxsize=2)
+def load_template(voxel_size: int = 2) -> Template:
+    """The MNI152 (ICBM 2009a, symmetric) template that nilearn ships, cropped to ``TEMPLATE_BOX``.
+
+    Args:
+        voxel_size: edge of a voxel in millimetres: 1 or 2.
+
+    Raises:
+        InputError: another voxel size.
+    """
+    if voxel_size not in (1, 2):
+        raise InputError(f"voxel size {voxel_size!r} mm: the template grid is made at 1 or 2 mm.")
+    from nilearn import datasets  # heavy to import
+
+    def crop(image: nib.Nifti1Image) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        origin = image.affine[:3, 3]
+        start = [round((low - o) / voxel_size) for (low, _), o in zip(TEMPLATE_BOX, origin, strict=True)]
+        stop = [round((high - o) / voxel_size) + 1 for (_, high), o in zip(TEMPLATE_BOX, origin, strict=True)]
+        part = image.slicer[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+        return np.clip(part.get_fdata(dtype=np.float32), 0, 1), part.affine
+
+    t1, affine = crop(datasets.load_mni152_template(resolution=voxel_size))
+    gm, _ = crop(datasets.load_mni152_gm_template(resolution=voxel_size))
+    wm, _ = crop(datasets.load_mni152_wm_template(resolution=voxel_size))
+    mask, _ = crop(datasets.load_mni152_brain_mask(resolution=voxel_size))
+    brain_mask = mask > 0.5
+    csf = np.clip(1 - gm - wm, 0, 1) * brain_mask
+    for array in (t1, gm, wm, csf, brain_mask):
+        array.flags.writeable = False  # cached: shared by all callers
+    return Template(t1, gm, wm, csf, brain_mask, affine)
+
+
+def read_nifti(path: str | Path, *, dtype: Any = np.float32) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Read a 3-D NIfTI as RAS+ (axes flipped and permuted where needed, never resampled).
+
+    Returns:
+        The array ``(x, y, z)`` and its ``(4, 4)`` affine.
+
+    Raises:
+        InputError: the file is missing, truncated, not NIfTI, not 3-D, or holds NaN or infinity.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file.")
+    try:
+        image: Any = nib.as_closest_canonical(nib.load(path))
+        array = np.asarray(image.dataobj, dtype=dtype)
+    except Exception as error:  # nibabel, gzip and zlib each raise their own
+        raise InputError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated.") from error
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise InputError(f"{path}: {array.ndim}-D of shape {array.shape}; a 3-D volume is needed.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite.")
+    return array, image.affine
+
+
+def write_nifti(path: str | Path, array: ArrayLike, affine: ArrayLike, *, dtype: Any = np.float32) -> Path:
+    """Write a NIfTI in template space atomically: the final name appears once the file is whole.
+
+    The codes of the header say MNI152 (qform and sform code 4).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.asarray(array, dtype=dtype), np.asarray(affine, dtype=np.float64))
+    image.set_qform(image.affine, code=4)
+    image.set_sform(image.affine, code=4)
+    image.header.set_xyzt_units("mm")
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        nib.save(image, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def same_grid(
+    shape: tuple[int, ...], affine: ArrayLike, other_shape: tuple[int, ...], other: ArrayLike
+) -> bool:
+    """Whether two grids agree: equal shapes, affines within 0.001 mm."""
+    return tuple(shape) == tuple(other_shape) and np.allclose(affine, other, atol=1e-3)
+
+
+def normalise(
+    volume: NDArray[np.floating], mask: NDArray[np.bool_], method: str = "unit"
+) -> tuple[NDArray[np.float32], Mapping[str, float | str]]:
+    """Map the intensities of one image to [0, 1], fitted inside its brain mask; background becomes 0.
+
+    ``unit``: the 0.5th percentile to 0, the 99th to 1, clipped (Alaverdyan et al. 2020 drop the top 1 %).
+    ``zscore``: robust z-score (median, 1.4826 MAD), -5 to 0 and +5 to 1, clipped.
+
+    Args:
+        volume: ``(x, y, z)``, any unit.
+        mask: ``(x, y, z)`` bool, not empty.
+        method: ``unit`` or ``zscore``.
+
+    Returns:
+        The image and what was fitted: ``{"method", "low", "high"}``; low and high are the input
+        intensities that became 0 and 1.
+
+    Raises:
+        InputError: an empty mask, an image that is constant in the mask, an unknown method.
+    """
+    values = volume[mask]
+    if values.size == 0:
+        raise InputError("the brain mask is empty: no intensity can be normalised.")
+    if method == "unit":
+        low, high = (float(v) for v in np.percentile(values, [0.5, 99]))
+    elif method == "zscore":
+        median = float(np.median(values))
+        spread = 1.4826 * float(np.median(np.abs(values - median)))
+        low, high = median - 5 * spread, median + 5 * spread
+    else:
+        raise InputError(f"unknown normalisation {method!r}: choose 'unit' or 'zscore'.")
+    if not high > low:
+        raise InputError("the image is constant inside the brain mask: no intensity can be normalised.")
+    scaled = np.clip((volume.astype(np.float32) - low) / (high - low), 0, 1)
+    return np.where(mask, scaled, 0).astype(np.float32), {"method": method, "low": low, "high": high}
+
+
+def voxel_to_world(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
+    """World millimetres ``(n, 3)`` of voxel indices ``(n, 3)``."""
+    return nib.affines.apply_affine(np.asarray(affine), np.asarray(indices, dtype=np.float64))
+
+
+def scaled_position(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float32]:
+    """World position of voxels scaled to [-1, 1] over ``TEMPLATE_BOX``: ``(n, 3)`` float32."""
+    low, high = np.transpose(TEMPLATE_BOX)
+    return ((voxel_to_world(indices, affine) - low) / (high - low) * 2 - 1).astype(np.float32)
