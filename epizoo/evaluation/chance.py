@@ -1,0 +1,90 @@
+"""The chance level of lesion detection: what clusters would hit if they lay anywhere in the brain.
+
+Large clusters and large lesions meet by accident. Each cluster is moved, shape kept, so that its centre falls
+on every voxel of the brain mask in turn; the share of places where it hits is its exact chance, with no
+random draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage, signal, stats
+
+from epizoo.evaluation.lesion_level import MIN_IOU, match_clusters
+
+
+def hit_chance(
+    labels: NDArray[np.integer], lesion: NDArray[np.bool_], mask: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float64]]:
+    """The probability that each cluster hits the lesion when it is placed at random in the brain.
+
+    Every voxel of ``mask`` is as likely to receive the centre of the cluster (its centroid, rounded).
+
+    Args:
+        labels: ``(x, y, z)``, 1..n by rank and 0 elsewhere.
+        lesion: ``(x, y, z)`` bool.
+        mask: ``(x, y, z)`` bool brain mask, not empty.
+
+    Returns:
+        For each rule (``overlap``, ``strict``) ``(n,)`` probabilities, first rank first.
+    """
+    boxes = ndimage.find_objects(labels.astype(np.int32))
+    overlap, strict = np.zeros(len(boxes)), np.zeros(len(boxes))
+    places = int(np.count_nonzero(mask))
+    if not lesion.any() or places == 0:
+        return {"overlap": overlap, "strict": strict}
+    lesion_box = ndimage.find_objects(lesion.astype(np.int32))[0]
+    part, lesion_size = lesion[lesion_box], int(np.count_nonzero(lesion))
+    lesion_start = np.array([s.start for s in lesion_box])
+
+    for i, box in enumerate(boxes):
+        cluster = labels[box] == i + 1
+        size = int(np.count_nonzero(cluster))
+        correlation = signal.fftconvolve(
+            part.astype(np.float32), cluster[::-1, ::-1, ::-1].astype(np.float32)
+        )
+        shared = np.rint(correlation).astype(np.int64)
+        # shared[k]: voxels in common when the centre of the cluster lies at k + origin.
+        start = np.array([s.start for s in box])
+        centre = np.rint((np.argwhere(cluster) + start).mean(axis=0)).astype(int) - start
+        origin = lesion_start - np.array(cluster.shape) + 1 + centre
+        at = np.indices(shared.shape).reshape(3, -1) + origin[:, None]
+        on_grid = np.all((at >= 0) & (at < np.array(mask.shape)[:, None]), axis=0)
+        at, shared = at[:, on_grid], shared.ravel()[on_grid]
+        in_brain = mask[tuple(at)]
+        at, shared = at[:, in_brain], shared[in_brain]
+        hit = shared > 0
+        close = shared / (size + lesion_size - shared) >= MIN_IOU
+        overlap[i] = np.count_nonzero(hit) / places
+        # A centre inside the lesion hits even where the (hollow) cluster itself misses it.
+        inside = lesion[tuple(at)]
+        strict[i] = np.count_nonzero(close | inside) / places
+    return {"overlap": overlap, "strict": strict}
+
+
+def chance_of_rank(chances: ArrayLike, rank: int) -> float:
+    """The probability that at least one of the first ``rank`` clusters, placed independently, hits."""
+    return float(1 - np.prod(1 - np.asarray(chances, dtype=float)[:rank]))
+
+
+def more_than_chance(found: int, chances: ArrayLike) -> float:
+    """The exact one-sided p value of ``found`` patients, each of whom chance alone finds with its own
+    probability.
+
+    The null distribution is the Poisson binomial.
+
+    Args:
+        found: number of patients whose lesion was found.
+        chances: ``(n,)`` each patient's chance (``chance_of_rank``).
+    """
+    chances = np.asarray(chances, dtype=float)
+    if chances.size == 0:
+        return float("nan")
+    return float(min(1.0, stats.poisson_binom.sf(found - 1, chances)))
+
+
+def mirrored_hits(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+    """Hits on the lesion's mirror image, the same anatomy on the other side (the template is symmetric in
+    x)."""
+    return match_clusters(labels, lesion[::-1])

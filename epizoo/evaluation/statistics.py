@@ -1,0 +1,177 @@
+"""Intervals over patients, paired tests between methods, and the guard against leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from tfds_epilepsy.errors import InputError
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure over ``n`` patients with its interval, 95 % unless told otherwise; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap_mean(
+    values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The mean over patients with its percentile bootstrap interval; NaN values are left out (and not
+    counted).
+
+    Args:
+        values: ``(n,)``, one a patient.
+        level: coverage.
+        resamples: number of bootstrap samples of patients.
+        seed: makes the interval reproducible.
+    """
+    usable: NDArray[np.float64] = np.asarray(values, dtype=float)
+    usable = usable[~np.isnan(usable)]
+    return bootstrap(
+        len(usable), lambda at: usable[at].mean(axis=-1), level=level, resamples=resamples, seed=seed
+    )
+
+
+def bootstrap(
+    n: int,
+    statistic: Callable[[NDArray[np.intp]], ArrayLike],
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Any figure of a group of patients with its percentile bootstrap interval (Efron & Tibshirani 1993).
+
+    Args:
+        n: number of patients.
+        statistic: from patient indices ``(k, n)`` to ``(k,)`` figures, one a resample.
+        level: coverage.
+        resamples: number of bootstrap samples of patients.
+        seed: makes the interval reproducible.
+    """
+    if n == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    value = float(np.asarray(statistic(np.arange(n)[None]))[0])
+    samples = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    low, high = np.nanquantile(np.asarray(statistic(samples)), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), n)
+
+
+def proportion(found: ArrayLike, *, level: float = 0.95) -> Interval:
+    """A share of patients with its Wilson interval.
+
+    The bootstrap interval of 0 of 20, or of 20 of 20, would have no width.
+
+    Args:
+        found: ``(n,)`` bool, one a patient.
+        level: coverage.
+    """
+    found = np.asarray(found, dtype=bool)
+    if found.size == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    interval = stats.binomtest(int(found.sum()), found.size).proportion_ci(level, method="wilson")
+    return Interval(float(found.mean()), float(interval.low), float(interval.high), int(found.size))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """p values adjusted for several comparisons (Holm 1979); NaN stays NaN and is not counted."""
+    p = np.asarray(p_values, dtype=float)
+    adjusted = np.full(p.shape, np.nan)
+    usable = np.flatnonzero(~np.isnan(p))
+    order = usable[np.argsort(p[usable], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against the reference on the same patients: mean difference with its interval, p, Holm's p."""
+
+    method: str
+    reference: str
+    difference: Interval
+    p: float
+    p_holm: float
+
+
+def compare(methods: Mapping[str, Mapping[str, float]], reference: str, *, seed: int = 0) -> list[Comparison]:
+    """Every method against ``reference``, patient by patient, with Holm's correction over the methods.
+
+    Figures of two values (found or not) are compared by McNemar's exact test, others by Wilcoxon's
+    signed-rank test, both two-sided.
+
+    Args:
+        methods: for each method a figure for each patient (label -> value); patients that either method
+            lacks, or whose figure is NaN, are left out of that pair.
+        reference: one of the methods.
+        seed: of the bootstrap interval of the difference.
+
+    Raises:
+        InputError: ``reference`` is not among the methods.
+    """
+    if reference not in methods:
+        raise InputError(f"no method {reference!r} to compare with; there are: {', '.join(methods)}.")
+    rows: list[tuple[str, Interval, float]] = []
+    for method, values in methods.items():
+        if method == reference:
+            continue
+        shared = [patient for patient in values if patient in methods[reference]]
+        a = np.array([values[patient] for patient in shared], dtype=float)
+        b = np.array([methods[reference][patient] for patient in shared], dtype=float)
+        usable = ~(np.isnan(a) | np.isnan(b))
+        a, b = a[usable], b[usable]
+        rows.append((method, bootstrap_mean(a - b, seed=seed), _paired_p(a, b)))
+    adjusted = holm([p for _, _, p in rows])
+    return [
+        Comparison(method, reference, difference, p, float(q))
+        for (method, difference, p), q in zip(rows, adjusted, strict=True)
+    ]
+
+
+def split_hash(splits: Mapping[str, Iterable[str]]) -> str:
+    """A fingerprint of which subject is in which split: 16 hex digits, the order of subjects aside."""
+    canonical = {split: sorted(subjects) for split, subjects in splits.items()}
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_no_leak(detector_subjects: Iterable[str], test_subjects: Iterable[str]) -> None:
+    """Refuse to evaluate what was fitted on a test subject.
+
+    Args:
+        detector_subjects: all subjects that the encoder, the detector or a threshold saw.
+        test_subjects: subjects that are about to be evaluated.
+
+    Raises:
+        InputError: the two share subjects; all are listed.
+    """
+    shared = sorted(set(detector_subjects) & set(test_subjects))
+    if shared:
+        raise InputError(
+            f"the detector was fitted on {len(shared)} of the subjects to be evaluated: {', '.join(shared)}. "
+            "Fit it on training controls alone, or evaluate other subjects."
+        )
+
+
+def _paired_p(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    different = a != b
+    if a.size == 0:
+        return float("nan")
+    if not different.any():
+        return 1.0
+    if set(np.concatenate([a, b]).tolist()) <= {0.0, 1.0}:
+        return float(stats.binomtest(int(np.sum(a > b)), int(different.sum())).pvalue)
+    return float(stats.wilcoxon(a, b, method="auto").pvalue)
