@@ -132,6 +132,29 @@ class DenseEncoder:
             codes[rows[(*box, here)][x, y, k]] = _array(block)
         return codes
 
+    def in_graph(self, volume: tf.Tensor) -> tf.Tensor:
+        """The whole volume in TensorFlow operations alone, for graphs and exports.
+
+        Axial patches: slice after slice. 3-D patches: in one block, so some tens of maps of the volume must
+        fit in memory.
+
+        Args:
+            volume: ``(x, y, z, m)`` float32, of unknown size if need be.
+
+        Returns:
+            ``(x, y, z, d)`` float32.
+        """
+        reach = [[size // 2, size // 2] for size in (*self.patch_shape, 1)[:3]]
+        padded = tf.pad(volume, [*reach, [0, 0]])
+        if not self._axial:
+            return self._convert(padded[tf.newaxis])[0]
+        codes = tf.map_fn(
+            lambda plane: self._convert(plane[tf.newaxis])[0],
+            tf.transpose(padded, (2, 0, 1, 3)),
+            fn_output_signature=tf.TensorSpec((None, None, self.latent_dim), tf.float32),
+        )
+        return tf.transpose(codes, (1, 2, 0, 3))
+
     @property
     def _axial(self) -> bool:
         return len(self.patch_shape) == 2
