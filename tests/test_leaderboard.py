@@ -1,0 +1,181 @@
+"""The merged table: figures by hand, intervals over patients, refusals, the three forms."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
+from tfds_epilepsy.errors import InputError
+
+RULES = ("overlap", "strict")
+
+
+def metrics(auprc: list[float], ranks: list[float | None], false: list[float | None]) -> dict:
+    """The part of metrics.json that the table reads, for patients p0, p1, ... and controls c0, c1, ..."""
+    found = {k: float(np.mean([r is not None and r <= k for r in ranks])) for k in (1, 3, 5, 10)}
+    rows = [
+        {
+            "subject": f"p{i}",
+            "group": "patient",
+            "annotated": True,
+            **{name: min(1, a + 0.4) for name in ("auroc", "auroc30", "aupro")},
+            "auprc": a,
+            "dice": None,
+            **{rule: {"rank": r} for rule in RULES},
+        }
+        for i, (a, r) in enumerate(zip(auprc, ranks, strict=True))
+    ]
+    rows += [
+        {"subject": f"c{i}", "group": "control", "annotated": False, "clusters_at_threshold": n}
+        for i, n in enumerate(false)
+    ]
+    sensitivity = {str(k): {"value": v, "chance": 0.1 * k / 10} for k, v in found.items()}
+    area = {"value": found[5], "low": found[5] - 0.1, "high": found[5] + 0.1}
+    return {
+        "patients": len(auprc),
+        "controls": len(false),
+        "voxel": {
+            "auroc": {"value": float(np.mean(auprc)) + 0.4},
+            "auprc": {"value": float(np.mean(auprc))},
+            "prevalence": {"value": 0.002},
+        },
+        "lesion": {rule: {"sensitivity": sensitivity, "froc": {"area": area}} for rule in RULES},
+        "rows": rows,
+    }
+
+
+def entry(method: str, seed: int = 0, level: float = 0.2, ranks=(1, 2, None, 7), **fields) -> Entry:
+    rng = np.random.default_rng(seed)
+    auprc = (level + 0.05 * rng.random(len(ranks))).tolist()
+    return Entry(method, seed, metrics(auprc, list(ranks), [1, 0]), **fields)
+
+
+def test_figures_of_one_method_worked_by_hand():
+    a = Entry("a", 0, metrics([0.1, 0.3], [1, 6], [1, 0]), seconds={"train": 10, "fit": 4}, peak_gib=2)
+    b = Entry("a", 1, metrics([0.2, 0.4], [4, 2], [3, 0]), seconds={"train": 20, "fit": 4}, peak_gib=3)
+    board = leaderboard([a, b])
+    row = board.table.iloc[0]
+    assert (row["seeds"], board.patients, board.controls, board.prevalence) == (2, 2, 2, 0.002)
+    assert row["auprc"] == pytest.approx(0.25)
+    assert (row["auprc_low"], row["auprc_high"]) == (
+        pytest.approx(0.15),
+        pytest.approx(0.35),
+    )  # the two patients
+    assert row["sensitivity_1_overlap"] == 0.25
+    assert row["sensitivity_5_overlap"] == 0.75
+    assert row["sensitivity_5_overlap_chance"] == pytest.approx(0.05)
+    assert row["sensitivity_10_strict"] == 1
+    assert row["sensitivity_10_strict_low"] == pytest.approx(2 / (2 + 1.959964**2), abs=1e-6)  # Wilson
+    assert row["fp_per_control"] == 1
+    assert (row["train_seconds"], row["fit_seconds"], row["peak_gib"]) == (15, 4, 3)
+    assert math.isnan(row["score_seconds"])
+    assert row["auroc_seed_sd"] == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_best_lesion_figure_comes_first_and_the_reference_is_unsupervised():
+    board = leaderboard(
+        [
+            entry("weak", ranks=(None, None, None, 9)),
+            entry("strong", ranks=(1, 2, 4, 7)),
+            entry("cnn", ranks=(1, 1, 1, 1), supervised=True),
+        ]
+    )
+    assert board.table["method"].tolist() == ["cnn", "strong", "weak"]
+    assert board.reference == "strong"
+    assert [row.method for row in board.comparisons["auprc"]] == ["weak", "cnn"]
+
+
+def test_more_seeds_are_not_more_patients():
+    runs = [entry("base", seed) for seed in range(3)] + [entry("other", seed, level=0.3) for seed in range(3)]
+    board = leaderboard(runs, reference="base")
+    (row,) = board.comparisons["auprc"]
+    assert row.difference.n == 4
+    assert row.p == pytest.approx(2 / 2**4)
+
+
+def test_seeds_that_agree_on_the_order_correlate_fully():
+    levels = {"a": 0.1, "b": 0.3, "c": 0.5}
+    same = [entry(m, seed, level=level) for m, level in levels.items() for seed in (0, 1)]
+    assert leaderboard(same).seed_agreement["auprc"] == pytest.approx(1)
+    turned = [entry(m, 0, level=level) for m, level in levels.items()]
+    turned += [entry(m, 1, level=0.6 - level) for m, level in levels.items()]
+    assert leaderboard(turned).seed_agreement["auprc"] == pytest.approx(-1)
+    assert math.isnan(leaderboard(same[:2]).seed_agreement["auprc"])
+
+
+def test_runs_that_cannot_be_compared_are_refused_all_at_once():
+    with pytest.raises(InputError) as caught:
+        leaderboard(
+            [
+                entry("a", cohort="x"),
+                entry("a", cohort="x"),
+                entry("b", cohort="y"),
+                entry("c", cohort="x", ranks=(1, 2, 3)),
+            ]
+        )
+    assert len(caught.value.problems) == 3
+    assert "a: seed 0 more than once" in caught.value.problems[0]
+    assert "cohort y" in caught.value.problems[1]
+    assert "other subjects than a: p3" in caught.value.problems[2]
+    with pytest.raises(InputError, match="no finished run"):
+        leaderboard([])
+    with pytest.raises(InputError, match="no method 'z'"):
+        leaderboard([entry("a")], reference="z")
+
+
+class Cells(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.rows, self.inside = [], False
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        self.inside = tag in ("td", "th")
+        if self.inside:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def test_all_forms_hold_the_same_table(tmp_path):
+    board = leaderboard([entry("<plain>", level=0.2), entry("cnn", level=0.6, supervised=True)])
+    tsv, markdown, page = write_leaderboard(tmp_path, board)
+    read = pd.read_csv(io.StringIO(tsv.read_text()), sep="\t")
+    np.testing.assert_allclose(read["auprc"], board.table["auprc"], rtol=1e-4)
+    assert read["dice"].isna().all()
+    cells = Cells()
+    cells.feed(page.read_text())
+    lines = [line for line in markdown.read_text().splitlines() if line.startswith("| ")]
+    in_markdown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells.rows == [in_markdown[0], *in_markdown[2:]]
+    assert [row[0] for row in cells.rows] == ["method", "cnn †", "<plain>"]
+    assert len({len(row) for row in cells.rows}) == 1
+    assert "supervised" in markdown.read_text().splitlines()[-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"leaderboard.{s}" for s in ("html", "md", "tsv")]
+
+
+def test_a_run_folder_is_an_entry(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model": "siamese", "detector": "ocsvm", "seed": 3}))
+    steps = {"train": {"seconds": 5.0, "peak_gib": 1.5}, "score": {"seconds": 2.0, "peak_gib": 2.5}}
+    metadata = {"data_hash": "d", "split_hash": "s", "steps": steps}
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match="not a finished run"):
+        Entry.read(tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics([0.1], [1], [0])))
+    got = Entry.read(tmp_path)
+    assert (got.method, got.seed, got.cohort, got.supervised) == ("siamese + ocsvm", 3, "d/s", False)
+    assert (got.seconds, got.peak_gib) == ({"train": 5.0, "score": 2.0}, 2.5)
+    assert leaderboard([got]).table["sensitivity_1_strict"].item() == 1
