@@ -1,0 +1,170 @@
+"""What a detector reads: a code at every voxel of a subject."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tfds_epilepsy.volumes import Subject
+
+if TYPE_CHECKING:
+    import keras
+
+FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+
+
+class Codes:
+    """A code at every voxel, in two steps: one a subject for whole volumes, one a slab for the rest."""
+
+    def volume(self, subject: Subject) -> NDArray[np.float32]:
+        """What is kept of a subject: ``(x, y, z, c)`` float32, its image by default."""
+        return subject.image
+
+    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+        """The codes ``(v, d)`` at the voxels of a mask in some axial slices.
+
+        Args:
+            volume: ``(x, y, z, c)``.
+            mask: ``(x, y, z)`` bool.
+            z: the slices.
+
+        Returns:
+            in the order of ``np.nonzero(mask[:, :, z])``.
+        """
+        return np.ascontiguousarray(volume[:, :, z][mask[:, :, z]])
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal codes: class and attributes."""
+        return _digest(
+            [json.dumps([type(self).__name__, vars(self)], sort_keys=True, default=_name).encode()]
+        )
+
+
+class EncoderCodes(Codes):
+    """The latent code of an encoder's patch around each voxel."""
+
+    def __init__(self, encoder: keras.Model):
+        from epizoo.dense import DenseEncoder  # brings TensorFlow
+
+        self.dense = DenseEncoder(encoder)
+        self._fingerprint = encoder_fingerprint(encoder)
+
+    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+        halo = self.dense.patch_shape[2] // 2 if len(self.dense.patch_shape) == 3 else 0
+        begin, end = max(z.start - halo, 0), min(z.stop + halo, volume.shape[2])
+        return self.dense.latents(
+            np.asarray(volume[:, :, begin:end]), mask[:, :, begin:end], slice(z.start - begin, z.stop - begin)
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+class Intensities(Codes):
+    """The intensities of all modalities, smoothed inside the brain.
+
+    Args:
+        fwhm: of the Gaussian, in millimetres; 0 leaves them as they are.
+    """
+
+    def __init__(self, fwhm: float = 0.0):
+        self.fwhm = fwhm
+
+    def volume(self, subject: Subject) -> NDArray[np.float32]:
+        if not self.fwhm:
+            return subject.image
+        channels = [
+            smooth(subject.image[..., c], subject.brain_mask, subject.affine, self.fwhm)
+            for c in range(subject.image.shape[-1])
+        ]
+        return np.stack(channels, axis=-1)
+
+
+def as_codes(encoder: keras.Model | Codes) -> Codes:
+    """An encoder's codes, or the codes themselves."""
+    return encoder if isinstance(encoder, Codes) else EncoderCodes(encoder)
+
+
+def smooth(
+    volume: NDArray[np.floating], mask: NDArray[np.bool_], affine: NDArray[np.floating], fwhm: float
+) -> NDArray[np.float32]:
+    """Gaussian smoothing that takes nothing from outside the mask (normalised convolution); 0 outside it.
+
+    Args:
+        volume: ``(x, y, z)``.
+        mask: ``(x, y, z)`` bool.
+        affine: ``(4, 4)``, gives the voxel size.
+        fwhm: full width at half maximum, millimetres.
+    """
+    sigma = fwhm * FWHM_TO_SIGMA / np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    weights = ndimage.gaussian_filter(mask.astype(np.float32), sigma, mode="constant")
+    values = ndimage.gaussian_filter(np.where(mask, volume, 0).astype(np.float32), sigma, mode="constant")
+    return np.where(mask, values / np.maximum(weights, 1e-6), 0).astype(np.float32)
+
+
+def encoder_fingerprint(encoder: keras.Model) -> str:
+    """Equal for encoders of equal architecture and weights, whatever their layers are called."""
+    parts = [json.dumps(_nameless(encoder.get_config()), sort_keys=True, default=_name).encode()]
+    for weights in encoder.get_weights():
+        parts += [f"{weights.dtype}{weights.shape}".encode(), np.ascontiguousarray(weights).tobytes()]
+    return _digest(parts)
+
+
+def check_grid(
+    subject: Subject, shape: tuple[int, ...], affine: NDArray[np.floating], channels: int, what: str
+) -> list[str]:
+    """The problems of one subject on a grid of ``(x, y, z)`` and some modalities."""
+    problems = []
+    name = f"sub-{subject.subject}"
+    if subject.image.shape[:3] != tuple(shape) or not np.allclose(subject.affine, affine, atol=1e-3):
+        problems.append(
+            f"{name}: grid {_grid(subject.image.shape[:3], subject.affine)}; {what} lies on "
+            f"{_grid(shape, affine)}: preprocess it to the same template space."
+        )
+    elif subject.image.shape[3] != channels:
+        problems.append(f"{name}: {subject.image.shape[3]} modalities; {what} has {channels}.")
+    if subject.brain_mask.shape != subject.image.shape[:3]:
+        problems.append(
+            f"{name}: brain mask of shape {subject.brain_mask.shape}, image {subject.image.shape[:3]}."
+        )
+    elif not subject.brain_mask.any():
+        problems.append(f"{name}: the brain mask is empty.")
+    if not np.isfinite(subject.image).all():
+        problems.append(
+            f"{name}: {np.count_nonzero(~np.isfinite(subject.image))} values are NaN or infinite."
+        )
+    return problems
+
+
+def _grid(shape: tuple[int, ...], affine: NDArray[np.floating]) -> str:
+    size, origin = np.diag(affine)[:3].round(3), affine[:3, 3].round(1)
+    return f"{tuple(shape)} of {size.tolist()} mm with its origin at {origin.tolist()}"
+
+
+def _nameless(config: Any) -> Any:
+    """A configuration without names, which count up with each model built in a process."""
+    if isinstance(config, dict):
+        skipped = ("name", "keras_history", "input_layers", "output_layers", "build_config", "seed")
+        return {key: _nameless(value) for key, value in config.items() if key not in skipped}
+    if isinstance(config, list | tuple):
+        return [_nameless(value) for value in config]
+    return config
+
+
+def _name(value: Any) -> str:
+    return value.fingerprint if isinstance(value, Codes) else type(value).__name__
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,150 @@
+"""The interface of every detector: scikit-learn's manners on a batch of voxels.
+
+A detector learns, at every voxel, what the codes of healthy controls look like, and scores how far a new
+code lies from them. **Higher is more abnormal.**
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epizoo.detection.codes import Codes, Intensities
+from tfds_epilepsy.errors import InputError
+
+# Name -> "module:class", imported when asked for.
+DETECTORS: dict[str, str] = {
+    "ocsvm": "epizoo.detection.ocsvm:LocalOneClassSVM",
+}
+
+
+def create_detector(name: str, **config: Any) -> Detector:
+    """A detector by its name, for example ``create_detector("ocsvm", nu=0.05)``.
+
+    Raises:
+        InputError: an unknown name or option.
+    """
+    if name not in DETECTORS:
+        raise InputError(f"unknown detector {name!r}: choose one of {', '.join(DETECTORS)}.")
+    module, _, attribute = DETECTORS[name].partition(":")
+    detector: type[Detector] = getattr(import_module(module), attribute)
+    unknown = set(config) - set(detector.options())
+    if unknown:
+        raise InputError(
+            f"detector {name!r} has no option {', '.join(sorted(unknown))}: "
+            f"its options are {', '.join(detector.options()) or 'none'}."
+        )
+    return detector(**config)
+
+
+class Detector:
+    """Base of the detectors.
+
+    Sub-classes implement ``fit`` and ``score``; what they learn is kept in attributes that end in ``_``.
+
+    ``name``: the key in ``DETECTORS``.
+    """
+
+    name: ClassVar[str]
+
+    def fit(self, latents: NDArray[np.float32]) -> Self:
+        """Learn the controls.
+
+        Args:
+            latents: ``(v, n, d)``: the code of n controls at v voxels.
+
+        Returns:
+            self.
+        """
+        raise NotImplementedError
+
+    def score(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How abnormal codes are; higher is more abnormal.
+
+        Args:
+            latents: ``(v, m, d)``: m codes at each of the voxels that were fitted.
+
+        Returns:
+            ``(v, m)`` float32.
+        """
+        raise NotImplementedError
+
+    def codes(self, encoder: Codes | None) -> Codes:
+        """What it reads of a subject: the encoder's codes, or the intensities where there is no encoder."""
+        return encoder or Intensities()
+
+    def cross_scores(self, latents: NDArray[np.float32], folds: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Scores of the controls, each by a detector that was fitted without its fold.
+
+        Args:
+            latents: ``(v, n, d)``.
+            folds: ``(n,)``, the fold of each control.
+
+        Returns:
+            ``(v, n)`` float32.
+        """
+        scores = np.empty(latents.shape[:2], np.float32)
+        for fold in np.unique(folds):
+            held_out = folds == fold
+            detector = type(self)(**self.get_config()).fit(np.ascontiguousarray(latents[:, ~held_out]))
+            scores[:, held_out] = detector.score(np.ascontiguousarray(latents[:, held_out]))
+        return scores
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What was learnt, as arrays that NumPy stores without pickle."""
+        return {name: value for name, value in vars(self).items() if name.endswith("_")}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, NDArray[Any]], **config: Any) -> Self:
+        """A fitted detector from the ``state`` and the configuration of another."""
+        detector = cls(**config)
+        vars(detector).update(state)
+        return detector
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """Names of the constructor's arguments."""
+        return [name for name in inspect.signature(cls).parameters]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in self.options()}
+
+
+def check_latents(latents: NDArray[np.floating], voxels: int | None = None) -> NDArray[np.float32]:
+    """Latents as C-ordered float32 ``(v, n, d)``.
+
+    Raises:
+        InputError: not 3-D, no control or feature, another number of voxels than was fitted, NaN or infinity.
+    """
+    array = np.ascontiguousarray(latents, dtype=np.float32)
+    if array.ndim != 3 or 0 in array.shape[1:]:
+        raise InputError(f"latents of shape {array.shape}: (voxels, subjects, features) is needed.")
+    if voxels is not None and len(array) != voxels:
+        raise InputError(f"latents at {len(array)} voxels: the detector was fitted at {voxels}.")
+    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        raise InputError("latents are NaN or infinite: the encoder or its input is broken.")
+    return array
+
+
+def over_voxels(kernel: Callable[[int, int], None], voxels: int, threads: int | None = None) -> None:
+    """Run a compiled ``kernel(start, stop)`` that releases the GIL over all voxels, on several threads.
+
+    Each voxel is solved by itself, so results do not depend on the number of threads.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    step = max(1, min(2048, -(-voxels // threads)))
+    starts = range(0, voxels, step)
+    if threads == 1 or len(starts) <= 1:
+        kernel(0, voxels)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for job in [pool.submit(kernel, start, min(start + step, voxels)) for start in starts]:
+            job.result()

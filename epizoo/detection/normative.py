@@ -1,0 +1,479 @@
+"""A normative model: a detector at every voxel of the brain, calibrated on controls, in a folder.
+
+The work goes slab by slab over axial slices, so that memory is bounded by the slab and not by the cohort.
+What is kept of the controls lies in a scratch file each, read a slab at a time and deleted at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from epizoo.detection.codes import Codes, as_codes, check_grid, smooth
+from epizoo.detection.detector import Detector, create_detector
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import Subject
+
+if TYPE_CHECKING:
+    import keras
+
+VERSION = 1
+SLAB_BYTES = 2 * 2**30  # of codes; larger slabs do not make it faster
+PRIOR_FREEDOM = 10  # degrees of freedom that the neighbourhood's variance counts for
+PRIOR_FWHM = 8.0  # millimetres
+HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
+
+
+def fit_normative(
+    encoder: keras.Model | Codes | None,
+    subjects: Callable[[], Iterable[Subject]],
+    folder: str | Path,
+    detector: str | Detector = "ocsvm",
+    *,
+    folds: int = 10,
+    fwhm: float = 0.0,
+    seed: int = 0,
+    slab_bytes: int | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> NormativeModel:
+    """Fit a detector at every voxel on controls, and calibrate its scores on them by cross-fitting.
+
+    The mask is where at least half of the controls have brain. Each control is scored by detectors that did
+    not see its fold; the mean and standard deviation of these scores at a voxel turn scores into z units.
+    The variance of so few scores is moderated with that of its neighbourhood (Smyth 2004:
+    ``(f s^2 + f0 s0^2) / (f + f0)``, f = n - 1, f0 = 10, s0^2 the variance map smoothed at 8 mm), and the
+    factor ``sqrt(1 + 1/n)`` of a new subject's score is in it.
+
+    A killed fit, called again with the same arguments, goes on at its slab; a finished one is loaded.
+
+    Args:
+        encoder: a Keras encoder, or other ``Codes``; None for a detector that says what it reads, and for the
+            intensities themselves with any other.
+        subjects: called once, gives the training controls.
+        folder: where the model is kept.
+        detector: its name in ``DETECTORS``, or a configured one.
+        folds: of the calibration; with fewer controls than folds, each control is a fold. Ten leave the
+            detectors of the folds nine tenths of the controls: with 75, the z of new controls then has mean
+            -0.05 and deviation 0.95 (five folds: -0.1 and 0.9; three: -0.2 and 0.8), at each voxel alike.
+        fwhm: smoothing of the score map inside the brain, millimetres; the controls' maps are smoothed too
+            before the calibration. None by default.
+        seed: of the folds.
+        slab_bytes: memory for the codes of a slab; by default a quarter of what is free, at most 2 GiB.
+        overwrite: begin anew what is in the folder.
+        console: where progress is shown.
+
+    Raises:
+        InputError: fewer than two controls, one that is not a control or stands twice, grids that disagree,
+            NaN, an empty mask; a folder that holds another fit or cannot be written.
+    """
+    console = console or Console(stderr=True)
+    chosen = create_detector(detector) if isinstance(detector, str) else detector
+    codes = _codes_for(encoder, chosen)
+    folder = Path(folder)
+    fit = _Fit(codes, chosen, folder, folds=folds, fwhm=fwhm, seed=seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        fit.read(subjects)
+        if overwrite:
+            fit.clear()
+        fit.plan(slab_bytes)
+        if not (folder / "manifest.json").is_file():
+            console.print(fit.description)
+            with Progress(*columns, console=console) as progress:
+                for number in progress.track(range(len(fit.slabs)), description="fit slabs"):
+                    fit.slab(number)
+            fit.calibrate()
+    finally:
+        fit.tidy()
+    return NormativeModel.load(folder, encoder)
+
+
+class NormativeModel:
+    """A fitted detector that scores whole subjects; made by ``fit_normative`` or ``load``.
+
+    Attributes:
+        subjects: labels of the controls that it was fitted on.
+        mask: ``(x, y, z)`` bool, where it is fitted.
+        affine: ``(4, 4)``.
+        manifest: what the folder says of itself.
+    """
+
+    def __init__(self, folder: Path, codes: Codes, manifest: Mapping[str, Any]):
+        self.folder, self.codes, self.manifest = folder, codes, manifest
+        self.subjects: list[str] = manifest["subjects"]
+        self.affine = np.array(manifest["affine"])
+        calibration = self._read("calibration.npz")
+        self.mask: NDArray[np.bool_] = calibration["mask"]
+        self._mean, self._sd = calibration["mean"], calibration["sd"]
+        self._survival = calibration["survival"]
+        size = sum(path.stat().st_size for path in folder.glob("slab-*.npz"))
+        self._keep = 3 * size < psutil.virtual_memory().available / 2  # packed files grow when they are read
+        self._slabs: dict[int, Detector] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path, encoder: keras.Model | Codes | None) -> NormativeModel:
+        """A fitted model, in any process.
+
+        Args:
+            folder: where ``fit_normative`` wrote it.
+            encoder: the one that it was fitted with.
+
+        Raises:
+            InputError: no finished model there, a later version, another encoder, damaged files.
+        """
+        folder = Path(folder)
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise InputError(f"{folder}: no fitted detector (no manifest.json); fit it first.")
+        manifest = _read_json(path)
+        if manifest.get("version") != VERSION:
+            raise InputError(
+                f"{path}: format version {manifest.get('version')!r}, this epizoo reads {VERSION}: "
+                "fit the detector again."
+            )
+        codes = _codes_for(encoder, create_detector(manifest["detector"], **manifest["config"]))
+        if codes.fingerprint != manifest["encoder"]:
+            raise InputError(
+                f"{folder} was fitted on the codes of another encoder ({manifest['encoder']}, this one is "
+                f"{codes.fingerprint}): load the encoder of its run, or fit the detector again."
+            )
+        return cls(folder, codes, manifest)
+
+    def score(self, subject: Subject) -> NDArray[np.float32]:
+        """How abnormal each voxel of a subject is: ``(x, y, z)`` float32, in z units of the controls.
+
+        0 outside the model's mask and the subject's own brain mask.
+
+        Raises:
+            InputError: another grid, other modalities, NaN, an empty brain mask.
+        """
+        problems = check_grid(
+            subject,
+            self.mask.shape,
+            self.affine,
+            self.manifest["modalities"],
+            f"the detector in {self.folder}",
+        )
+        if problems:
+            raise InputError(problems)
+        volume = self.codes.volume(subject)
+        raw = np.zeros(self.mask.shape, np.float32)
+        for number, (start, stop) in enumerate(self.manifest["slabs"]):
+            latents = self.codes.latents(volume, self.mask, slice(start, stop))
+            scores = self._slab(number).score(latents[:, None])[:, 0]
+            raw[:, :, start:stop][self.mask[:, :, start:stop]] = scores
+        inside = self.mask & subject.brain_mask
+        if self.manifest["fwhm"]:
+            raw = smooth(raw, inside, self.affine, self.manifest["fwhm"])
+        return np.where(inside, (raw - self._mean) / self._sd, 0).astype(np.float32)
+
+    def p_values(self, score_map: NDArray[np.floating]) -> NDArray[np.float32]:
+        """One-sided p of each z: the share of the controls' cross-fitted voxels that reach it; 1 outside.
+
+        Uncorrected: no voxel can fall under one over the number of the controls' voxels.
+        """
+        inside = self.mask & (score_map != 0)
+        index = np.searchsorted(HISTOGRAM, score_map[inside], side="right") - 1
+        p = np.ones(self.mask.shape, np.float32)
+        p[inside] = self._survival[np.clip(index, 0, len(self._survival) - 1)]
+        return p
+
+    def _slab(self, number: int) -> Detector:
+        if number in self._slabs:
+            return self._slabs[number]
+        detector_class = type(create_detector(self.manifest["detector"]))
+        detector = detector_class.from_state(self._read(_slab_name(number)), **self.manifest["config"])
+        if self._keep:
+            self._slabs[number] = detector
+        return detector
+
+    def _read(self, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays of a file whose checksum is right."""
+        path = self.folder / name
+        content = path.read_bytes() if path.is_file() else b""
+        if _checksum(content) != self.manifest["checksums"].get(name):
+            raise InputError(
+                f"{path}: missing or damaged (its checksum is not the manifest's): fit it again."
+            )
+        return _arrays(content)
+
+
+class _Fit:
+    """The steps of one fit; see ``fit_normative``."""
+
+    def __init__(self, codes: Codes, detector: Detector, folder: Path, *, folds: int, fwhm: float, seed: int):
+        if folds < 2:
+            raise InputError(f"folds={folds}: at least 2 are needed.")
+        if fwhm < 0:
+            raise InputError(f"fwhm={fwhm}: millimetres, 0 or more.")
+        self.codes, self.detector, self.folder = codes, detector, folder
+        self.folds, self.fwhm, self.seed = folds, float(fwhm), seed
+        self.scratch = folder / "scratch"
+
+    def read(self, subjects: Callable[[], Iterable[Subject]]) -> None:
+        """Keep what the codes need of each control in the scratch folder; find the mask."""
+        problems: list[str] = []
+        self.subjects: list[str] = []
+        checksum = 0
+        _writable(self.scratch)
+        for subject in subjects():
+            name = f"sub-{subject.subject}"
+            if not self.subjects:
+                self.shape, self.affine = subject.image.shape[:3], np.asarray(subject.affine, np.float64)
+                self.modalities, first = subject.image.shape[3], name
+                votes = np.zeros(self.shape, np.int32)
+            found = check_grid(subject, self.shape, self.affine, self.modalities, first)
+            if subject.group != "control":
+                found.append(f"{name} is a {subject.group}: a normative model is fitted on controls alone.")
+            if subject.subject in self.subjects:
+                found.append(f"{name} stands twice among the controls.")
+            problems += found
+            self.subjects.append(subject.subject)
+            if problems:
+                continue
+            votes += subject.brain_mask
+            for array in (subject.image, subject.brain_mask):
+                checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+            # In Fortran order a slab of axial slices is one run of the file.
+            volume = np.asfortranarray(self.codes.volume(subject), np.float32)
+            np.save(self._volume_path(len(self.subjects) - 1), volume)
+        if len(self.subjects) < 2:
+            problems.append(f"{len(self.subjects)} controls: at least 2 are needed to fit a normative model.")
+        if problems:
+            raise InputError(problems)
+        self.mask = 2 * votes >= len(self.subjects)
+        if not self.mask.any():
+            raise InputError(
+                "no voxel lies in the brain of half of the controls: are they in template space?"
+            )
+        self.checksum = f"{checksum:08x}"
+
+    def plan(self, slab_bytes: int | None) -> None:
+        """Cut the brain into slabs, or take up the plan of a killed fit."""
+        slices = np.nonzero(self.mask.any((0, 1)))[0]
+        middle = int(slices[len(slices) // 2])
+        self.width = self._latents(0, slice(middle, middle + 1)).shape[1]
+        room = slab_bytes or min(SLAB_BYTES, psutil.virtual_memory().available // 4)
+        plan = {
+            "version": VERSION,
+            "detector": self.detector.name,
+            "config": self.detector.get_config(),
+            "encoder": self.codes.fingerprint,
+            "shape": list(self.shape),
+            "affine": self.affine.tolist(),
+            "modalities": self.modalities,
+            "features": self.width,
+            "subjects": self.subjects,
+            "images": self.checksum,
+            "folds": self.folds,
+            "fwhm": self.fwhm,
+            "seed": self.seed,
+            "slabs": self._cut(room, 4 * self.width * len(self.subjects)),
+        }
+        self.manifest = json.loads(json.dumps(plan))
+        for name in ("manifest.json", "plan.json"):
+            if (self.folder / name).is_file():
+                self._take_up(name)
+                return
+        _write(self.folder / "plan.json", json.dumps(self.manifest, indent=1).encode())
+
+    @property
+    def slabs(self) -> list[list[int]]:
+        return self.manifest["slabs"]
+
+    @property
+    def description(self) -> str:
+        voxels = max(np.count_nonzero(self.mask[:, :, a:b]) for a, b in self.slabs)
+        return (
+            f"{self.detector.name} on {len(self.subjects)} controls at {np.count_nonzero(self.mask)} voxels, "
+            f"{self.width} features: {len(self.slabs)} slabs, the largest holds "
+            f"{4 * voxels * self.width * len(self.subjects) / 2**30:.2f} GiB of codes"
+        )
+
+    def slab(self, number: int) -> None:
+        """Fit one slab and write it, with the cross-fitted scores of the controls; skipped where done."""
+        path, scores_path = self.folder / _slab_name(number), self._scores_path(number)
+        if path.is_file() and scores_path.is_file():
+            return
+        z = slice(*self.slabs[number])
+        voxels = np.count_nonzero(self.mask[:, :, z])
+        latents = np.empty((voxels, len(self.subjects), self.width), np.float32)
+        for control in range(len(self.subjects)):
+            latents[:, control] = self._latents(control, z)
+        scores = self.detector.cross_scores(latents, self._fold_of_controls())
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(scores.T))
+        _write(scores_path, buffer.getvalue())
+        _write_arrays(path, self.detector.fit(latents).state())
+
+    def calibrate(self) -> None:
+        """Mean and deviation of the controls' cross-fitted scores; then the manifest, last of all."""
+        n = len(self.subjects)
+        maps = [np.load(self._scores_path(number), mmap_mode="r") for number in range(len(self.slabs))]
+        mean = np.zeros(self.shape)
+        squares = np.zeros(self.shape)
+        for control in range(n):  # Welford's update
+            delta = self._score_map(maps, control) - mean
+            mean += delta / (control + 1)
+            squares += delta * delta * control / (control + 1)
+        freedom = n - 1
+        variance = np.where(self.mask, squares / freedom, 0)
+        neighbourhood = smooth(variance, self.mask, self.affine, PRIOR_FWHM)
+        variance = (freedom * variance + PRIOR_FREEDOM * neighbourhood) / (freedom + PRIOR_FREEDOM)
+        floor = 1e-6 * max(float(variance[self.mask].mean()), 1e-12)  # where all controls score the same
+        sd = np.sqrt(np.where(self.mask, np.maximum(variance, floor), 1))
+
+        # A control is in the mean that it is held against (variance 1 - 1/n), a new subject is not (1 + 1/n).
+        counts = np.zeros(len(HISTOGRAM) + 1)
+        for control in range(n):
+            z = (self._score_map(maps, control) - mean)[self.mask] / (sd[self.mask] * np.sqrt(1 - 1 / n))
+            counts += np.bincount(np.searchsorted(HISTOGRAM, z, side="right"), minlength=len(counts))
+        reached = np.cumsum(counts[::-1])[::-1][1:]  # z >= each edge
+        arrays = {
+            "mask": self.mask,
+            "mean": mean.astype(np.float32),
+            "sd": np.where(self.mask, sd * np.sqrt(1 + 1 / n), 1).astype(np.float32),
+            "survival": ((reached + 1) / (counts.sum() + 1)).astype(np.float32),
+        }
+        _write_arrays(self.folder / "calibration.npz", arrays)
+        names = ["calibration.npz", *(_slab_name(number) for number in range(len(self.slabs)))]
+        self.manifest["checksums"] = {name: _checksum((self.folder / name).read_bytes()) for name in names}
+        _write(self.folder / "manifest.json", json.dumps(self.manifest, indent=1).encode())
+        (self.folder / "plan.json").unlink()
+
+    def clear(self) -> None:
+        """Forget another fit in the folder."""
+        for pattern in ("manifest.json", "plan.json", "*.npz", "scratch/scores-*.npy"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+
+    def tidy(self) -> None:
+        """Leave what a finished model needs, or what a broken fit goes on from."""
+        for path in self.scratch.glob("volume-*.npy"):
+            path.unlink()
+        if (self.folder / "manifest.json").is_file():
+            shutil.rmtree(self.scratch)
+        for path in (self.scratch, self.folder):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+    def _latents(self, control: int, z: slice) -> NDArray[np.float32]:
+        volume = np.load(self._volume_path(control), mmap_mode="r")
+        latents = self.codes.latents(volume, self.mask, z)
+        if not np.isfinite(latents).all():
+            raise InputError(
+                f"sub-{self.subjects[control]}: its codes are NaN or infinite; is the encoder trained?"
+            )
+        return latents
+
+    def _score_map(self, maps: list[NDArray[np.float32]], control: int) -> NDArray[np.float32]:
+        scores = np.zeros(self.shape, np.float32)
+        for (start, stop), slab in zip(self.slabs, maps, strict=True):
+            scores[:, :, start:stop][self.mask[:, :, start:stop]] = slab[control]
+        return smooth(scores, self.mask, self.affine, self.fwhm) if self.fwhm else scores
+
+    def _fold_of_controls(self) -> NDArray[np.int64]:
+        """Folds of equal size, by label, so that the order of the controls does not matter."""
+        n = len(self.subjects)
+        folds = np.empty(n, np.int64)
+        order = np.random.default_rng(self.seed).permutation(np.argsort(self.subjects))
+        folds[order] = np.arange(n) % min(self.folds, n)
+        return folds
+
+    def _cut(self, room: int, bytes_a_voxel: int) -> list[list[int]]:
+        """Runs of slices whose codes fit in the room, at least a slice each."""
+        sizes = self.mask.sum((0, 1)) * bytes_a_voxel
+        filled = np.nonzero(sizes)[0]
+        slabs: list[list[int]] = []
+        size = 0
+        for z in range(filled[0], filled[-1] + 1):
+            if slabs and size + sizes[z] <= room:
+                slabs[-1][1] = z + 1
+                size += sizes[z]
+            else:
+                slabs.append([int(z), int(z) + 1])
+                size = sizes[z]
+        return slabs
+
+    def _take_up(self, name: str) -> None:
+        stored = _read_json(self.folder / name)
+        different = [key for key in self.manifest if key != "slabs" and stored.get(key) != self.manifest[key]]
+        if different:
+            raise InputError(
+                f"{self.folder} holds a fit that differs in {', '.join(different)}: "
+                "choose another folder, or overwrite it."
+            )
+        self.manifest = stored
+
+    def _volume_path(self, control: int) -> Path:
+        return self.scratch / f"volume-{control:04d}.npy"
+
+    def _scores_path(self, number: int) -> Path:
+        return self.scratch / f"scores-{number:03d}.npy"
+
+
+def _codes_for(encoder: keras.Model | Codes | None, detector: Detector) -> Codes:
+    """What a detector reads: its own codes where it has some, else the encoder's, else the intensities."""
+    return detector.codes(None if encoder is None else as_codes(encoder))
+
+
+def _slab_name(number: int) -> str:
+    return f"slab-{number:03d}.npz"
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error}): choose another folder.") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} cannot be written: choose another folder.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}): fit the detector again.") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write atomically."""
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        np.savez(partial, allow_pickle=False, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
