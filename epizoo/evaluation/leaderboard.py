@@ -125,9 +125,10 @@ class Leaderboard:
         """What the table means, a sentence each."""
         notes = [
             f"{self.patients} patients, {self.controls} controls. Brackets: 95 % intervals over patients. "
-            f"Chance: AUROC .5, AUROC30 .15, AUPRC {self.prevalence:.4f}; of sensitivities in parentheses.",
+            f"Chance: AUROC .5, AUROC30 .15, AUPRC {self.prevalence:.4f}; sensitivity at 5 in parentheses.",
             "Sensitivity at k: lesion among the first k clusters. Hit: one voxel of overlap; strict: centre "
-            "inside or IoU >= 0.1. FROC: area to 10 false positives a patient, strict rule; it sorts the table.",
+            "inside or IoU >= 0.1. FROC: area to 10 false positives a patient, strict rule; it sorts rows.",
+            "The TSV beside this table holds an interval for every figure.",
             f"p: AUPRC against {self.reference}, paired, Holm-corrected.",
         ]
         if self.table["supervised"].any():
@@ -139,16 +140,19 @@ class Leaderboard:
         return notes
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
-        header = ["method", "seeds", "AUROC", "AUROC30", "AUPRC", "AU-PRO", "Dice"]
+        header = ["method", "seeds", "AUROC", "AUPRC", "AUROC30", "AU-PRO", "Dice"]
         header += [f"sens@{rank}" for rank in RANKS]
         header += ["strict sens@5", "FROC", "FP/control", "train, fit, score (s)", "GiB", "p"]
         p = {row.method: row.p_holm for row in self.comparisons["auprc"]}
         rows = []
         for row in self.table.to_dict("records"):
             cells = [str(row["method"]) + (" †" if row["supervised"] else ""), str(row["seeds"])]
-            cells += [_with_interval(row, name, 3) for name in ("auroc", "auroc30", "auprc", "aupro", "dice")]
-            cells += [_with_chance(row, f"sensitivity_{rank}_overlap") for rank in RANKS]
-            cells += [_with_chance(row, "sensitivity_5_strict"), _with_interval(row, "froc_strict", 2)]
+            cells += [_with_interval(row, name, 3) for name in ("auroc", "auprc")]
+            cells += [_number(row[name], 3) for name in ("auroc30", "aupro", "dice")]
+            for rank in RANKS:
+                name = f"sensitivity_{rank}_overlap"
+                cells.append(_with_chance(row, name) if rank == 5 else _number(row[name], 2))
+            cells += [_with_chance(row, "sensitivity_5_strict"), _number(row["froc_strict"], 2)]
             cells.append(_with_interval(row, "fp_per_control", 2))
             cells.append(" + ".join(_number(row[f"{step}_seconds"], 0) for step in STEPS))
             cells += [_number(row["peak_gib"], 1), _p_value(p.get(str(row["method"]), math.nan))]
