@@ -114,7 +114,7 @@ class Leaderboard:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "\n".join(
             f"<tr{' class=supervised' if supervised else ''}>"
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            + "".join(f"<td>{_two_lines(cell)}</td>" for cell in row)
             + "</tr>"
             for row, supervised in zip(rows, self.table["supervised"], strict=True)
         )
@@ -128,7 +128,7 @@ class Leaderboard:
             f"Chance: AUROC .5, AUROC30 .15, AUPRC {self.prevalence:.4f}; sensitivity at 5 in parentheses.",
             "Sensitivity at k: lesion among the first k clusters. Hit: one voxel of overlap; strict: centre "
             "inside or IoU >= 0.1. FROC: area to 10 false positives a patient, strict rule; it sorts rows.",
-            "The TSV beside this table holds an interval for every figure.",
+            "Time: train + fit + score, wall clock. The TSV holds an interval for every figure.",
             f"p: AUPRC against {self.reference}, paired, Holm-corrected.",
         ]
         if self.table["supervised"].any():
@@ -142,7 +142,7 @@ class Leaderboard:
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         header = ["method", "seeds", "AUROC", "AUPRC", "AUROC30", "AU-PRO", "Dice"]
         header += [f"sens@{rank}" for rank in RANKS]
-        header += ["strict sens@5", "FROC", "FP/control", "train, fit, score (s)", "GiB", "p"]
+        header += ["strict sens@5", "FROC", "FP/control", "time (s)", "GiB", "p"]
         p = {row.method: row.p_holm for row in self.comparisons["auprc"]}
         rows = []
         for row in self.table.to_dict("records"):
@@ -366,6 +366,12 @@ def _with_chance(row: Mapping[Any, Any], name: str) -> str:
     return f"{_with_interval(row, name, 2)} ({_number(row[f'{name}_chance'], 2)})"
 
 
+def _two_lines(cell: str) -> str:
+    """Value above, interval and chance below: the table stays narrow."""
+    value, bracket, rest = html.escape(cell).partition(" [")
+    return f"{value} <br><small>[{rest}</small>" if bracket else value
+
+
 def _p_value(p: float) -> str:
     return "–" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -380,8 +386,10 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }}
-th, td {{ padding: .35rem .6rem; text-align: left; white-space: nowrap; border-bottom: 1px solid #d8dee4; }}
+th, td {{ padding: .35rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d8dee4; }}
+td {{ white-space: nowrap; }}
 th {{ border-bottom: 2px solid #57606a; }}
+td small {{ color: #57606a; }}
 td:first-child {{ font-weight: 600; }}
 tr.supervised td {{ color: #57606a; font-style: italic; }}
 p {{ max-width: 60rem; margin: .5rem 0; }}
