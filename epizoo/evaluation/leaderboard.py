@@ -386,7 +386,8 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }}
-th, td {{ padding: .35rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d8dee4; }}
+@page {{ size: landscape; }}
+th, td {{ padding: .35rem .35rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d8dee4; }}
 td {{ white-space: nowrap; }}
 th {{ border-bottom: 2px solid #57606a; }}
 td small {{ color: #57606a; }}
