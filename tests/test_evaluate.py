@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import weakref
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -373,3 +375,29 @@ def test_unusable_test_sets_are_refused():
     one = scored("c0", 1)
     with pytest.raises(InputError, match="sub-c0"):
         evaluate([Scored(one.subject, one.score_map[1:], one.clusters, one.labels)])
+
+
+def test_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    subjects = {one.subject.subject: one for one in cohort(contrast=3, patients=3)}
+
+    class Normative:
+        subjects: ClassVar = ["t0"]
+
+        def score(self, subject):
+            return subjects[subject.subject].score_map
+
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "normative": Normative(),
+        "affine": AFFINE,
+        "test_subjects": list(subjects),
+        "test": [one.subject for one in subjects.values()],
+        "validation_controls": [one.subject for name, one in subjects.items() if name.startswith("c")],
+    }
+    exec(code, names)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["patients"], metrics["controls"]) == (3, 4)
+    assert metrics["threshold"] == names["threshold"]
+    assert metrics["false_positives"]["clusters_at_threshold"]["value"] <= 1

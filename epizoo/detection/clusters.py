@@ -89,7 +89,7 @@ def find_clusters(
         The clusters and their label volume ``(x, y, z)`` int32: each cluster's rank, 0 elsewhere.
 
     Raises:
-        InputError: shapes that disagree, NaN in the map, a ``max_clusters`` below 1.
+        InputError: shapes that disagree, NaN or infinity in the map, a ``max_clusters`` below 1.
     """
     mask = _checked(score_map, mask)
     if max_clusters < 1:
@@ -326,9 +326,9 @@ def _checked(score_map: NDArray[np.floating], mask: NDArray[np.bool_] | None) ->
     if mask.shape != score_map.shape:
         raise InputError(f"the score map has shape {score_map.shape}, its mask {mask.shape}.")
     mask = mask.astype(bool)
-    bad = int(np.count_nonzero(np.isnan(score_map[mask])))
+    bad = int(np.count_nonzero(~np.isfinite(score_map[mask])))
     if bad:
-        raise InputError(f"{bad} voxels of the score map are NaN inside the mask.")
+        raise InputError(f"{bad} voxels of the score map are NaN or infinite inside the mask.")
     return mask
 
 

@@ -106,7 +106,7 @@ def evaluate(
         raise InputError(f"evaluated more than once: {', '.join(twice)}.")
 
     patients = [row for row in rows if row["annotated"]]
-    controls = [row for row in rows if row["group"] == "control"]
+    controls = [row for row in rows if row["group"] == "control" and not row["annotated"]]
 
     def mean(group: list[dict[str, Any]], name: str) -> dict[str, Any]:
         values = [math.nan if row[name] is None else row[name] for row in group]
