@@ -7,9 +7,7 @@ code lies from them. **Higher is more abnormal.**
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, ClassVar, Self
 
@@ -22,6 +20,9 @@ from tfds_epilepsy.errors import InputError
 # Name -> "module:class", imported when asked for.
 DETECTORS: dict[str, str] = {
     "ocsvm": "epizoo.detection.ocsvm:LocalOneClassSVM",
+    "gaussian": "epizoo.detection.gaussian:LocalGaussian",
+    "knn": "epizoo.detection.knn:LocalKNN",
+    "zscore": "epizoo.detection.classical:ZScore",
 }
 
 
@@ -132,19 +133,3 @@ def check_latents(latents: NDArray[np.floating], voxels: int | None = None) -> N
     if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise InputError("latents are NaN or infinite: the encoder or its input is broken.")
     return array
-
-
-def over_voxels(kernel: Callable[[int, int], None], voxels: int, threads: int | None = None) -> None:
-    """Run a compiled ``kernel(start, stop)`` that releases the GIL over all voxels, on several threads.
-
-    Each voxel is solved by itself, so results do not depend on the number of threads.
-    """
-    threads = threads or len(os.sched_getaffinity(0))
-    step = max(1, min(2048, -(-voxels // threads)))
-    starts = range(0, voxels, step)
-    if threads == 1 or len(starts) <= 1:
-        kernel(0, voxels)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for job in [pool.submit(kernel, start, min(start + step, voxels)) for start in starts]:
-            job.result()

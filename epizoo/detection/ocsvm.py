@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.detector import Detector, check_latents, over_voxels
+from epizoo.detection.detector import Detector, check_latents
+from epizoo.detection.kernels import LANES, buffers, compiled, distances, over_voxels, packed, unpacked
 from tfds_epilepsy.errors import InputError
 
 
@@ -117,13 +117,8 @@ class LocalOneClassSVM(Detector):
         the kernel times the largest rounding; range and sd over the codes of the voxel): 2e-4 for n = 75,
         nu = 0.03 and a range of 12 sd, and in practice a tenth of that.
         """
-        lowest, step = np.empty(len(self.rho_), np.float32), np.empty(len(self.rho_), np.float32)
-        packed = np.empty(self.support_.shape, np.uint16)
-        _pack(self.support_, self.first_, lowest, step, packed)
         return {
-            "packed": packed,
-            "lowest": lowest,
-            "step": step,
+            **packed(self.support_, self.first_),
             "count": np.diff(self.first_).astype(np.uint16),
             "alpha": self.alpha_,
             "rho": self.rho_,
@@ -135,20 +130,7 @@ class LocalOneClassSVM(Detector):
         detector = cls(**config)
         detector.first_ = np.concatenate([[0], np.cumsum(state["count"], dtype=np.int64)])
         detector.alpha_, detector.rho_, detector.gamma_ = state["alpha"], state["rho"], state["gamma"]
-        detector.support_ = np.empty(state["packed"].shape, np.float32)
-        over_voxels(
-            lambda start, stop: _unpack(
-                state["packed"],
-                detector.first_,
-                state["lowest"],
-                state["step"],
-                detector.support_,
-                start,
-                stop,
-            ),
-            len(detector.rho_),
-            detector.threads,
-        )
+        detector.support_ = unpacked(state, detector.first_, detector.threads)
         return detector
 
     @property
@@ -157,21 +139,17 @@ class LocalOneClassSVM(Detector):
 
 
 # === Kernels over voxels ===
-# Rows of kernels and distances are padded to whole vectors of LANES numbers. Distances and kernels are
-# float32; the gradients of the solver, which are summed over many steps, and the variances are float64.
+# Distances and kernels are float32; the gradients of the solver, summed over many steps, and the variances
+# are float64.
 
-LANES = 16
-# Reassociation vectorises sums and maxima; nothing here is NaN or infinite.
-FAST = {"contract", "reassoc", "nsz", "nnan", "ninf", "arcp"}
 BIG = 1e30
-compiled = numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", boundscheck=False)
 
 
 @compiled
 def _fit(latents, nu, tol, alpha, rho, gammas, start, stop):
     _, n, d = latents.shape
     everyone = np.arange(n)
-    distance, buffer = _buffers(n, d)
+    distance, buffer = buffers(n, d)
     kernel, powers = np.zeros(distance.shape, np.float32), np.empty(len(distance), np.int32)
     means, squares, weights = np.empty(n), np.empty(n), np.empty(n)
     for voxel in range(start, stop):
@@ -179,7 +157,7 @@ def _fit(latents, nu, tol, alpha, rho, gammas, start, stop):
         _moments(x, means, squares)
         if gammas[voxel] == 0:
             gammas[voxel] = _scale_gamma(means, squares, everyone, d)
-        _distances(x, buffer, distance)
+        distances(x, buffer, distance)
         _kernel(distance, gammas[voxel], everyone, kernel, powers)
         weights[:] = 0
         rho[voxel] = _solve(kernel, nu, tol, weights)
@@ -190,13 +168,13 @@ def _fit(latents, nu, tol, alpha, rho, gammas, start, stop):
 def _cross(latents, folds, nu, tol, fixed_gamma, scores, start, stop):
     _, n, d = latents.shape
     everyone = np.arange(n)
-    distance, buffer = _buffers(n, d)
+    distance, buffer = buffers(n, d)
     kernel, powers = np.zeros(distance.shape, np.float32), np.empty(len(distance), np.int32)
     means, squares, all_weights = np.empty(n), np.empty(n), np.empty(n)
     for voxel in range(start, stop):
         x = latents[voxel]
         _moments(x, means, squares)
-        _distances(x, buffer, distance)
+        distances(x, buffer, distance)
         gamma = fixed_gamma if fixed_gamma > 0 else _scale_gamma(means, squares, everyone, d)
         _kernel(distance, gamma, everyone, kernel, powers)
         all_weights[:] = 0
@@ -234,36 +212,7 @@ def _score(latents, support, alpha, first, rho, gammas, scores, start, stop):
             scores[voxel, i] = value
 
 
-@compiled
-def _pack(support, first, lowest, step, packed):
-    for voxel in range(len(first) - 1):
-        rows = support[first[voxel] : first[voxel + 1]]
-        low, high = rows.min(), rows.max()
-        lowest[voxel] = low
-        step[voxel] = (high - low) / np.float32(65535)
-        factor = np.float32(1) / step[voxel] if step[voxel] > 0 else np.float32(0)
-        for i in range(len(rows)):
-            for k in range(rows.shape[1]):
-                packed[first[voxel] + i, k] = np.uint16(
-                    min((rows[i, k] - low) * factor + np.float32(0.5), 65535)
-                )
-
-
-@compiled
-def _unpack(packed, first, lowest, step, support, start, stop):
-    for voxel in range(start, stop):
-        for s in range(first[voxel], first[voxel + 1]):
-            for k in range(packed.shape[1]):
-                support[s, k] = lowest[voxel] + step[voxel] * np.float32(packed[s, k])
-
-
 # === One voxel ===
-
-
-@compiled
-def _buffers(n, d):
-    width = -(-n // LANES) * LANES
-    return np.zeros((width, width), np.float32), np.zeros((-(-d // 4) * 4, width), np.float32)
 
 
 @compiled
@@ -293,56 +242,6 @@ def _scale_gamma(means, squares, chosen, d):
         total += squares[i] + d * (means[i] - mean) ** 2
     variance = total / (len(chosen) * d)
     return 1 / (d * variance) if variance > 0 else 1.0
-
-
-@compiled
-def _distances(x, centred, distance):
-    """Squared distances of all pairs: ``|x|^2 + |y|^2 - 2 x.y`` about the mean, where rounding is smallest.
-
-    Args:
-        x: ``(n, d)``.
-        centred: buffer that is zero past n and d, ``(d in fours, width)``: x about its mean, transposed.
-        distance: ``(width, width)`` output.
-    """
-    n, d = x.shape
-    mean = np.zeros(d)
-    for i in range(n):
-        row = x[i]
-        for k in range(d):
-            mean[k] += np.float64(row[k])
-    for k in range(d):
-        mean[k] /= n
-    for i in range(n):
-        for k in range(d):
-            centred[k, i] = np.float32(np.float64(x[i, k]) - mean[k])
-
-    for i in range(0, n, 2):  # products of two rows and four features at a time stay in registers
-        begin = i // LANES * LANES
-        row_0, row_1 = distance[i, begin:], distance[i + 1, begin:]
-        row_0[:] = 0
-        row_1[:] = 0
-        for k in range(0, len(centred), 4):
-            c_0, c_1 = centred[k, begin:], centred[k + 1, begin:]
-            c_2, c_3 = centred[k + 2, begin:], centred[k + 3, begin:]
-            a_0, a_1, a_2, a_3 = centred[k, i], centred[k + 1, i], centred[k + 2, i], centred[k + 3, i]
-            i_1 = i + 1
-            b_0, b_1, b_2, b_3 = (
-                centred[k, i_1],
-                centred[k + 1, i_1],
-                centred[k + 2, i_1],
-                centred[k + 3, i_1],
-            )
-            for j in range(len(row_0)):
-                row_0[j] += a_0 * c_0[j] + a_1 * c_1[j] + a_2 * c_2[j] + a_3 * c_3[j]
-                row_1[j] += b_0 * c_0[j] + b_1 * c_1[j] + b_2 * c_2[j] + b_3 * c_3[j]
-
-    for i in range(n):
-        for j in range(i + 1, n):
-            distance[i, j] = max(distance[i, i] + distance[j, j] - 2 * distance[i, j], np.float32(0))
-    for i in range(n):
-        distance[i, i] = 0
-        for j in range(i):
-            distance[i, j] = distance[j, i]
 
 
 @compiled

@@ -1,0 +1,224 @@
+"""A Gaussian a voxel, with shrunk covariance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epizoo.detection.detector import Detector, check_latents
+from epizoo.detection.kernels import compiled, over_voxels
+
+
+class LocalGaussian(Detector):
+    """Mahalanobis distance from the controls' mean at every voxel.
+
+    The covariance is the oracle approximating shrinkage estimate (Chen et al. 2010, IEEE TSP 58:5016), as
+    scikit-learn's ``OAS``: regular however few the controls. Where all controls are equal it is the identity.
+
+    Args:
+        threads: threads; all cores by default. The results do not depend on it.
+
+    Attributes:
+        mean_: ``(v, d)`` float32.
+        factor_: ``(v, d (d + 1) / 2)`` float32, the rows of the upper Cholesky factor of the covariance.
+    """
+
+    name: ClassVar[str] = "gaussian"
+
+    def __init__(self, threads: int | None = None):
+        self.threads = threads
+
+    def fit(self, latents: NDArray[np.floating]) -> Self:
+        latents = check_latents(latents)
+        voxels, _, d = latents.shape
+        self.mean_ = np.empty((voxels, d), np.float32)
+        self.factor_ = np.empty((voxels, d * (d + 1) // 2), np.float32)
+        arguments = (latents, self.mean_, self.factor_)
+        over_voxels(lambda start, stop: _fit(*arguments, start, stop), voxels, self.threads)
+        return self
+
+    def score(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
+        latents = check_latents(latents, len(self.mean_))
+        scores = np.empty(latents.shape[:2], np.float32)
+        arguments = (latents, self.mean_, self.factor_, scores)
+        over_voxels(lambda start, stop: _score(*arguments, start, stop), len(latents), self.threads)
+        return scores
+
+    def cross_scores(self, latents: NDArray[np.floating], folds: NDArray[np.integer]) -> NDArray[np.float32]:
+        """As the base class; the scatter of a fold is the whole's less that of those held out."""
+        latents = check_latents(latents)
+        scores = np.empty(latents.shape[:2], np.float32)
+        arguments = (latents, np.unique(folds, return_inverse=True)[1].astype(np.int64), scores)
+        over_voxels(lambda start, stop: _cross(*arguments, start, stop), len(latents), self.threads)
+        return scores
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Mean and factor, the factor in half precision of its scale: distances move by less than 1 %."""
+        scale = np.abs(self.factor_).max(1, initial=1e-30)
+        return {
+            "mean": self.mean_,
+            "scale": scale,
+            "factor": (self.factor_ / scale[:, None]).astype(np.float16),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, NDArray[Any]], **config: Any) -> Self:
+        detector = cls(**config)
+        detector.mean_ = state["mean"]
+        detector.factor_ = state["factor"].astype(np.float32) * state["scale"][:, None]
+        return detector
+
+
+@compiled
+def _fit(latents, means, factors, start, stop):
+    _, n, d = latents.shape
+    mean, scatter, row = np.empty(d), np.empty((d, d)), np.empty(d)
+    for voxel in range(start, stop):
+        _scatter(latents[voxel], mean, scatter, row)
+        _factorise(scatter, n, 0.0)
+        position = 0
+        for k in range(d):
+            means[voxel, k] = mean[k]
+            for j in range(k, d):
+                factors[voxel, position] = scatter[k, j]
+                position += 1
+
+
+@compiled
+def _score(latents, means, factors, scores, start, stop):
+    _, m, d = latents.shape
+    rest = np.empty(d, np.float32)
+    for voxel in range(start, stop):
+        for i in range(m):
+            for k in range(d):
+                rest[k] = latents[voxel, i, k] - means[voxel, k]
+            total, position = np.float32(0), 0
+            for k in range(d):
+                row = factors[voxel, position : position + d - k]
+                y = rest[k] / row[0]
+                total += y * y
+                tail = rest[k:]
+                for j in range(len(row)):
+                    tail[j] -= y * row[j]
+                position += d - k
+            scores[voxel, i] = math.sqrt(total)
+
+
+@compiled
+def _cross(latents, folds, scores, start, stop):
+    _, n, d = latents.shape
+    mean, scatter, row = np.empty(d), np.empty((d, d)), np.empty(d)
+    shift, left = np.empty(d), np.empty((d, d))
+    for voxel in range(start, stop):
+        x = latents[voxel]
+        _scatter(x, mean, scatter, row)
+        trace = 0.0
+        for k in range(d):
+            trace += scatter[k, k]
+        for fold in range(folds.max() + 1):
+            left[:] = scatter
+            shift[:] = 0
+            held_out = 0
+            for i in range(n):
+                if folds[i] == fold:
+                    held_out += 1
+                    for k in range(d):
+                        row[k] = x[i, k] - mean[k]
+                        shift[k] -= row[k]
+                    _add_product(left, row, -1.0)
+            size = n - held_out
+            shift /= size  # from the mean of all to the mean of those left
+            _add_product(left, shift, -float(size))
+            _factorise(left, size, 1e-12 * trace / d)
+            for i in range(n):
+                if folds[i] == fold:
+                    for k in range(d):
+                        row[k] = x[i, k] - mean[k] - shift[k]
+                    scores[voxel, i] = _length(left, row)
+
+
+@compiled
+def _scatter(x, mean, scatter, row):
+    """Mean, and the upper half of the sum of products about it."""
+    n, d = x.shape
+    mean[:] = 0
+    for i in range(n):
+        for k in range(d):
+            mean[k] += np.float64(x[i, k])
+    mean /= n
+    scatter[:] = 0
+    for i in range(n):
+        for k in range(d):
+            row[k] = x[i, k] - mean[k]
+        _add_product(scatter, row, 1.0)
+
+
+@compiled
+def _add_product(matrix, row, factor):
+    d = len(row)
+    for k in range(d):
+        scaled = factor * row[k]
+        out, tail = matrix[k, k:], row[k:]
+        for j in range(len(out)):
+            out[j] += scaled * tail[j]
+
+
+@compiled
+def _factorise(matrix, n, nothing):
+    """The upper half of a scatter matrix of n becomes the Cholesky factor of the shrunk covariance.
+
+    Args:
+        nothing: a trace per feature that is rounding and no variance.
+    """
+    d = len(matrix)
+    trace = 0.0
+    for k in range(d):
+        trace += matrix[k, k]
+    if trace <= nothing * d or trace == 0:
+        matrix[:] = np.eye(d)
+        return
+    mu = trace / d / n
+    square = 0.0
+    for k in range(d):
+        row = matrix[k, k:]
+        for j in range(len(row)):
+            row[j] /= n
+            square += 2 * row[j] * row[j]
+        square -= row[0] * row[0]
+    alpha = square / (d * d)
+    gap = (n + 1) * (alpha - mu * mu / d)
+    shrinkage = min((alpha + mu * mu) / gap, 1.0) if gap > 0 else 1.0
+    if d == 1:
+        shrinkage = 0.0
+    for k in range(d):
+        row = matrix[k, k:]
+        for j in range(len(row)):
+            row[j] *= 1 - shrinkage
+        row[0] += shrinkage * mu
+    for k in range(d):
+        pivot = matrix[k, k:]
+        root = 1 / math.sqrt(pivot[0])
+        for j in range(len(pivot)):
+            pivot[j] *= root
+        for i in range(1, len(pivot)):
+            factor, row, tail = pivot[i], matrix[k + i, k + i :], pivot[i:]
+            for j in range(len(row)):
+                row[j] -= factor * tail[j]
+
+
+@compiled
+def _length(factor, rest):
+    """``|U^-T rest|``; uses up ``rest``."""
+    d = len(rest)
+    total = 0.0
+    for k in range(d):
+        y = rest[k] / factor[k, k]
+        total += y * y
+        row, tail = factor[k, k:], rest[k:]
+        for j in range(len(row)):
+            tail[j] -= y * row[j]
+    return math.sqrt(total)
