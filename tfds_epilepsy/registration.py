@@ -156,7 +156,7 @@ def stripped_brain_mask(scan: Scan) -> NDArray[np.bool_]:
 
 
 def grown(mask: NDArray[np.bool_], distance: float, spacing: ArrayLike) -> NDArray[np.bool_]:
-    """A mask grown by ``distance`` millimetres (shrunk where it is negative), by exact Euclidean distances."""
+    """A mask grown by ``distance`` millimetres, shrunk where it is negative; exact Euclidean distances."""
     if distance >= 0:
         return ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance
     return ndimage.distance_transform_edt(mask, sampling=spacing) > -distance

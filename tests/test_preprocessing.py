@@ -1,0 +1,284 @@
+"""From raw scans to a derivative in template space: what it holds, what it refuses, how it goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.test_registration import turned
+from tfds_epilepsy import preprocessing, registration
+from tfds_epilepsy.bids import read_derivative, read_subject
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.preprocessing import preprocess, to_native
+from tfds_epilepsy.registration import Scan, resample
+from tfds_epilepsy.volumes import load_template, read_nifti
+
+pytest.importorskip("ants", reason="antspyx (the preprocessing extra) is not installed")
+
+SPACE = "space-MNI152NLin2009aSym"
+LESION = (30.0, 20.0, 30.0)  # millimetres in the template: right frontal
+
+
+def save(path: Path, scan: Scan, codes: str, dtype=np.float32) -> None:
+    """Write with the axes of the file running along ``codes``, as scanners do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(scan.array.astype(dtype), scan.affine)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(scan.affine), nib.orientations.axcodes2ornt(codes)
+    )
+    nib.save(image.as_reoriented(turn), path)
+
+
+def native(array: np.ndarray, move: np.ndarray, spacing: tuple[float, ...]) -> Scan:
+    """An array of the template's grid as a scanner would have seen it after ``move``."""
+    template = load_template(2)
+    shape = np.ceil(np.array((170, 210, 180)) / spacing).astype(int)
+    grid = np.diag([*spacing, 1.0])
+    grid[:3, 3] = move[:3, 3] + (0, -17, 6) - np.array(spacing) * (shape - 1) / 2
+    return resample(
+        Scan(array.astype(np.float32), move @ template.affine), Scan(np.zeros(shape, np.float32), grid)
+    )
+
+
+def make_raw(folder: Path) -> Path:
+    """Three people: T1w alone; T1w with a FLAIR elsewhere and a lesion drawn on it; as the first."""
+    template = load_template(2)
+    rng = np.random.default_rng(0)
+    world = nib.affines.apply_affine(template.affine, np.moveaxis(np.indices(template.shape), 0, -1))
+    lesion = np.linalg.norm(world - LESION, axis=-1) < 12
+    t1 = 900 * template.t1 * template.brain_mask
+    flair = (700 * template.gm + 560 * template.wm + 100 * template.csf + 300 * lesion) * template.brain_mask
+    for label, codes in (("01", "LAS"), ("02", "PIR"), ("03", "RAS")):
+        move = turned(float(rng.uniform(-6, 6)), rng.uniform(-15, 15, 3)) @ np.diag([1.05, 0.97, 1.02, 1])
+        anat = folder / f"sub-{label}" / "anat"
+        save(anat / f"sub-{label}_T1w.nii.gz", native(t1, move, (3.0, 3.0, 3.4)), codes)
+        if label == "02":
+            elsewhere = turned(4, (6, -5, 8)) @ move
+            save(anat / "sub-02_FLAIR.nii.gz", native(flair, elsewhere, (2.6, 2.6, 5.0)), "LPS")
+            drawn = native(lesion, elsewhere, (2.6, 2.6, 5.0))
+            save(anat / "sub-02_FLAIR_roi.nii.gz", drawn.with_array(drawn.array > 0.5), "LPS", np.uint8)
+    (folder / "participants.tsv").write_text(
+        "participant_id\tgroup\tage\tgender\nsub-01\thc\t31\tF\nsub-02\tfcd\tn/a\tM\nsub-03\thc\t40\tM\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    return make_raw(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="module")
+def derivative(raw, tmp_path_factory) -> Path:
+    """The first two, really preprocessed, with fewer iterations than in earnest."""
+    out = tmp_path_factory.mktemp("out") / "derivative"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registration, "N4_ITERATIONS", (10, 5))
+        patch.setattr(registration, "SYN_ITERATIONS", (15, 3, 0))
+        patch.setattr(registration, "RIGID_ITERATIONS", (60, 20, 0))
+        return preprocess(raw, out, participant_labels=["sub-01", "02"])
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """In place of a subject's work: a mark; the labels that were worked on."""
+    done: list[str] = []
+
+    def work(subject, anat, options):
+        anat.mkdir(parents=True)
+        (anat / "mark").write_text(subject.subject)
+        done.append(subject.subject)
+        return {}
+
+    monkeypatch.setattr(preprocessing, "_preprocess_subject", work)
+    return done
+
+
+def volume(folder: Path, subject: str, ending: str):
+    (path,) = (folder / f"sub-{subject}" / "anat").glob(f"*{ending}")
+    return read_nifti(path)
+
+
+def test_every_volume_lies_on_the_template_grid(derivative):
+    template = load_template(2)
+    files = list(derivative.glob("sub-*/anat/*.nii.gz"))
+    assert len(files) == 2 + 4  # T1w and brain mask; T1w, FLAIR, brain mask, lesion mask
+    for path in files:
+        image = nib.load(path)
+        assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+        assert image.shape == template.shape
+        np.testing.assert_array_equal(image.affine, template.affine)
+        sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar
+
+
+def test_brains_of_any_orientation_meet_the_template(derivative):
+    template = load_template(2)
+    for subject in ("01", "02"):
+        mask = volume(derivative, subject, "desc-brain_mask.nii.gz")[0] > 0
+        t1 = volume(derivative, subject, "desc-preproc_T1w.nii.gz")[0]
+        dice = 2 * (mask & template.brain_mask).sum() / (mask.sum() + template.brain_mask.sum())
+        assert dice > 0.95
+        assert np.corrcoef(t1[mask], template.t1[mask])[0, 1] > 0.85
+        assert t1.min() == 0
+        assert t1.max() == 1
+        assert (t1[~mask] == 0).all()
+
+
+def test_flair_follows_the_t1w_though_it_was_scanned_elsewhere(derivative):
+    template = load_template(2)
+    mask = volume(derivative, "02", "desc-brain_mask.nii.gz")[0] > 0
+    flair = volume(derivative, "02", "desc-preproc_FLAIR.nii.gz")[0]
+    expected = 700 * template.gm + 560 * template.wm + 100 * template.csf
+    assert np.corrcoef(flair[mask], expected[mask])[0, 1] > 0.8
+
+
+def test_a_lesion_drawn_on_the_flair_lands_where_it_was(derivative):
+    lesion, affine = volume(derivative, "02", "label-lesion_mask.nii.gz")
+    assert set(np.unique(lesion)) == {0, 1}
+    centre = nib.affines.apply_affine(affine, np.argwhere(lesion > 0)).mean(axis=0)
+    assert np.linalg.norm(centre - LESION) < 3
+    assert lesion.sum() * 8 == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.25)
+
+
+def test_the_builder_reads_the_derivative(derivative):
+    found = read_derivative(derivative, ["T1w"])
+    assert sorted(found.subjects) == ["01", "02"]
+    subject = read_subject(found.subjects["02"], ["T1w"])
+    assert subject.lesion_mask.any()
+    table = pd.read_csv(derivative / "participants.tsv", sep="\t", dtype=str)
+    assert table.columns.tolist() == ["participant_id", "group", "age", "sex"]
+    assert table["group"].tolist() == ["control", "patient"]
+    assert table["sex"].tolist() == ["f", "m"]
+    description = json.loads((derivative / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["GeneratedBy"][0]["Name"] == "epizoo"
+
+
+def test_a_map_comes_back_to_the_voxels_of_the_raw_scan(raw, derivative):
+    template = load_template(2)
+    scan = nib.load(raw / "sub-02/anat/sub-02_T1w.nii.gz")
+    back = to_native(template.t1 * template.brain_mask, derivative, "sub-02")
+    assert back.shape == scan.shape
+    np.testing.assert_allclose(back.affine, scan.affine, atol=1e-5)
+    inside = scan.get_fdata() > 0
+    assert np.corrcoef(back.get_fdata()[inside], scan.get_fdata()[inside])[0, 1] > 0.85
+    path = next((derivative / "sub-02/anat").glob("*desc-brain_mask.nii.gz"))
+    mask = to_native(path, derivative, "02", labels=True)
+    assert mask.get_data_dtype() == np.int32
+    both = (np.asarray(mask.dataobj) > 0) & inside
+    assert 2 * both.sum() / (np.count_nonzero(mask.dataobj) + inside.sum()) > 0.95
+
+
+def test_a_map_of_another_grid_or_person_is_refused(derivative):
+    with pytest.raises(InputError, match=r"shape \(3, 4, 5\)"):
+        to_native(np.zeros((3, 4, 5)), derivative, "01")
+    with pytest.raises(InputError, match="sub-09 is not a finished subject"):
+        to_native(np.zeros((3, 4, 5)), derivative, "09")
+
+
+def test_a_finished_subject_is_not_done_again(raw, tmp_path, counted):
+    preprocess(raw, tmp_path, participant_labels=["01"])
+    preprocess(raw, tmp_path)
+    assert counted == ["01", "02", "03"]
+    preprocess(raw, tmp_path, overwrite=True, participant_labels=["03"])
+    assert counted == ["01", "02", "03", "03"]
+    assert len(pd.read_csv(tmp_path / "participants.tsv", sep="\t")) == 3
+
+
+def test_a_killed_subject_leaves_nothing_under_its_name_and_is_done_again(
+    raw, tmp_path, monkeypatch, counted
+):
+    finish = preprocessing._preprocess_subject
+
+    def killed(subject, anat, options):
+        finish(subject, anat, options)
+        if subject.subject == "02":
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(preprocessing, "_preprocess_subject", killed)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(raw, tmp_path)
+    assert [path.name for path in tmp_path.glob("sub-*")] == ["sub-01"]
+    monkeypatch.setattr(preprocessing, "_preprocess_subject", finish)
+    preprocess(raw, tmp_path)
+    assert counted == ["01", "02", "02", "03"]
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_one_failing_subject_does_not_stop_the_others(raw, tmp_path, monkeypatch, counted):
+    finish = preprocessing._preprocess_subject
+
+    def failing(subject, anat, options):
+        if subject.subject == "02":
+            raise RuntimeError("Registration failed with error code 1")
+        return finish(subject, anat, options)
+
+    monkeypatch.setattr(preprocessing, "_preprocess_subject", failing)
+    with pytest.raises(InputError, match=r"sub-02: Registration failed(.|\n)*1 of 3 subjects failed"):
+        preprocess(raw, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("sub-*")) == ["sub-01", "sub-03"]
+
+
+def test_other_options_or_changed_scans_are_refused(raw, tmp_path, counted):
+    source, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(raw, source)
+    preprocess(source, out, participant_labels=["01", "02"])
+    with pytest.raises(InputError, match="voxel_size 2, now 1") as caught:
+        preprocess(source, out, voxel_size=1)
+    assert len(caught.value.problems) == 2
+    shutil.copy(source / "sub-03/anat/sub-03_T1w.nii.gz", source / "sub-02/anat/sub-02_T1w.nii.gz")
+    with pytest.raises(InputError, match="sub-02: its raw files have changed"):
+        preprocess(source, out)
+    assert counted == ["01", "02"]
+    (out / "sub-99").mkdir()
+    with pytest.raises(InputError, match="sub-99: not made by epizoo"):
+        preprocess(source, out, overwrite=True)
+
+
+def test_all_problems_come_at_once_before_any_work(raw, tmp_path, counted):
+    source = tmp_path / "raw"
+    shutil.copytree(raw, source)
+    image = nib.load(source / "sub-01/anat/sub-01_T1w.nii.gz")
+    sheared = image.affine @ np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(image.get_fdata(), sheared), source / "sub-01/anat/sub-01_T1w.nii.gz")
+    roi = nib.load(source / "sub-02/anat/sub-02_FLAIR_roi.nii.gz")
+    nib.save(roi.slicer[2:], source / "sub-02/anat/sub-02_FLAIR_roi.nii.gz")
+    with pytest.raises(InputError) as caught:
+        preprocess(source, tmp_path / "out")
+    assert len(caught.value.problems) == 2
+    assert "right angles" in caught.value.problems[0]
+    assert "grid of none of the images" in caught.value.problems[1]
+    assert counted == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"voxel_size": 3}, "voxel_size 3"),
+        ({"normalisation": "x"}, "normalisation 'x'"),
+        ({"jobs": 0}, "jobs 0"),
+    ],
+)
+def test_options_outside_the_choices_are_refused(raw, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        preprocess(raw, tmp_path, **options)
+
+
+def test_an_output_that_is_a_file_is_refused(raw, tmp_path, counted):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        preprocess(raw, tmp_path / "file")
+
+
+def test_a_lesion_too_small_for_the_grid_is_kept():
+    share = np.zeros((4, 4, 4), np.float32)
+    share[1, 2, 3] = 0.2
+    share[1, 2, 2] = 0.1
+    assert np.argwhere(preprocessing._lesion_voxels(share)).tolist() == [[1, 2, 3]]
+    assert not preprocessing._lesion_voxels(np.zeros((4, 4, 4), np.float32)).any()

@@ -1,0 +1,467 @@
+"""Raw scans into template space: bias field, brain mask, registration (ANTs), intensities; and the way back.
+
+One subject is one folder of a BIDS derivative. It appears under its final name once it is whole, so a killed
+run, started again, goes on with the subjects that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from tfds_epilepsy import bids
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.registration import (
+    Scan,
+    bounding_box,
+    correct_bias,
+    grown,
+    import_ants,
+    register,
+    register_rigid,
+    resample,
+    stripped_brain_mask,
+)
+from tfds_epilepsy.volumes import (
+    TEMPLATE_SPACE,
+    load_template,
+    normalise,
+    read_nifti,
+    same_grid,
+    write_nifti,
+)
+
+REFERENCE = "T1w"  # what the others are brought to, and what meets the template
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done to every subject of a derivative: one set of options a folder.
+
+    Attributes:
+        voxel_size: of the template grid, 1 or 2 mm.
+        normalisation: ``unit`` or ``zscore`` (see ``volumes.normalise``).
+        seed: of the samples that ANTs draws.
+    """
+
+    voxel_size: int = 2
+    normalisation: str = "unit"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises InputError for values that are not among the choices, all at once."""
+        problems = []
+        for name, choices in (("voxel_size", (1, 2)), ("normalisation", ("unit", "zscore"))):
+            if getattr(self, name) not in choices:
+                problems.append(
+                    f"{name} {getattr(self, name)!r}: choose one of {', '.join(map(repr, choices))}."
+                )
+        if problems:
+            raise InputError(problems)
+
+
+def preprocess(
+    bids_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    participant_labels: Sequence[str] | None = None,
+    voxel_size: int = 2,
+    normalisation: str = "unit",
+    jobs: int = 1,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Bring the subjects of a BIDS data set to the MNI152 template: the derivative that ``epizoo run`` reads.
+
+    T1w: N4 bias correction (Tustison et al. 2010), brain mask, affine and SyN registration (Avants et al.
+    2008) to the template. Every other image: rigid to the T1w, then the T1w's warp, in one interpolation.
+    Intensities are normalised inside the brain. A finished subject is skipped; the same command gives the
+    same numbers.
+
+    Args:
+        bids_dir: the raw data set.
+        out_dir: the derivative, made where it is absent.
+        participant_labels: with or without ``sub-``; all subjects by default.
+        voxel_size: of the template grid, 1 or 2 mm.
+        normalisation: ``unit`` or ``zscore``.
+        jobs: subjects at a time, each on one core.
+        seed: of the samples that ANTs draws.
+        overwrite: make finished subjects anew.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        InputError: ANTs is not installed; what the data set lacks (all of it, before any work); subjects that
+            were finished with other options or from other files; subjects that failed (after all the others).
+    """
+    options = Options(voxel_size, normalisation, seed)
+    options.check()
+    if jobs < 1:
+        raise InputError(f"jobs {jobs!r}: at least one subject at a time.")
+    import_ants(seed)
+    subjects = bids.raw_subjects(bids_dir, participant_labels)
+    return _preprocess_subjects(subjects, Path(bids_dir), Path(out_dir), options, jobs, overwrite)
+
+
+def to_native(
+    volume: str | Path | NDArray[Any], derivative_dir: str | Path, subject: str, *, labels: bool = False
+) -> nib.Nifti1Image:
+    """A map in template space, in the patient's own T1w space: the voxels and the affine of the raw file.
+
+    Args:
+        volume: NIfTI file, or an array on the derivative's grid.
+        derivative_dir: the folder that ``preprocess`` made.
+        subject: with or without ``sub-``.
+        labels: whole numbers (masks, cluster numbers) are to stay whole: nearest neighbour, not linear.
+
+    Returns:
+        The image on the raw T1w's grid; float32, or int32 for labels; 0 outside the template's box.
+
+    Raises:
+        InputError: the subject, its transform or the volume is missing, or the array is not on the grid.
+    """
+    stem = f"sub-{subject.removeprefix('sub-')}"
+    folder = Path(derivative_dir) / stem
+    record = _read_record(folder)
+    transform = folder / "anat" / f"{stem}_from-{TEMPLATE_SPACE}_to-{REFERENCE}_mode-image_xfm.h5"
+    if record is None or not transform.is_file():
+        raise InputError(f"{transform}: no such file; {stem} is not a finished subject of {derivative_dir}.")
+    if isinstance(volume, str | Path):
+        array, affine = read_nifti(volume)
+    else:
+        template = load_template(record["Settings"]["voxel_size"])
+        array, affine = np.asarray(volume, dtype=np.float32), template.affine
+        if array.shape != template.shape:
+            raise InputError(f"a map of shape {array.shape}: {stem} lies on the grid {template.shape}.")
+    grid = record["NativeGrid"]
+    native = Scan(np.zeros(grid["Shape"], np.float32), np.array(grid["Affine"]))
+    moved = resample(
+        Scan(array, affine), native, [transform], interpolation="nearestNeighbor" if labels else "linear"
+    ).array
+    image = nib.Nifti1Image(np.rint(moved).astype(np.int32) if labels else moved, native.affine)
+    image.set_qform(native.affine, code=1)
+    image.set_sform(native.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+# === The cohort ===
+
+
+def _preprocess_subjects(
+    subjects: Sequence[bids.RawSubject],
+    bids_dir: Path,
+    out_dir: Path,
+    options: Options,
+    jobs: int,
+    overwrite: bool,
+) -> Path:
+    import joblib
+    from rich.console import Console
+    from rich.progress import track
+
+    records = {raw.subject: _plan(raw, bids_dir, options) for raw in subjects}
+    waiting = _check(subjects, records, out_dir, options, overwrite)
+    _write_json(
+        out_dir / "dataset_description.json",
+        {
+            "Name": f"{bids_dir.resolve().name}, in {TEMPLATE_SPACE} space",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "epizoo", "Version": metadata.version("epizoo")}],
+            "SourceDatasets": [{"URL": bids_dir.resolve().as_uri()}],
+        },
+    )
+    failures = []
+    work = (
+        joblib.delayed(_attempt)(raw, out_dir, options, records[raw.subject])
+        for raw in subjects
+        if raw in waiting
+    )
+    results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
+    for failure in track(
+        results, "Preprocessing", total=len(waiting), console=Console(stderr=True), disable=not waiting
+    ):
+        if failure:
+            failures.append(failure)
+        _write_participants(out_dir)
+    _write_participants(out_dir)
+    if failures:
+        raise InputError(
+            [*sorted(failures), f"{len(failures)} of {len(subjects)} subjects failed, the others are done."]
+        )
+    return out_dir
+
+
+def _plan(raw: bids.RawSubject, bids_dir: Path, options: Options) -> dict[str, Any]:
+    """What a finished subject was made of: its record must equal this, or it is not up to date."""
+    sources = {**{name: path for name, path in raw.images.items()}, "lesion_mask": raw.lesion_mask}
+    age = None if np.isnan(raw.age) else raw.age
+    participant = {"group": raw.group, "split": raw.split, "age": age, "sex": raw.sex, "site": raw.site}
+    return {
+        "Settings": asdict(options),
+        "Participant": {name: value or None for name, value in participant.items()},
+        "Sources": {
+            name: {"File": os.path.relpath(path, bids_dir), "SHA256": _sha256(path)}
+            for name, path in sources.items()
+            if path is not None
+        },
+    }
+
+
+def _check(
+    subjects: Sequence[bids.RawSubject],
+    plans: Mapping[str, Mapping[str, Any]],
+    out_dir: Path,
+    options: Options,
+    overwrite: bool,
+) -> list[bids.RawSubject]:
+    """The subjects that wait; everything that stands in the way, at once."""
+    problems = []
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir}: is a file; the derivative needs a folder.")
+    existing = {folder.name.removeprefix("sub-"): _read_record(folder) for folder in out_dir.glob("sub-*")}
+    again = {raw.subject for raw in subjects} if overwrite else set()
+    for subject, record in sorted(existing.items()):
+        if subject in again:
+            continue
+        folder = out_dir / f"sub-{subject}"
+        if record is None:
+            problems.append(f"{folder}: not made by epizoo; choose another output folder.")
+        elif record["Settings"] != asdict(options):
+            changed = [
+                f"{name} {record['Settings'].get(name)!r}, now {value!r}"
+                for name, value in asdict(options).items()
+                if record["Settings"].get(name) != value
+            ]
+            problems.append(
+                f"{folder}: was made with other options ({', '.join(changed)}); "
+                "choose another output folder, or overwrite all its subjects."
+            )
+        elif subject in plans and record["Sources"] != plans[subject]["Sources"]:
+            problems.append(
+                f"{folder}: its raw files have changed since; overwrite it, or remove the folder."
+            )
+    waiting = [raw for raw in subjects if raw.subject in again or raw.subject not in existing]
+    for raw in waiting:
+        problems += _geometry_problems(raw)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir):
+            pass
+    except OSError as error:
+        problems.append(f"{out_dir}: cannot be written ({error.strerror}).")
+    if problems:
+        raise InputError(problems)
+    return waiting
+
+
+def _geometry_problems(raw: bids.RawSubject) -> list[str]:
+    problems = []
+    grids = {}
+    for name, path in {**raw.images, "lesion mask": raw.lesion_mask}.items():
+        if path is None:
+            continue
+        header = _header(path)
+        axes = header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0)
+        if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+            problems.append(
+                f"{path}: its axes are not at right angles (a sheared affine); resample it first."
+            )
+        grids[name] = (header.shape[:3], header.affine)
+    lesion = grids.pop("lesion mask", None)
+    if lesion and not any(same_grid(*lesion, *grid) for grid in grids.values()):
+        problems.append(
+            f"{raw.lesion_mask}: shape {lesion[0]} lies on the grid of none of the images "
+            f"({', '.join(f'{name} {shape}' for name, (shape, _) in grids.items())})."
+        )
+    return problems
+
+
+def _attempt(raw: bids.RawSubject, out_dir: Path, options: Options, record: dict[str, Any]) -> str:
+    """One subject, whole or not at all; what went wrong, or nothing."""
+    partial = out_dir / f".partial-sub-{raw.subject}"
+    final = out_dir / f"sub-{raw.subject}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        record = {**_preprocess_subject(raw, partial / "anat", options), **record}
+        sidecar = (
+            f"sub-{raw.subject}_space-{TEMPLATE_SPACE}_res-{options.voxel_size}_desc-preproc_{REFERENCE}.json"
+        )
+        _write_json(partial / "anat" / sidecar, record)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+    except (InputError, RuntimeError, OSError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        return f"sub-{raw.subject}: {error}"
+    return ""
+
+
+def _write_participants(out_dir: Path) -> None:
+    """participants.tsv, gathered from the finished subjects: runs over parts of a data set add up."""
+    import pandas as pd
+
+    rows = []
+    for folder in sorted(out_dir.glob("sub-*")):
+        record = _read_record(folder)
+        if record is not None:
+            rows.append({"participant_id": folder.name, **record["Participant"]})
+    if rows:
+        table = pd.DataFrame(rows).dropna(axis="columns", how="all")
+        partial = out_dir / f".partial-{os.getpid()}-participants.tsv"
+        table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
+        os.replace(partial, out_dir / "participants.tsv")
+
+
+# === One subject ===
+
+
+def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> dict[str, Any]:
+    """Write a subject's volumes, transforms and sidecars into ``anat``; return the rest of its record."""
+    import_ants(options.seed)
+    anat.mkdir(parents=True)
+    stem = f"sub-{raw.subject}"
+    template = load_template(options.voxel_size)
+    target = Scan(template.t1, template.affine)
+
+    def warped(scan: Scan, chain: Sequence[Path]) -> NDArray[np.float32]:
+        """On the template grid in one interpolation, band-limited first where that grid is coarser."""
+        return resample(scan.band_limited(options.voxel_size), target, chain).array
+
+    def transform(source: str, goal: str, ending: str) -> Path:
+        return anat / f"{stem}_from-{source}_to-{goal}_mode-image_xfm.{ending}"
+
+    native = Scan(*read_nifti(raw.images[REFERENCE]))
+    mask = stripped_brain_mask(native)
+    box = bounding_box(mask, margin=np.ceil(10 / native.spacing))
+    mask = mask[box]
+    t1 = correct_bias(native.cropped(box), mask)
+    brain = t1.with_array(t1.array * mask)
+    to_template = transform(REFERENCE, TEMPLATE_SPACE, "h5")
+    register(brain, to_template, transform(TEMPLATE_SPACE, REFERENCE, "h5"))
+    brain_mask = warped(t1.with_array(mask), [to_template]) > 0.5
+    # What skull stripping left below the brain lies outside the template's, and is no tissue to compare.
+    brain_mask &= grown(template.brain_mask, 4, target.spacing)
+    if not brain_mask.any():
+        raise InputError(f"{raw.images[REFERENCE]}: the registration left no brain in the template's box.")
+
+    space = f"{stem}_space-{TEMPLATE_SPACE}_res-{options.voxel_size}"
+    chains = {REFERENCE: [to_template]}
+    volumes, fitted, information = {}, {}, {}
+    for name, path in raw.images.items():
+        if name == REFERENCE:
+            scan = brain
+        else:
+            scan = Scan(*read_nifti(path))
+            to_t1 = transform(name, REFERENCE, "mat")
+            information[name] = register_rigid(brain, scan, to_t1)
+            if name.lower() != "pet":  # uptake, not coil sensitivity
+                inside = resample(t1.with_array(mask), scan, [to_t1], invert=True).array > 0.5
+                scan = correct_bias(scan, inside)
+            chains[name] = [to_template, to_t1]
+        volumes[name], fitted[name] = normalise(warped(scan, chains[name]), brain_mask, options.normalisation)
+
+    for name, volume in volumes.items():
+        write_nifti(anat / f"{space}_desc-preproc_{name}.nii.gz", volume, template.affine)
+        if name != REFERENCE:
+            _write_json(anat / f"{space}_desc-preproc_{name}.json", _sidecar(name, fitted[name]))
+    write_nifti(anat / f"{space}_desc-brain_mask.nii.gz", brain_mask, template.affine, dtype=np.uint8)
+    _write_json(anat / f"{space}_desc-brain_mask.json", {"Type": "Brain"})
+    if raw.lesion_mask is not None:
+        lesion = Scan(*read_nifti(raw.lesion_mask))
+        chain = chains[_grid_of_lesion(raw) or REFERENCE]
+        moved = _lesion_voxels(warped(lesion.with_array(lesion.array > 0), chain))
+        if not moved.any():
+            raise InputError(f"{raw.lesion_mask}: no lesion is left in the template's box.")
+        write_nifti(anat / f"{space}_label-lesion_mask.nii.gz", moved, template.affine, dtype=np.uint8)
+        _write_json(anat / f"{space}_label-lesion_mask.json", {"Type": "Lesion"})
+
+    header = _header(raw.images[REFERENCE])
+    both = brain_mask & template.brain_mask
+    return {
+        **_sidecar(REFERENCE, fitted[REFERENCE]),
+        "NativeGrid": {"Shape": list(header.shape[:3]), "Affine": header.affine.tolist()},
+        "Quality": {
+            "MaskDice": _dice(brain_mask, template.brain_mask),
+            "TemplateCorrelation": float(np.corrcoef(volumes[REFERENCE][both], template.t1[both])[0, 1]),
+            "MutualInformationWithT1w": information,
+        },
+    }
+
+
+def _sidecar(name: str, fitted: Mapping[str, float | str]) -> dict[str, Any]:
+    """What was done to one image, in the words of BIDS derivatives."""
+    return {
+        "SkullStripped": True,
+        "SpatialReference": TEMPLATE_SPACE,
+        "Units": "arbitrary, 0 to 1",
+        "BiasCorrection": "none" if name.lower() == "pet" else "N4 (ANTs)",
+        "Registration": "affine and SyN to the template (ANTs)"
+        if name == REFERENCE
+        else "rigid to the T1w, then the T1w's affine and SyN to the template (ANTs)",
+        "Interpolation": "linear, once",
+        "Normalisation": dict(fitted),
+    }
+
+
+def _grid_of_lesion(raw: bids.RawSubject) -> str | None:
+    """The image that a lesion mask was drawn on: the first whose grid it shares, the T1w before others."""
+    if raw.lesion_mask is None:
+        return None
+    mask = _header(raw.lesion_mask)
+    for name in sorted(raw.images, key=lambda name: name != REFERENCE):
+        image = _header(raw.images[name])
+        if same_grid(mask.shape[:3], mask.affine, image.shape[:3], image.affine):
+            return name
+    return None
+
+
+def _lesion_voxels(share: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Voxels at least half lesion; of a lesion too small for any, the ones that hold the most of it."""
+    return share >= min(0.5, max(float(share.max()), 0.01))
+
+
+def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return float(2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second)))
+
+
+# === Files ===
+
+
+def _header(path: Path) -> Any:
+    """An image whose voxels are not read: shape, affine."""
+    return nib.load(path)
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """The T1w's sidecar of a finished subject: it says from what and how the folder was made."""
+    for path in folder.glob(f"anat/*_desc-preproc_{REFERENCE}.json"):
+        record = json.loads(path.read_text())
+        if "Settings" in record:
+            return record
+    return None
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
