@@ -1,0 +1,511 @@
+"""PatchModel: the one interface of the zoo."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import random
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike, NDArray
+
+from tfds_epilepsy.errors import InputError
+
+Model = TypeVar("Model", bound="PatchModel")
+
+
+class PatchModel(keras.Model):
+    """A model of healthy patches, with an encoder that everything downstream reads.
+
+    A new model is one file: class attributes that say what it is, the networks in ``__init__``, and a loss.
+
+    >>> @register
+    ... class Autoencoder(PatchModel):
+    ...     paper = "Hinton & Salakhutdinov 2006"
+    ...     tracked = ("loss",)
+    ...
+    ...     def __init__(self, patch_shape=(15, 15), channels=2, latent_dim=64, **kwargs):
+    ...         super().__init__(patch_shape, channels, latent_dim, **kwargs)
+    ...         with self.building():
+    ...             self.encoder = blocks.conv_encoder(patch_shape, channels, latent_dim)
+    ...             self.decoder = blocks.conv_decoder(patch_shape, channels, latent_dim)
+    ...
+    ...     def compute_losses(self, batch, training):
+    ...         x = batch["patch"]
+    ...         x_hat = self.decoder(self.encoder(x, training=training), training=training)
+    ...         return {"loss": tf.reduce_mean(losses.squared_error(x, x_hat))}
+
+    **What it declares.** ``sampling``: fed single patches (``{"patch", "position"}``) or pairs (and
+    ``"partner"``). ``tracked``: names of the figures that each epoch reports. ``trains``: the optimisers,
+    in the order in which ``train_step`` uses them, and the sub-networks that each trains. ``averages``:
+    sub-networks that are moving averages of trained ones.
+
+    **A model with several optimisers** (a GAN) declares
+
+        trains = {"d_optimizer": ("discriminator",), "g_optimizer": ("live_generator", "live_encoder")}
+        averages = {"encoder": "live_encoder", "decoder": "live_generator"}
+
+    builds ``discriminator``, ``live_generator`` and ``live_encoder`` (``encoder`` and ``decoder`` are then
+    made when ``building`` ends: copies of the same architecture that follow the live ones, and what
+    encodes, reconstructs, exports), returns its optimisers from ``default_optimizers`` and overrides
+    ``train_step``:
+
+        def train_step(self, data):
+            batch = self.check_batch(data)
+            with tf.GradientTape() as tape:
+                d_loss = ...
+            self.minimise(d_loss, tape, "d_optimizer")
+            with tf.GradientTape() as tape:
+                g_loss = ...
+            self.minimise(g_loss, tape, "g_optimizer")
+            return self.track(batch, d_loss=d_loss, g_loss=g_loss)
+
+    ``minimise`` scales by the number of replicas, applies, and moves the averages on. ``test_step`` tracks
+    what ``compute_losses(batch, training=False)`` returns: there a GAN gives the label-free figures to
+    watch on held-out controls (reconstruction, for instance, named in ``monitor``).
+    ``compile(d_optimizer=..., g_optimizer=...)``, ``save`` and ``load_model`` then treat both optimisers
+    and their states like one.
+
+    **Randomness.** ``noise`` and ``uniform`` are functions of (seed, name, step), so that a resumed run
+    repeats an uninterrupted one bit by bit, and replicas draw what one device would. Use nothing that keeps
+    a random state of its own: no Dropout, no SeedGenerator. Initial weights follow ``seed`` inside
+    ``building``.
+
+    **Encoders** shrink by valid padding and take no statistics over a patch (batch normalisation is
+    fine), so that they have a dense form. Inputs are in [0, 1]; what a model needs beyond that (a
+    Rescaling, a crop, a pooled surround) goes into the encoder.
+
+    Attributes:
+        encoder: functional Keras model, input ``patch``, output ``latent`` ``(n, latent_dim)`` float32.
+        decoder: functional Keras model from ``latent`` to ``patch``, or None.
+        patch_shape, channels, latent_dim, seed: as given.
+        epochs: epochs trained so far; saved with the model.
+
+    Args:
+        patch_shape: odd sizes in voxels, rank 2 (axial) or 3.
+        channels: number of modalities.
+        latent_dim: size of the code.
+        seed: of initial weights and noise.
+        **kwargs: ``name``, ``dtype`` (``mixed_bfloat16`` for half the memory traffic on accelerators).
+
+    Raises:
+        InputError: arguments that no patch can have, all named at once.
+    """
+
+    sampling: ClassVar[str] = "patch"
+    paper: ClassVar[str] = ""
+    tracked: ClassVar[tuple[str, ...]] = ("loss",)
+    monitor: ClassVar[str] = "val_loss"
+    trains: ClassVar[Mapping[str, tuple[str, ...]]] = {"optimizer": ("encoder", "decoder")}
+    averages: ClassVar[Mapping[str, str]] = {}
+    average_decay: ClassVar[float] = 0.999
+    generates: ClassVar[bool] = False  # the decoder makes patches of codes drawn from N(0, I)
+
+    encoder: keras.Model
+    decoder: Any = None
+
+    def __init__(
+        self,
+        patch_shape: Sequence[int] = (15, 15),
+        channels: int = 2,
+        latent_dim: int = 64,
+        *,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        _check_arguments(patch_shape, channels, latent_dim)
+        kwargs["name"] = kwargs.get("name") or type(self).__name__
+        super().__init__(**kwargs)
+        # === Config ===
+        self.patch_shape = tuple(int(n) for n in patch_shape)
+        self.channels = int(channels)
+        self.latent_dim = int(latent_dim)
+        self.seed = int(seed)
+        self.epochs = 0
+        self._trackers = [keras.metrics.Mean(name) for name in self.tracked]
+        self._encode: Any = None
+        self._reconstruct: Any = None
+
+    # === What users call ===
+
+    def encode(self, patches: ArrayLike, batch_size: int = 4096) -> NDArray[np.float32]:
+        """Codes of patches in inference mode: ``(n, *patch_shape, channels)`` to ``(n, latent_dim)``.
+
+        Raises:
+            InputError: patches of another shape.
+        """
+        if self._encode is None:
+            self._encode = self._compiled(lambda patch: self.encoder(patch, training=False))
+        return self._in_batches(self._encode, patches, batch_size)
+
+    def reconstruct(self, patches: ArrayLike, batch_size: int = 4096) -> NDArray[np.float32]:
+        """What the model makes of patches, of the same shape.
+
+        Raises:
+            InputError: patches of another shape; a model without a decoder.
+        """
+        if self.decoder is None:
+            raise InputError(f"{self.name} has no decoder: it cannot reconstruct.")
+        if self._reconstruct is None:
+            self._reconstruct = self._compiled(self.reconstruction)
+        return self._in_batches(self._reconstruct, patches, batch_size)
+
+    def generate(self, n: int, seed: int = 0) -> NDArray[np.float32]:
+        """``(n, *patch_shape, channels)`` patches from codes drawn from the prior N(0, I).
+
+        Raises:
+            InputError: a model without a prior.
+        """
+        if not self.generates:
+            raise InputError(f"{self.name} has no prior on its codes: it cannot generate patches.")
+        z = tf.random.stateless_normal((n, self.latent_dim), (seed, 0))
+        return np.asarray(self.decoder(z, training=False), np.float32)
+
+    def compile(
+        self,
+        optimizer: Any = None,
+        *,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool = False,
+        **optimizers: Any,
+    ) -> None:
+        """Choose the optimisers; each one not given is the paper's.
+
+        Args:
+            optimizer: of a model that has one.
+            run_eagerly, steps_per_execution, jit_compile: see ``keras.Model.compile``.
+            **optimizers: by name (``d_optimizer``, ...), of a model that has several.
+
+        Raises:
+            InputError: an optimiser that the model does not have; float16.
+        """
+        given = {"optimizer": optimizer, **optimizers}
+        given = {name: value for name, value in given.items() if value is not None}
+        problems = [
+            f"{self.name} has no {name!r}: its optimisers are {', '.join(self.trains)}."
+            for name in given
+            if name not in self.trains
+        ]
+        if self.dtype_policy.name == "mixed_float16":
+            problems.append("mixed_float16 needs loss scaling in every step: use mixed_bfloat16.")
+        if problems:
+            raise InputError(problems)
+        with self.distribute_strategy.scope():
+            chosen = {**self.default_optimizers(), **given}
+            chosen = {name: keras.optimizers.get(value) for name, value in chosen.items()}
+            super().compile(
+                optimizer=chosen.get("optimizer"),
+                run_eagerly=run_eagerly,
+                steps_per_execution=steps_per_execution,
+                jit_compile=jit_compile,
+            )
+            for name, value in chosen.items():
+                setattr(self, name, value)
+                value.build(self.trained_by(name))
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """``keras.Model.fit`` on a data set of dicts (``patch_dataset``), checked before it starts.
+
+        Raises:
+            InputError: elements that this model cannot train on.
+        """
+        for data in (x, kwargs.get("validation_data")):
+            if data is not None:
+                self.check_batch(data.element_spec if isinstance(data, tf.data.Dataset) else data)
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it will not shuffle a tf.data.Dataset
+        return super().fit(x, *args, **kwargs)
+
+    def save_preset(self, folder: str | Path) -> Path:
+        """Write a small readable folder: ``config.json`` and ``model.weights.h5``, without optimiser states.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: the folder holds something already.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: not empty; choose another folder for the preset.")
+        config = {
+            "model": keras.saving.get_registered_name(type(self)),
+            "config": self.get_config(),
+            "paper": self.paper,
+            "epochs": self.epochs,
+            "epizoo": importlib.metadata.version("epizoo"),
+        }
+        plain = type(self).from_config(self.get_config())  # not compiled: no optimiser states
+        plain.set_weights(self.get_weights())
+        plain.epochs = self.epochs
+        partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
+        partial.mkdir(parents=True)
+        try:
+            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            plain.save_weights(partial / "model.weights.h5")
+            if folder.exists():
+                folder.rmdir()
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    # === What a model overrides ===
+
+    def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
+        """Scalars by name, ``loss`` among them, of a batch; names as in ``tracked``."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither compute_losses nor its own steps.")
+
+    def default_optimizers(self) -> dict[str, keras.Optimizer]:
+        """New optimisers with the paper's settings, by name."""
+        return {"optimizer": keras.optimizers.Adam(1e-3)}
+
+    def reconstruction(self, patches: Any) -> Any:
+        """Graph form of ``reconstruct``, in inference mode."""
+        assert self.decoder is not None
+        return self.decoder(self.encoder(patches, training=False), training=False)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "dtype": self.dtype_policy.name,
+            "patch_shape": list(self.patch_shape),
+            "channels": self.channels,
+            "latent_dim": self.latent_dim,
+            "seed": self.seed,
+        }
+
+    # === What a model's own steps use ===
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Build the sub-networks in here: seeded, in the model's precision; averages are made at the end."""
+        state, policy = random.getstate(), keras.config.dtype_policy()
+        # Keras draws the seed of an initialiser that has none from Python's generator.
+        random.seed(self.seed)
+        keras.config.set_dtype_policy(self.dtype_policy)
+        try:
+            yield
+            for name, live in self.averages.items():
+                source = getattr(self, live)
+                average = keras.models.clone_model(source)
+                average.set_weights(source.get_weights())
+                average.trainable = False
+                setattr(self, name, average)
+        finally:
+            random.setstate(state)
+            keras.config.set_dtype_policy(policy)
+        self.built = True
+
+    def check_batch(self, data: Any) -> dict[str, Any]:
+        """The dict of a batch (or of its specs).
+
+        Raises:
+            InputError: a key is missing or a shape is not this model's.
+        """
+        batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        names = ("patch", "partner") if self.sampling == "pair" else ("patch",)
+        if not isinstance(batch, Mapping):
+            raise InputError(
+                f"{self.name} is fed dicts with {', '.join(names)} (see patch_dataset); "
+                f"received {type(batch).__name__}."
+            )
+        problems = []
+        for name in names:
+            if name not in batch:
+                problems.append(
+                    f"{self.name} needs {name!r} in each batch, received {', '.join(batch)}: "
+                    f"make the data set with sampling={self.sampling!r}."
+                )
+            else:
+                problems += self._shape_problems(name, batch[name].shape)
+        if problems:
+            raise InputError(problems)
+        return dict(batch)
+
+    def minimise(self, loss: Any, tape: tf.GradientTape, optimizer: str = "optimizer") -> None:
+        """One step of an optimiser on the sub-networks that it trains; their averages follow.
+
+        Args:
+            loss: scalar, the mean over the replica's share of the batch.
+            tape: that saw it.
+            optimizer: a name in ``trains``.
+        """
+        variables = self.trained_by(optimizer)
+        # Keras sums gradients over replicas; the loss is a mean over the whole batch.
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        gradients = [None if g is None else g / replicas for g in tape.gradient(loss, variables)]
+        getattr(self, optimizer).apply_gradients(zip(gradients, variables, strict=True))
+        self._move_averages(optimizer)
+
+    def track(self, batch: Mapping[str, Any], **figures: Any) -> dict[str, Any]:
+        """Add scalars to the epoch's means, named as in ``tracked``; returns the means so far."""
+        n = tf.cast(tf.shape(batch["patch"])[0], tf.float32)
+        unknown = set(figures) - set(self.tracked)
+        if unknown:
+            raise ValueError(f"{type(self).__name__} must name {sorted(unknown)} in 'tracked'.")
+        trackers = {metric.name: metric for metric in self._trackers}
+        for name, value in figures.items():
+            trackers[name].update_state(value, sample_weight=n)
+        return {name: trackers[name].result() for name in figures}
+
+    def noise(self, name: str, shape: Sequence[Any], training: bool = True) -> Any:
+        """Standard normal values, a function of the seed, the name and the step.
+
+        Args:
+            name: tells apart several draws in one step.
+            shape: the first axis is the replica's batch: replicas draw their parts of what one device would.
+            training: the same values at every validation batch if False.
+        """
+        return self._draw(tf.random.stateless_normal, name, shape, training)
+
+    def uniform(self, name: str, shape: Sequence[Any], training: bool = True) -> Any:
+        """Values uniform in [0, 1); arguments as in ``noise``."""
+        return self._draw(tf.random.stateless_uniform, name, shape, training)
+
+    def trained_by(self, optimizer: str) -> list[keras.Variable]:
+        """The weights that an optimiser trains."""
+        networks = [getattr(self, name) for name in self.trains[optimizer]]
+        return [v for network in networks if network is not None for v in network.trainable_variables]
+
+    # === Keras ===
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        patch = inputs["patch"] if isinstance(inputs, Mapping) else inputs
+        return self.encoder(patch, training=training)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        batch = self.check_batch(data)
+        with tf.GradientTape() as tape:
+            figures = self.compute_losses(batch, training=True)
+        self.minimise(figures["loss"], tape)
+        return self.track(batch, **figures)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        batch = self.check_batch(data)
+        return self.track(batch, **self.compute_losses(batch, training=False))
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        return list(self._trackers)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        if not self.compiled:
+            return {}
+        return {
+            **{name: keras.optimizers.serialize(getattr(self, name)) for name in self.trains},
+            "run_eagerly": self.run_eagerly,
+            "steps_per_execution": self.steps_per_execution,
+            "jit_compile": self.jit_compile,
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(
+            **{
+                name: keras.optimizers.deserialize(value) if name in self.trains else value
+                for name, value in config.items()
+            }
+        )
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        store["epochs"] = np.asarray(self.epochs)
+
+    def load_own_variables(self, store: Any) -> None:
+        values = {key: store[key] for key in store.keys()}  # noqa: SIM118 (not a dict)
+        self.epochs = int(np.asarray(values.pop("epochs")))
+        super().load_own_variables(values)
+
+    # === Helpers ===
+
+    def _compiled(self, function: Any) -> Any:
+        spec = tf.TensorSpec((None, *self.patch_shape, self.channels), tf.float32)
+        return tf.function(lambda patch: tf.cast(function(patch), tf.float32), input_signature=[spec])
+
+    def _in_batches(self, function: Any, patches: ArrayLike, batch_size: int) -> NDArray[np.float32]:
+        patches = np.asarray(patches, np.float32)
+        problems = self._shape_problems("patches", patches.shape)
+        if problems:
+            raise InputError(problems)
+        if len(patches) == 0:
+            return np.asarray(function(np.zeros((1, *patches.shape[1:]), np.float32)))[:0]
+        starts = range(0, len(patches), batch_size)
+        return np.concatenate([np.asarray(function(patches[i : i + batch_size])) for i in starts])
+
+    def _shape_problems(self, name: str, shape: Sequence[int | None]) -> list[str]:
+        expected = (*self.patch_shape, self.channels)
+        if tuple(shape)[1:] == expected:
+            return []
+        return [
+            f"{name} of shape {tuple(shape)}: {self.name} takes (n, {', '.join(map(str, expected))}), "
+            f"{len(self.patch_shape)}-D patches of {self.channels} modalities."
+        ]
+
+    def _draw(self, function: Any, name: str, shape: Sequence[Any], training: bool) -> Any:
+        step: Any = -1
+        if training:
+            step = getattr(self, next(iter(self.trains))).iterations
+        stream = zlib.crc32(f"{self.seed} {name}".encode()) & 0x7FFFFFFF
+        seed = tf.stack([tf.constant(stream, tf.int64), tf.cast(step, tf.int64)])
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas == 1:
+            return function(shape, seed)
+        n = shape[0]
+        part = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return function((n * replicas, *shape[1:]), seed)[part * n : (part + 1) * n]
+
+    def _move_averages(self, optimizer: str) -> None:
+        """``average <- d average + (1 - d) weight``; d grows to ``average_decay`` in the first steps."""
+        step = tf.cast(getattr(self, optimizer).iterations, tf.float32)
+        decay = tf.minimum(self.average_decay, (1 + step) / (10 + step))
+        pairs = [
+            (average.value, live.value, live.trainable)
+            for name, source in self.averages.items()
+            if source in self.trains[optimizer]
+            for average, live in zip(
+                getattr(self, name).variables, getattr(self, source).variables, strict=True
+            )
+        ]
+
+        def move(strategy: Any) -> None:
+            for average, live, learnt in pairs:
+                # Running statistics are averages already.
+                strategy.extended.update(
+                    average,
+                    lambda a, b, learnt=learnt: a.assign(a * decay + b * (1 - decay) if learnt else b),
+                    args=(live,),
+                    group=False,
+                )
+
+        if pairs:
+            tf.__internal__.distribute.interim.maybe_merge_call(move, self.distribute_strategy)
+
+
+def register(model: type[Model]) -> type[Model]:
+    """Class decorator: ``keras.saving.load_model`` then knows the class."""
+    return keras.saving.register_keras_serializable("epizoo")(model)
+
+
+def _check_arguments(patch_shape: Sequence[int], channels: int, latent_dim: int) -> None:
+    problems = []
+    if len(patch_shape) not in (2, 3) or any(n < 3 or n % 2 == 0 for n in patch_shape):
+        problems.append(
+            f"patch_shape {tuple(patch_shape)}: two (axial) or three sizes are needed, odd, so that a patch "
+            "has a central voxel, and of at least 3 voxels."
+        )
+    if channels < 1:
+        problems.append(f"channels {channels}: at least one modality is needed.")
+    if latent_dim < 1:
+        problems.append(f"latent_dim {latent_dim}: at least 1 is needed.")
+    if problems:
+        raise InputError(problems)
