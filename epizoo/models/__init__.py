@@ -73,7 +73,7 @@ def from_preset(folder: str | Path) -> PatchModel:
     folder = Path(folder)
     try:
         preset = json.loads((folder / "config.json").read_text())
-        name, config, epochs = preset["model"], preset["config"], preset["epochs"]
+        name, config = preset["model"], preset["config"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: not a preset; its config.json cannot be read ({error}).") from error
     known = keras.saving.get_registered_object(name)
@@ -86,5 +86,4 @@ def from_preset(folder: str | Path) -> PatchModel:
         model.load_weights(folder / "model.weights.h5")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: model.weights.h5 cannot be read ({error}).") from error
-    model.epochs = epochs
     return model

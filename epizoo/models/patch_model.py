@@ -88,7 +88,7 @@ class PatchModel(keras.Model):
         encoder: functional Keras model, input ``patch``, output ``latent`` ``(n, latent_dim)`` float32.
         decoder: functional Keras model from ``latent`` to ``patch``, or None.
         patch_shape, channels, latent_dim, seed: as given.
-        epochs: epochs trained so far; saved with the model.
+        epochs, steps: epochs and batches that ``callbacks.train`` has trained so far; saved with the model.
 
     Args:
         patch_shape: odd sizes in voxels, rank 2 (axial) or 3.
@@ -131,6 +131,7 @@ class PatchModel(keras.Model):
         self.latent_dim = int(latent_dim)
         self.seed = int(seed)
         self.epochs = 0
+        self.steps = 0
         self._trackers = [keras.metrics.Mean(name) for name in self.tracked]
         self._encode: Any = None
         self._reconstruct: Any = None
@@ -242,12 +243,11 @@ class PatchModel(keras.Model):
             "model": keras.saving.get_registered_name(type(self)),
             "config": self.get_config(),
             "paper": self.paper,
-            "epochs": self.epochs,
             "epizoo": importlib.metadata.version("epizoo"),
         }
         plain = type(self).from_config(self.get_config())  # not compiled: no optimiser states
         plain.set_weights(self.get_weights())
-        plain.epochs = self.epochs
+        plain.epochs, plain.steps = self.epochs, self.steps
         partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
         partial.mkdir(parents=True)
         try:
@@ -419,11 +419,11 @@ class PatchModel(keras.Model):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        store["epochs"] = np.asarray(self.epochs)
+        store["counters"] = np.asarray([self.epochs, self.steps])
 
     def load_own_variables(self, store: Any) -> None:
         values = {key: store[key] for key in store.keys()}  # noqa: SIM118 (not a dict)
-        self.epochs = int(np.asarray(values.pop("epochs")))
+        self.epochs, self.steps = (int(n) for n in np.asarray(values.pop("counters")))
         super().load_own_variables(values)
 
     # === Helpers ===
