@@ -7,9 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from tfds_epilepsy import patches as module
+from tfds_epilepsy import patch_pool
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.patches import RandomIntensity, RandomMirror, memory_bytes, patch_dataset
 from tfds_epilepsy.volumes import Subject, scaled_position
@@ -91,6 +93,28 @@ def test_every_patch_equals_a_loop_with_zero_padding(patch_shape, modalities):
                 np.testing.assert_array_equal(patch, reference_patch(owner.image, voxel, patch_shape))
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    half=st.lists(st.integers(0, 6), min_size=2, max_size=3),
+    modalities=st.integers(1, 3),
+)
+def test_patches_of_any_size_on_any_grid_are_windows_of_the_padded_volume(shape, half, modalities):
+    subject = make_subject(0, modalities, shape, brain_mask=np.ones(shape, bool))
+    patch_shape = tuple(2 * h + 1 for h in half)
+    pool = patch_pool.PatchPool(patch_shape, 1, 16, 0, None, False, 2**24)
+    pool.fill(iter([subject]))
+    patches, positions = pool.batch(0)
+    indices = np.array(list(np.ndindex(*shape)))
+    where = np.abs(scaled_position(indices, AFFINE)[None] - positions[:, None]).max(-1).argmin(1)
+    margins = [(h, h) for h in (*half, 0)[:3]]
+    padded = np.pad(subject.image, [*margins, (0, 0)])
+    for patch, (x, y, z) in zip(patches, indices[where], strict=True):
+        size = (*patch_shape, 1)[:3]
+        window = padded[x : x + size[0], y : y + size[1], z : z + size[2]]
+        np.testing.assert_array_equal(patch, window.reshape(patch.shape))
+
+
 def test_positions_are_in_the_mask_of_every_subject_shown():
     subjects = cohort(4)
     owners, partners, voxels = draw(subjects, sampling="pair")
@@ -160,7 +184,7 @@ def test_balance_visits_every_location_once_before_one_comes_again(sampling):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 1000])
 def test_shuffled_is_a_permutation(count):
-    orders = [[module._shuffled(i, count, np.uint64(key)) for i in range(count)] for key in (1, 2)]
+    orders = [[patch_pool._shuffled(i, count, np.uint64(key)) for i in range(count)] for key in (1, 2)]
     assert all(sorted(order) == list(range(count)) for order in orders)
     assert count < 5 or orders[0] != orders[1]
 
@@ -170,7 +194,7 @@ def test_uniform_is_splitmix64():
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     state = np.uint64(1234567)
     for value in expected:
-        state, uniform = module._uniform(np.uint64(state))
+        state, uniform = patch_pool._uniform(np.uint64(state))
         assert uniform == (value >> 11) * 2.0**-53
 
 
@@ -187,6 +211,17 @@ def test_batches_are_a_function_of_seed_and_step(kwargs):
             np.testing.assert_array_equal(a[name], b[name])
         assert not np.array_equal(first[0][name], other[0][name])
         assert not np.array_equal(first[0][name], first[1][name])
+
+
+def test_the_parallel_pipeline_equals_one_batch_after_the_other():
+    subjects = cohort(3)
+    pool = patch_pool.PatchPool((5, 5), 2, 64, 9, None, False, 2**30)
+    assert pool.fill(iter(subjects))
+    for step, element in enumerate(
+        take(patch_dataset(subjects, (5, 5), sampling="pair", batch_size=64, seed=9), 30)
+    ):
+        for name, array in zip(("patch", "partner", "position"), pool.batch(step), strict=True):
+            np.testing.assert_array_equal(element[name], array)
 
 
 def test_patches_are_the_same_for_ever():
@@ -239,8 +274,8 @@ def test_a_bad_subject_that_enters_the_window_later_is_named():
 
 
 def test_memory_bytes_is_what_the_arrays_take_and_is_logged(caplog):
-    caplog.set_level("INFO", logger=module.__name__)
-    pool = module._Pool((3, 3, 3), 1, 8, 0, np.ones(SHAPE), False, 2**20)
+    caplog.set_level("INFO", logger="tfds_epilepsy.patches")
+    pool = patch_pool.PatchPool((3, 3, 3), 1, 8, 0, np.ones(SHAPE), False, 2**20)
     pool.fill(iter(cohort(3)))
     arrays = (pool.images, pool.masks, pool.cells, pool.cumulative)
     assert memory_bytes(SHAPE, 2, 3, (3, 3, 3), weighted=True) == sum(3 * a[0].nbytes for a in arrays)

@@ -2,8 +2,8 @@
 
 Batch k is a pure function of (seed, k): the same on every machine and thread count, and a resumed training
 asks for it with ``start_step=k``. Volumes are resident where the cohort fits the memory limit; else a window
-of subjects moves over the cohort. One compiled loop draws positions and copies patches, without holding
-Python's lock.
+of subjects moves over the cohort. One compiled loop draws positions and copies patches, without
+Python's lock (:mod:`~tfds_epilepsy.patch_pool`).
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ import atexit
 import itertools
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
-import numba
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject, same_grid, scaled_position
+from tfds_epilepsy.patch_pool import PatchPool, Weights, memory_bytes
+from tfds_epilepsy.volumes import Subject
+
+__all__ = ["RandomIntensity", "RandomMirror", "memory_bytes", "patch_dataset"]
 
 logger = logging.getLogger(__name__)
+THREADS = min(os.cpu_count() or 1, 4)  # as many batches are made at a time; four outrun any training
 
 Subjects = Iterable[Subject] | Callable[[], Iterable[Subject]]
-Weights = NDArray[np.floating] | Callable[[Subject], NDArray[np.floating]]
 
 
 def patch_dataset(
@@ -89,8 +92,8 @@ def patch_dataset(
     _check_arguments(patch_shape, sampling, batch_size, start_step, weights, balance, patches_per_subject)
     names = ("patch", "partner") if sampling == "pair" else ("patch",)
 
-    def new_pool() -> _Pool:
-        return _Pool(patch_shape, len(names), batch_size, seed, weights, balance, memory_limit)
+    def new_pool() -> PatchPool:
+        return PatchPool(patch_shape, len(names), batch_size, seed, weights, balance, memory_limit)
 
     resident = new_pool()
     all_fit = resident.fill(_open(subjects))
@@ -99,13 +102,13 @@ def patch_dataset(
     shape = (batch_size, *patch_shape, resident.channels)
     pools = {0: resident}  # by number, so that the graph can name them
 
+    def arrays_of(pool: int, step: int) -> list[NDArray[np.float32]]:
+        _Exit.check()
+        return pools[int(pool)].batch(int(step))
+
     def batch(pool: tf.Tensor, step: tf.Tensor) -> dict[str, tf.Tensor]:
-        arrays = tf.numpy_function(
-            lambda pool, step: pools[int(pool)].batch(int(step)),
-            [pool, step],
-            [tf.float32] * (len(names) + 1),
-            stateful=False,
-        )
+        kinds = [tf.float32] * (len(names) + 1)
+        arrays = tf.numpy_function(arrays_of, [pool, step], kinds, stateful=False)
         element = {name: tf.ensure_shape(a, shape) for name, a in zip(names, arrays[:-1], strict=True)}
         element["position"] = tf.ensure_shape(arrays[-1], (batch_size, 3))
         for number, layer in enumerate(augment):
@@ -114,7 +117,7 @@ def patch_dataset(
 
     if all_fit:
         steps = tf.data.Dataset.counter(start_step)
-        dataset = steps.map(lambda step: batch(tf.constant(0, tf.int64), step), tf.data.AUTOTUNE)
+        dataset = steps.map(lambda step: batch(tf.constant(0, tf.int64), step), THREADS)
     else:
         if iter(_open(subjects)) is subjects:
             raise InputError(
@@ -128,10 +131,7 @@ def patch_dataset(
             """One window after the other: its pool, first step, and the step after its last."""
             first = start_step // steps_each
             stream = _endless(subjects, first)
-            number, pool = (
-                next(numbers),
-                new_pool(),
-            )  # every iterator over the dataset has a window of its own
+            number, pool = next(numbers), new_pool()  # each iterator over the dataset has a window of its own
             pool.fill(itertools.islice(stream, size), first)
             pools[number] = pool
             with ThreadPoolExecutor(1) as reader:
@@ -147,34 +147,13 @@ def patch_dataset(
             windows, output_signature=(tf.TensorSpec((), tf.int64),) * 3
         ).flat_map(
             lambda pool, first, stop: tf.data.Dataset.range(first, stop).map(
-                lambda step: batch(pool, step), tf.data.AUTOTUNE
+                lambda step: batch(pool, step), THREADS
             )
         )
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def memory_bytes(
-    shape: Sequence[int],
-    channels: int,
-    subjects: int,
-    patch_shape: Sequence[int] = (15, 15),
-    weighted: bool = False,
-) -> int:
-    """Bytes that a pipeline needs at most to hold its subjects; past ``memory_limit`` a window moves.
-
-    Args:
-        shape: ``(x, y, z)`` of a volume.
-        channels: modalities.
-        subjects: how many.
-        patch_shape: as for :func:`patch_dataset`.
-        weighted: whether voxels are drawn by weight.
-    """
-    grid = _Grid(tuple(shape), tuple(patch_shape))
-    per_cell = 1 + 4 + 8 * weighted  # mask, list of voxels, cumulative weights
-    return subjects * (4 * channels * (grid.before + grid.cells) + per_cell * grid.cells)
+    return dataset.prefetch(2).with_options(options)
 
 
 @keras.saving.register_keras_serializable("tfds_epilepsy")
@@ -267,185 +246,6 @@ def _endless(subjects: Subjects, start: int) -> Iterator[Subject]:
         start = max(0, start - count) % count
 
 
-class _Grid:
-    """How a volume lies in memory: flat, and with so many zeros around it that no patch can leave it.
-
-    Rank-2 patches span x and y, so z comes first and y is contiguous; for rank 3 the axes keep their order. A
-    row is followed by half a patch of zeros, for its own end and the start of the next; so are planes.
-    """
-
-    def __init__(self, shape: tuple[int, ...], patch_shape: tuple[int, ...]):
-        self.axes = (2, 0, 1) if len(patch_shape) == 2 else (0, 1, 2)
-        self.shape = tuple(shape[axis] for axis in self.axes)
-        self.patch = (1,) * (3 - len(patch_shape)) + patch_shape
-        half = [n // 2 for n in self.patch]
-        self.padded = tuple(n + h for n, h in zip(self.shape, half, strict=True))
-        self.cells = math.prod(self.padded)
-        self.before = (half[0] * self.padded[1] + half[1]) * self.padded[2] + half[
-            2
-        ]  # zeros before the volume
-
-    def write(self, volume: NDArray[Any], out: NDArray[Any]) -> None:
-        """Write ``(x, y, z, ...)`` into ``out`` ``(cells, ...)``, which is zero elsewhere."""
-        a, b, c = self.shape
-        order = (*self.axes, *range(3, volume.ndim))
-        out.reshape(*self.padded, *volume.shape[3:])[:a, :b, :c] = volume.transpose(order)
-
-    def voxels(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Indices ``(n, 3)``, in the order x, y, z, of cells ``(n,)``."""
-        stored = np.unravel_index(cells, self.padded)
-        return np.stack([stored[self.axes.index(axis)] for axis in range(3)], axis=1)
-
-
-class _Pool:
-    """Subjects in memory, and the batches that are drawn from them."""
-
-    def __init__(
-        self,
-        patch_shape: tuple[int, ...],
-        views: int,
-        batch_size: int,
-        seed: int,
-        weights: Weights | None,
-        balance: bool,
-        memory_limit: int,
-    ):
-        self.patch_shape, self.views, self.batch_size = patch_shape, views, batch_size
-        self.seed = np.uint64(seed % 2**64)
-        self.weights, self.balance, self.memory_limit = weights, balance, memory_limit
-        self.names: dict[int, str] = {}  # slot: subject
-
-    def __str__(self) -> str:
-        return f"{self.size} subjects in memory, at most {self.size * self.bytes_each / 2**30:.2f} GiB"
-
-    @property
-    def size(self) -> int:
-        return len(self.names)
-
-    def fill(self, subjects: Iterator[Subject], first: int = 0) -> bool:
-        """Take subjects, numbered from ``first`` on, until memory is full; whether those were all."""
-        head = next(subjects, None)
-        if head is None:
-            raise InputError("no subjects: at least one is needed, two for pairs.")
-        self._allocate(head)
-        problems: list[str] = []
-        for number, subject in enumerate(
-            itertools.chain([head], itertools.islice(subjects, self.capacity - 1)), first
-        ):
-            try:
-                self.put(subject, number)
-            except InputError as error:
-                problems += error.problems
-        if problems:
-            raise InputError(problems)
-        if self.size < self.views:
-            raise InputError(f"sub-{head.subject} alone: pairs need at least 2 subjects.")
-        return next(subjects, None) is None
-
-    def _allocate(self, head: Subject) -> None:
-        """Arrays for as many subjects as fit; the system gives the memory once it is written to."""
-        if head.image.ndim != 4:
-            raise InputError(f"sub-{head.subject}: image {head.image.shape}; (x, y, z, modality) is needed.")
-        self.grid_shape, self.channels, self.affine = head.image.shape[:3], head.image.shape[3], head.affine
-        self.grid = _Grid(self.grid_shape, self.patch_shape)
-        weighted = self.weights is not None
-        self.bytes_each = memory_bytes(self.grid_shape, self.channels, 1, self.patch_shape, weighted)
-        self.capacity = self.memory_limit // self.bytes_each
-        if self.capacity < self.views:
-            raise InputError(
-                f"memory_limit {self.memory_limit}: a subject takes {self.bytes_each} bytes, "
-                f"and {self.views} must be held."
-            )
-        cells, before = self.grid.cells, self.grid.before
-        self.images = np.zeros((self.capacity, before + cells, self.channels), np.float32)
-        self.masks = np.zeros((self.capacity, cells), np.bool_)
-        self.cells = np.empty((self.capacity, cells), np.int32)  # those that may be drawn, and how many:
-        self.counts = np.zeros(self.capacity, np.int64)
-        self.cumulative = np.empty((self.capacity, cells if weighted else 0))
-        self.coverage = np.zeros(cells if self.balance else 0, np.int32)
-        self.locations = np.empty(0, np.int64)
-
-    def put(self, subject: Subject, number: int) -> None:
-        """Put a subject into its slot, in the place of the one that is there."""
-        slot = number % self.capacity
-        weights = self.weights(subject) if callable(self.weights) else self.weights
-        self._check(subject, slot, weights)
-        self.names[slot] = subject.subject
-        if self.balance:
-            self.coverage -= self.masks[slot]
-        self.grid.write(subject.image, self.images[slot, self.grid.before :])
-        self.grid.write(subject.brain_mask, self.masks[slot])
-        cells = np.flatnonzero(self.masks[slot])
-        if weights is not None:
-            flat = np.zeros(self.grid.cells)
-            self.grid.write(weights, flat)
-            cells = cells[flat[cells] > 0]
-            total = np.cumsum(flat[cells])
-            self.cumulative[slot, : len(cells)] = total / total[-1]
-        if self.balance:
-            self.coverage += self.masks[slot]
-            self.locations = np.flatnonzero(self.coverage >= self.views)
-        self.cells[slot, : len(cells)] = cells
-        self.counts[slot] = len(cells)
-
-    def _check(self, subject: Subject, slot: int, weights: NDArray[np.floating] | None) -> None:
-        problems = []
-        image, mask = subject.image, subject.brain_mask
-        if not same_grid(image.shape[:3], subject.affine, self.grid_shape, self.affine):
-            problems.append(
-                f"grid {image.shape[:3]} or affine differs from the first subject's {self.grid_shape}"
-            )
-        elif image.shape[3:] != (self.channels,):
-            problems.append(f"image {image.shape}; the first subject has {self.channels} modalities")
-        elif not np.isfinite(image).all():
-            problems.append("the image holds values that are NaN or infinite")
-        if mask.shape != image.shape[:3]:
-            problems.append(f"brain mask {mask.shape} and image {image.shape[:3]} disagree")
-        elif not mask.any():
-            problems.append("the brain mask is empty")
-        elif weights is not None:
-            if weights.shape != mask.shape:
-                problems.append(f"weights {weights.shape} and brain mask {mask.shape} disagree")
-            elif not (np.isfinite(weights).all() and (weights >= 0).all() and weights[mask].any()):
-                problems.append(
-                    "weights must be finite, not negative, and positive somewhere in the brain mask"
-                )
-        if subject.subject in (name for other, name in self.names.items() if other != slot):
-            problems.append("the subject is there twice; labels must differ")
-        if problems:
-            raise InputError([f"sub-{subject.subject}: {problem}." for problem in problems])
-
-    def batch(self, step: int) -> list[NDArray[np.float32]]:
-        """The patches (of both of a pair) ``(b, *patch_shape, m)`` and the positions ``(b, 3)`` of a step."""
-        _Exit.calls += 1
-        if _Exit.closing:
-            raise RuntimeError("the interpreter is closing.")
-        shape = (self.batch_size, *self.patch_shape, self.channels)
-        patches = [np.empty(shape, np.float32) for _ in range(self.views)]
-        cells = np.empty(self.batch_size, np.int64)
-        rows, planes = self.grid.padded[2], self.grid.padded[1] * self.grid.padded[2]
-        drawn = _draw(
-            cells,
-            patches[0].reshape(self.batch_size, -1),
-            patches[-1].reshape(self.batch_size, -1),
-            self.images.reshape(self.capacity, -1),
-            self.masks,
-            self.cells,
-            self.counts[: self.size],
-            self.cumulative,
-            self.locations,
-            self.grid.patch,
-            (planes, rows),
-            self.channels,
-            self.views == 2,
-            self.seed,
-            step * self.batch_size,
-        )
-        if not drawn:
-            raise InputError("the brain masks have no voxel in common, or hardly any: no pairs can be drawn.")
-        return [*patches, scaled_position(self.grid.voxels(cells), self.affine)]
-
-
 class _Exit:
     """Lets tf.data's threads, which read ahead, come to rest before the interpreter goes.
 
@@ -456,6 +256,12 @@ class _Exit:
     calls = 0
 
     @classmethod
+    def check(cls) -> None:
+        cls.calls += 1
+        if cls.closing:
+            raise RuntimeError("the interpreter is closing.")
+
+    @classmethod
     def rest(cls) -> None:
         cls.closing, before = True, -1
         while before != cls.calls:  # what they read ahead is bounded
@@ -464,103 +270,3 @@ class _Exit:
 
 
 atexit.register(_Exit.rest)
-
-
-@numba.njit(nogil=True, cache=True)
-def _draw(
-    drawn: NDArray[np.int64],
-    patches: NDArray[np.float32],
-    partners: NDArray[np.float32],
-    images: NDArray[np.float32],
-    masks: NDArray[np.bool_],
-    cells: NDArray[np.int32],
-    counts: NDArray[np.int64],
-    cumulative: NDArray[np.float64],
-    locations: NDArray[np.int64],
-    patch: tuple[int, ...],
-    strides: tuple[int, ...],
-    channels: int,
-    pairs: bool,
-    seed: np.uint64,
-    first: int,
-) -> bool:
-    """Draw the patches numbered from ``first`` on; False where no pair is found."""
-    size = len(counts)
-    for row in range(len(drawn)):
-        number = first + row
-        state = _mixed(seed ^ _mixed(np.uint64(number)))
-        for _ in range(100_000):
-            state, u = _uniform(state)
-            subject = int(u * size)
-            if len(locations):  # every location once, then again in another order
-                key = _mixed(seed + np.uint64(number // len(locations)))
-                cell = locations[_shuffled(number % len(locations), len(locations), key)]
-                found = masks[subject, cell]
-            else:
-                state, u = _uniform(state)
-                count = counts[subject]
-                if cumulative.shape[1]:
-                    cell = cells[subject, np.searchsorted(cumulative[subject, :count], u, side="right")]
-                else:
-                    cell = cells[subject, int(u * count)]
-                found = True
-            partner = subject
-            if pairs:
-                state, u = _uniform(state)
-                partner = int(u * (size - 1))
-                partner += partner >= subject
-                found = found and masks[partner, cell]
-            if found:
-                break
-        else:
-            return False
-        drawn[row] = cell
-        _copy(images[subject], cell, patches[row], patch, strides, channels)
-        if pairs:
-            _copy(images[partner], cell, partners[row], patch, strides, channels)
-    return True
-
-
-@numba.njit(nogil=True, cache=True)
-def _copy(image, cell, out, patch, strides, channels):
-    """Copy the patch around ``cell``: with zeros before the volume, its first row starts there."""
-    width = patch[2] * channels
-    to = 0
-    for a in range(patch[0]):
-        for b in range(patch[1]):
-            start = (cell + a * strides[0] + b * strides[1]) * channels
-            for c in range(width):
-                out[to + c] = image[start + c]
-            to += width
-
-
-@numba.njit(nogil=True, cache=True)
-def _mixed(value):
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-@numba.njit(nogil=True, cache=True)
-def _uniform(state):
-    """The next state of SplitMix64 and a float64 in [0, 1)."""
-    state += np.uint64(0x9E3779B97F4A7C15)
-    return state, np.float64(_mixed(state) >> np.uint64(11)) * 2.0**-53
-
-
-@numba.njit(nogil=True, cache=True)
-def _shuffled(index, count, key):
-    """Where a random permutation of ``range(count)`` sends ``index``: Feistel rounds, until it is inside."""
-    half = np.uint64(1)
-    while (1 << (2 * int(half))) < count:
-        half += np.uint64(1)
-    low = (np.uint64(1) << half) - np.uint64(1)
-    value = np.uint64(index)
-    while True:
-        left, right = value >> half, value & low
-        for turn in range(4):
-            left, right = right, left ^ (_mixed(right ^ _mixed(key + np.uint64(turn))) & low)
-        value = (left << half) | right
-        if value < np.uint64(count):
-            return int(value)
