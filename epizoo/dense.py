@@ -64,7 +64,7 @@ class DenseEncoder:
         self.patch_shape = patch_shape
         self.channels = channels
         self.latent_dim = latent_dim
-        self._floats_a_voxel = channels
+        self._floats_a_voxel = max(channels, 2 * latent_dim)
         form = tf.TensorSpec((None,) * (len(patch_shape) + 1) + (channels,), tf.float32)
         voxels = tf.TensorSpec((None, len(patch_shape) + 1), tf.int32)
         self._encode = tf.function(self._convert, input_signature=[form], autograph=False)
@@ -79,14 +79,17 @@ class DenseEncoder:
             z: which slices, all by default.
 
         Returns:
-            ``(x, y, nz, d)`` float32.
+            ``(x, y, nz, d)`` float32; its memory runs slice by slice, each slice contiguous.
 
         Raises:
             InputError: another shape, values that are not finite, slices with a step.
         """
         volume = self._check_volume(volume)
         slices = _slices(z, volume.shape[2])
-        codes = np.empty((*volume.shape[:2], len(slices), self.latent_dim), np.float32)
+        shape = (len(slices), *volume.shape[:2], self.latent_dim)
+        codes = np.moveaxis(
+            np.empty(shape, np.float32), 0, 2
+        )  # memory slice by slice: each is written at once
         for step in self._steps(slices, volume.shape):
             part = codes[:, :, step.start - slices.start : step.stop - slices.start]
             box = self._foreground(volume, step)
