@@ -1,0 +1,19 @@
+"""Before TensorFlow starts: quiet, and two logical CPUs, so that MirroredStrategy has replicas to mirror."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """What a test draws does not depend on the tests before it."""
+    keras.utils.set_random_seed(0)

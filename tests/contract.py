@@ -1,0 +1,244 @@
+"""What every model of the zoo must pass: ``check_model(name)`` or a function a property.
+
+A new model is tested by its line in the registry: ``tests/test_models.py`` runs all of this over it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import epizoo
+from epizoo.models import callbacks, patch_model
+from tfds_epilepsy.errors import InputError
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of the zoo with arguments that make it small."""
+
+    name: str
+    patch_shape: tuple[int, ...] = (15, 15)
+    channels: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.name}-{'x'.join(map(str, self.patch_shape))}x{self.channels}"
+
+    def create(self, *, eager: bool = True, **config: Any) -> patch_model.PatchModel:
+        """A compiled model; eager, because a graph costs more than the few steps that it would take."""
+        model = epizoo.create(self.name, patch_shape=self.patch_shape, channels=self.channels, **config)
+        model.compile(run_eagerly=eager)
+        return model
+
+    def dataset(self, start: int = 0) -> tf.data.Dataset:
+        """Endless smooth random patches, batch k a function of k."""
+        shape = (BATCH, *self.patch_shape, self.channels)
+
+        def batch(k: tf.Tensor) -> dict[str, tf.Tensor]:
+            def draw(stream: int) -> tf.Tensor:
+                noise = tf.random.stateless_uniform(shape, (k, stream), maxval=0.3)
+                level = tf.random.stateless_uniform((BATCH, *[1] * len(self.patch_shape), 1), (k, 7))
+                return 0.7 * level + noise
+
+            element = {"patch": draw(0), "position": tf.random.stateless_uniform((BATCH, 3), (k, 2), -1, 1)}
+            if patch_models()[self.name].sampling == "pair":
+                element["partner"] = draw(1)
+            return element
+
+        return tf.data.Dataset.counter(start).map(batch)
+
+    def patches(self, n: int = BATCH) -> np.ndarray:
+        return np.random.default_rng(0).random((n, *self.patch_shape, self.channels), dtype=np.float32)
+
+    def train(self, model: patch_model.PatchModel, folder: Path, **options: Any) -> list[dict[str, float]]:
+        options = {"epochs": 2, "steps_per_epoch": 2, "validation_data": self.dataset(100)} | options
+        return callbacks.train(model, self.dataset, folder=folder, validation_steps=2, **options)
+
+
+def patch_models() -> dict[str, type[patch_model.PatchModel]]:
+    return epizoo.models.REGISTRY
+
+
+class Killed(keras.callbacks.Callback):
+    """Ends the process's training in the middle of an epoch."""
+
+    def __init__(self, epoch: int):
+        super().__init__()
+        self.epoch = epoch
+        self.now = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.now = epoch == self.epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.now:
+            raise KeyboardInterrupt
+
+
+def builds(case: Case) -> None:
+    model = case.create()
+    assert model.encoder.inputs[0].name == "patch"
+    assert model.encoder.input_shape == (None, *case.patch_shape, case.channels)
+    assert list(model.encoder.output_names) == ["latent"]
+    assert model.encoder.output_shape == (None, model.latent_dim)
+    assert model.patch_shape == case.patch_shape
+    assert model.sampling in ("patch", "pair")
+    assert model.paper
+    assert model.monitor.removeprefix("val_") in model.tracked
+    if model.decoder is not None:
+        assert model.reconstruct(case.patches()).shape == case.patches().shape
+    if model.generates:
+        generated = model.generate(3)
+        assert generated.shape == (3, *case.patch_shape, case.channels)
+        assert generated.min() >= 0
+        assert generated.max() <= 1
+    same = case.create()
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), same.get_weights(), strict=True))
+    other = case.create(seed=1)
+    assert not np.allclose(model.encode(case.patches()), other.encode(case.patches()))
+
+
+def survives_kill_save_and_load(case: Case, folder: Path) -> None:
+    """Fits with figures that are numbers; a killed run resumes to the same bits; the file holds all of it."""
+    eager = len(case.patch_shape) == 3  # a graph in 2D, where it is cheaper
+    whole = case.create(eager=eager)
+    rows = case.train(whole, folder / "whole")
+    figures = np.array([list(row.values()) for row in rows])
+    assert len(rows) == 2
+    assert np.isfinite(figures).all()
+    assert f"{whole.monitor}" in rows[0]
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+    with pytest.raises(KeyboardInterrupt):
+        case.train(case.create(eager=eager), folder / "killed", callbacks=[Killed(epoch=1)])
+    resumed = case.create(eager=eager)
+    assert case.train(resumed, folder / "killed") == rows
+    same_state(resumed, whole)
+    history = [(folder / run / "history.csv").read_text() for run in ("whole", "killed")]
+    assert history[0] == history[1]
+
+    loaded = epizoo.load_model(folder / "whole" / "model.keras")
+    same_state(loaded, whole)
+    assert loaded.get_config() == whole.get_config()
+    assert (loaded.epochs, loaded.steps) == (2, 4)
+    assert np.array_equal(loaded.encode(case.patches()), whole.encode(case.patches()))
+
+
+def same_state(a: patch_model.PatchModel, b: patch_model.PatchModel) -> None:
+    """Equal weights and optimisers' states, to the bit."""
+    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+        assert np.array_equal(x, y)
+    for name in b.trains:
+        x, y = ([v.numpy() for v in getattr(m, name).variables] for m in (a, b))
+        assert len(x) == len(y) > 2
+        assert all(np.array_equal(u, v) for u, v in zip(x, y, strict=True))
+        assert getattr(b, name).iterations.numpy() > 0
+
+
+def encodes_each_patch_alone(case: Case) -> None:
+    model = trained(case)
+    patches = case.patches(9)
+    codes = model.encode(patches)
+    assert codes.shape == (9, model.latent_dim)
+    assert codes.dtype == np.float32
+    assert np.ptp(codes, 0).max() > 0
+    order = np.random.default_rng(1).permutation(9)
+    assert np.allclose(model.encode(patches[order]), codes[order], atol=1e-5)
+    assert np.allclose(model.encode(patches[3:4]), codes[3:4], atol=1e-5)
+    assert np.allclose(model.encode(patches, batch_size=4), codes, atol=1e-5)
+
+
+def dense_equals_patchwise(case: Case) -> None:
+    model = trained(case)
+    shape = [n + 2 for n in case.patch_shape] + [3] * (3 - len(case.patch_shape))
+    volume = np.random.default_rng(0).random((*shape, case.channels), dtype=np.float32)
+    dense = epizoo.DenseEncoder(model.encoder)(volume)
+    assert dense.shape == (*shape, model.latent_dim)
+    margin = [n // 2 for n in case.patch_shape] + [0] * (3 - len(case.patch_shape))
+    padded = np.pad(volume, [(n, n) for n in margin] + [(0, 0)])
+    voxels = [(0, 0, 0), tuple(n // 2 for n in shape), tuple(n - 1 for n in shape)]
+    size = [2 * n + 1 for n in margin]
+    patches = np.stack(
+        [padded[tuple(slice(v, v + n) for v, n in zip(voxel, size, strict=True))] for voxel in voxels]
+    )
+    codes = model.encode(patches.reshape(-1, *case.patch_shape, case.channels))
+    assert np.allclose(np.stack([dense[v] for v in voxels]), codes, atol=1e-4)
+
+
+def exports(case: Case, folder: Path) -> None:
+    model = trained(case)
+    epizoo.export_encoder(model, folder / "export")
+    served = tf.saved_model.load(folder / "export").signatures["serving_default"]
+    codes = served(patch=tf.constant(case.patches()))["latent"].numpy()
+    assert np.allclose(codes, model.encode(case.patches()), atol=1e-5)
+
+
+def trains_in_bfloat16(case: Case) -> None:
+    model = case.create(dtype="mixed_bfloat16")
+    hidden = [layer for layer in model.encoder.layers if layer.weights and layer.name != "latent"]
+    assert hidden[0].compute_dtype == "bfloat16"
+    assert all(w.dtype == "float32" for w in model.trainable_weights)
+    before = model.encode(case.patches())
+    assert before.dtype == np.float32
+    history = model.fit(case.dataset(), steps_per_epoch=2, verbose=0).history
+    assert np.isfinite(list(history.values())).all()
+    assert not np.array_equal(model.encode(case.patches()), before)
+
+
+def trains_alike_on_two_devices(case: Case, strategy: tf.distribute.Strategy) -> None:
+    def figures(model: patch_model.PatchModel) -> dict[str, list[float]]:
+        data, held_out = case.dataset(), case.dataset(100).take(2)
+        return model.fit(data, steps_per_epoch=3, validation_data=held_out, verbose=0).history
+
+    one = figures(case.create(eager=False))
+    with strategy.scope():
+        model = case.create(eager=False)
+    two = figures(model)
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=1e-3, abs=1e-3), name
+
+
+def round_trips_its_config(case: Case, folder: Path) -> None:
+    model = case.create(seed=3)
+    again = type(model).from_config(json.loads(json.dumps(model.get_config())))
+    assert again.get_config() == model.get_config()
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+    model.set_weights([w + 0.5 for w in model.get_weights()])
+    model.save_preset(folder / "preset")
+    assert sorted(p.name for p in (folder / "preset").iterdir()) == ["config.json", "model.weights.h5"]
+    preset = epizoo.from_preset(folder / "preset")
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), preset.get_weights(), strict=True))
+
+
+def names_wrong_shapes(case: Case) -> None:
+    model = case.create()
+    for wrong in (case.patches()[0], case.patches()[:, 1:], case.patches()[..., :-1]):
+        with pytest.raises(InputError, match=r"takes \(n, "):
+            model.encode(wrong)
+    other = Case(case.name, (5,) * len(case.patch_shape), case.channels)
+    with pytest.raises(InputError, match="patch of shape"):
+        model.fit(other.dataset(), steps_per_epoch=1, verbose=0)
+    with pytest.raises(InputError, match="needs 'patch'"):
+        model.fit(case.dataset().map(lambda element: {"position": element["position"]}))
+    with pytest.raises(InputError, match="has no 'x_optimizer'"):
+        model.compile(x_optimizer="adam")
+
+
+_TRAINED: dict[Case, patch_model.PatchModel] = {}
+
+
+def trained(case: Case) -> patch_model.PatchModel:
+    """A model after a few steps, shared by the tests that only read it."""
+    if case not in _TRAINED:
+        _TRAINED[case] = case.create()
+        _TRAINED[case].fit(case.dataset(), steps_per_epoch=2, verbose=0)
+    return _TRAINED[case]

@@ -1,0 +1,67 @@
+import pytest
+import tensorflow as tf
+
+import epizoo
+from tests import contract
+from tests.contract import Case
+
+NAMES = epizoo.list_models()
+PLANE = [Case(name) for name in NAMES]
+SOLID = [Case(name, (7, 7, 7), 3) for name in NAMES]
+SINGLE = [Case(name, (9, 9), 1) for name in NAMES]
+plane = pytest.mark.parametrize("case", PLANE, ids=str)
+plane_and_solid = pytest.mark.parametrize("case", PLANE + SOLID, ids=str)
+every_form = pytest.mark.parametrize("case", PLANE + SOLID + SINGLE, ids=str)
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+    # Collectives of two strategies in one process meet in TensorFlow's global table; a reduction does not.
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+@every_form
+def test_model_builds_from_its_seed(case):
+    contract.builds(case)
+
+
+@plane_and_solid
+def test_killed_training_resumes_bit_by_bit_and_saves_everything(case, tmp_path):
+    contract.survives_kill_save_and_load(case, tmp_path)
+
+
+@plane_and_solid
+def test_code_does_not_depend_on_batch_mates(case):
+    contract.encodes_each_patch_alone(case)
+
+
+@every_form
+def test_dense_code_equals_code_of_the_patch(case):
+    contract.dense_equals_patchwise(case)
+
+
+@plane
+def test_exported_encoder_gives_the_same_code(case, tmp_path):
+    contract.exports(case, tmp_path)
+
+
+@plane
+def test_model_trains_in_bfloat16(case):
+    contract.trains_in_bfloat16(case)
+
+
+@plane
+def test_two_devices_train_like_one(case, two_devices):
+    contract.trains_alike_on_two_devices(case, two_devices)
+
+
+@plane_and_solid
+def test_config_and_preset_round_trip(case, tmp_path):
+    contract.round_trips_its_config(case, tmp_path)
+
+
+@plane_and_solid
+def test_wrong_shapes_are_named(case):
+    contract.names_wrong_shapes(case)
