@@ -1,0 +1,79 @@
+"""The cerebrum of the template: the brain without cerebellum and brain stem."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tfds_epilepsy.volumes import load_template
+
+# Balls (x, y, z, radius in mm of MNI152, mirrored in x) that lie in the hindbrain and in the cerebrum.
+HINDBRAIN = (
+    (25, -65, -40, 8),  # cerebellar hemisphere
+    (40, -60, -38, 5),
+    (12, -50, -20, 4),  # anterior lobe, under the tentorium
+    (0, -62, -25, 5),  # vermis
+    (0, -28, -35, 6),  # pons
+    (0, -40, -55, 4),  # medulla
+    (0, -31, -12, 5),  # midbrain
+)
+CEREBRUM = (
+    (0, -5, -8, 3),  # hypothalamus
+    (12, -18, 8, 5),  # thalamus
+    (0, -38, 12, 3),  # splenium
+    (12, -78, 0, 3),  # lingual gyrus
+    (20, -92, -8, 3),  # occipital pole
+    (40, -78, -10, 3),
+    (30, -80, 8, 6),
+    (32, -45, -12, 3),  # fusiform gyrus, on the tentorium
+    (26, -38, -6, 3),
+    (24, -20, -20, 3),  # hippocampus
+    (22, -12, -6, 3),
+    (50, -40, -20, 4),  # inferior temporal gyrus
+    (40, 5, -30, 6),  # temporal pole
+    (8, -60, 30, 6),
+    (25, 20, 30, 15),
+    (30, -50, 35, 10),
+)
+
+
+@lru_cache(maxsize=2)
+def cerebrum_mask(voxel_size: int = 2) -> NDArray[np.bool_]:
+    """The template's brain mask without cerebellum and brain stem.
+
+    Watershed of the template's T1w from landmarks on both sides: the borders settle in the dark of the
+    tentorium and the cisterns. Between midbrain and thalamus nothing is dark; the border there is the plane
+    through the posterior commissure and the back of the mamillary bodies.
+
+    Args:
+        voxel_size: of the template grid, 1 or 2 mm.
+
+    Returns:
+        ``(x, y, z)`` bool, read-only.
+    """
+    template = load_template(voxel_size)
+    places = nib.affines.apply_affine(template.affine, np.moveaxis(np.indices(template.shape), 0, -1))
+    x, y, z = np.moveaxis(places, -1, 0)
+    markers = np.zeros(template.shape, np.int8)
+    for label, balls in ((2, HINDBRAIN), (1, CEREBRUM)):
+        for right, front, up, radius in balls:
+            markers[(abs(x) - right) ** 2 + (y - front) ** 2 + (z - up) ** 2 <= radius**2] = label
+    above = z > -4 - 2 / 3 * (y + 24)
+    markers[above & (abs(x) < 22) & (y > -38) & (y < 0)] = 1
+    markers[~above & (abs(x) <= 9) & (y >= -30) & (y <= -18) & (z > -26)] = 2
+    markers[z > 20] = 1
+
+    darkness = 255 * (1 - ndimage.gaussian_filter(template.t1, 0.7 / voxel_size))
+    darkness = np.where(template.brain_mask, darkness.clip(0, 255), 255).astype(np.uint8)
+    hindbrain = (ndimage.watershed_ift(darkness, markers) == 2) & template.brain_mask
+    hindbrain = ndimage.binary_opening(hindbrain, iterations=2 // voxel_size)
+    pieces, _ = ndimage.label(hindbrain)
+    hindbrain = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    hindbrain |= hindbrain[::-1]  # the template mirrors itself; watershed breaks ties to one side
+    mask = template.brain_mask & ~hindbrain
+    mask.flags.writeable = False
+    return mask
