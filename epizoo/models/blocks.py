@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import keras
@@ -63,6 +63,12 @@ def default_stages(patch_shape: Sequence[int], latent_dim: int, filters: int = 1
     return stages
 
 
+def gan_stages(patch_shape: Sequence[int], filters: int = 32) -> list[Stage]:
+    """The stack of the GANs: :func:`default_stages`, twice as wide from the first pool on."""
+    stages = default_stages(patch_shape, 1, filters)
+    return [stages[0], *(replace(stage, filters=2 * filters) for stage in stages[1:])]
+
+
 def conv_encoder(
     patch_shape: Sequence[int],
     channels: int,
@@ -72,6 +78,7 @@ def conv_encoder(
     activation: str = "relu",
     norm: str | None = None,
     spectral: bool = False,
+    linear: bool = False,
     name: str = "encoder",
 ) -> keras.Model:
     """Functional encoder: ``patch`` (n, *patch_shape, channels) to ``latent`` (n, latent_dim) float32.
@@ -85,12 +92,13 @@ def conv_encoder(
         latent_dim: size of the code.
         stages: the stack; :func:`default_stages` if None.
         activation, norm, spectral: see :func:`conv_stack`.
+        linear: end in the Dense in any case: for codes that take both signs, as a normal prior asks.
         name: of the model.
     """
     stages = default_stages(patch_shape, latent_dim) if stages is None else stages
     patch = keras.Input((*patch_shape, channels), name="patch")
     x = conv_stack(patch, stages, activation=activation, norm=norm, spectral=spectral)
-    return keras.Model(patch, to_latent(x, latent_dim), name=name)
+    return keras.Model(patch, to_latent(x, latent_dim, linear=linear), name=name)
 
 
 def conv_decoder(
@@ -190,9 +198,9 @@ def dense_stack(
     return x
 
 
-def to_latent(x: Any, latent_dim: int, name: str = "latent") -> Any:
-    """Flatten to ``(n, latent_dim)`` float32; a linear Dense only where the flattened size differs."""
-    if math.prod(x.shape[1:]) == latent_dim:
+def to_latent(x: Any, latent_dim: int, name: str = "latent", *, linear: bool = False) -> Any:
+    """Flatten to ``(n, latent_dim)`` float32; a linear Dense where the flattened size differs, or if told."""
+    if math.prod(x.shape[1:]) == latent_dim and not linear:
         return layers.Flatten(name=name, dtype="float32")(x)
     return layers.Dense(latent_dim, name=name, dtype="float32")(layers.Flatten()(x))
 

@@ -373,6 +373,12 @@ class PatchModel(keras.Model):
         """Values uniform in [0, 1); arguments as in ``noise``."""
         return self._draw(tf.random.stateless_uniform, name, shape, training)
 
+    def gather(self, values: Any) -> Any:
+        """The whole batch's ``(n, ...)`` values on every replica: for a loss that compares samples."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return values
+        return tf.distribute.get_replica_context().all_gather(values, 0)
+
     def trained_by(self, optimizer: str) -> list[keras.Variable]:
         """The weights that an optimiser trains."""
         networks = [getattr(self, name) for name in self.trains[optimizer]]
