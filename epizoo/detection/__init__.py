@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from epizoo.detection.clusters import Cluster, find_clusters
     from epizoo.detection.detector import DETECTORS, Detector, create_detector
+    from epizoo.detection.fusion import fuse_maps
     from epizoo.detection.normative import NormativeModel, fit_normative
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "create_detector",
     "find_clusters",
     "fit_normative",
+    "fuse_maps",
 ]
 
 _MODULES = {
@@ -28,6 +30,7 @@ _MODULES = {
     "create_detector": "detector",
     "find_clusters": "clusters",
     "fit_normative": "normative",
+    "fuse_maps": "fusion",
 }
 
 

@@ -88,9 +88,42 @@ class Intensities(Codes):
         return np.stack(channels, axis=-1)
 
 
-def as_codes(encoder: keras.Model | Codes) -> Codes:
-    """An encoder's codes, or the codes themselves."""
-    return encoder if isinstance(encoder, Codes) else EncoderCodes(encoder)
+class Homotopic(Codes):
+    """The code of a voxel less that of its mirror: of the mirrored brain at the same place.
+
+    Axis 0 of the grid must mirror the brain, as it does in template space.
+    """
+
+    def __init__(self, codes: Codes):
+        self.inner = codes
+
+    def volume(self, subject: Subject) -> NDArray[np.float32]:
+        return self.inner.volume(subject)
+
+    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+        return self.inner.latents(volume, mask, z) - self.inner.latents(volume[::-1], mask, z)
+
+
+class WithPosition(Codes):
+    """A code and, beside it, the voxel's position on the grid, in [-1, 1] times a weight."""
+
+    def __init__(self, codes: Codes, weight: float = 1.0):
+        self.inner, self.weight = codes, weight
+
+    def volume(self, subject: Subject) -> NDArray[np.float32]:
+        return self.inner.volume(subject)
+
+    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+        indices = np.argwhere(mask[:, :, z]) + np.array([0, 0, z.start])
+        position = self.weight * (2 * (indices + 0.5) / mask.shape - 1)
+        return np.concatenate([self.inner.latents(volume, mask, z), position], axis=1, dtype=np.float32)
+
+
+def as_codes(encoder: Any) -> Codes:
+    """The codes of a Keras encoder or of a model that has one (``PatchModel``), or the codes themselves."""
+    if isinstance(encoder, Codes):
+        return encoder
+    return EncoderCodes(getattr(encoder, "encoder", encoder))
 
 
 def smooth(

@@ -7,14 +7,14 @@ code lies from them. **Higher is more abnormal.**
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.codes import Codes, Intensities
+from epizoo.detection.codes import Codes, Intensities, as_codes
 from tfds_epilepsy.errors import InputError
 
 # Name -> "module:class", imported when asked for.
@@ -22,7 +22,14 @@ DETECTORS: dict[str, str] = {
     "ocsvm": "epizoo.detection.ocsvm:LocalOneClassSVM",
     "gaussian": "epizoo.detection.gaussian:LocalGaussian",
     "knn": "epizoo.detection.knn:LocalKNN",
+    "pooled": "epizoo.detection.pooled:PooledOneClassSVM",
+    "patient": "epizoo.detection.pooled:PatientOneClassSVM",
+    "adjusted": "epizoo.detection.adjusted:Adjusted",
+    "reconstruction": "epizoo.detection.reconstruction:Reconstruction",
     "zscore": "epizoo.detection.classical:ZScore",
+    "flair": "epizoo.detection.classical:FlairThreshold",
+    "junction_extension": "epizoo.detection.classical:JunctionExtension",
+    "spm": "epizoo.detection.classical:SPM",
 }
 
 
@@ -36,11 +43,11 @@ def create_detector(name: str, **config: Any) -> Detector:
         raise InputError(f"unknown detector {name!r}: choose one of {', '.join(DETECTORS)}.")
     module, _, attribute = DETECTORS[name].partition(":")
     detector: type[Detector] = getattr(import_module(module), attribute)
-    unknown = set(config) - set(detector.options())
+    unknown = set(config) - set(detector.option_names())
     if unknown:
         raise InputError(
             f"detector {name!r} has no option {', '.join(sorted(unknown))}: "
-            f"its options are {', '.join(detector.options()) or 'none'}."
+            f"its options are {', '.join(detector.option_names()) or 'none'}."
         )
     return detector(**config)
 
@@ -51,22 +58,39 @@ class Detector:
     Sub-classes implement ``fit`` and ``score``; what they learn is kept in attributes that end in ``_``.
 
     ``name``: the key in ``DETECTORS``.
+    ``sampled``: how many of a subject's voxels, from all over the brain, ``prepare`` wants to see; 0 for a
+    detector that learns each voxel by itself.
+    ``covariates``: of a subject, that ``fit``, ``cross_scores`` and ``score`` want to be given.
+    ``calibration``: of the map: with mean and deviation of each ``voxel``, or one of each for the ``brain``.
     """
 
     name: ClassVar[str]
+    calibration: ClassVar[str] = "voxel"
+    sampled: int = 0
+    covariates: Sequence[str] = ()
 
-    def fit(self, latents: NDArray[np.float32]) -> Self:
+    def prepare(self, sample: NDArray[np.float32], folds: NDArray[np.integer] | None = None) -> Self:
+        """Learn from the whole brain, where ``sampled``; called before anything else.
+
+        Args:
+            sample: ``(sampled, n, d)``, codes of n subjects at voxels from all over the brain.
+            folds: ``(n,)`` of the controls that are fitted; None for a subject that is scored.
+        """
+        return self
+
+    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         """Learn the controls.
 
         Args:
             latents: ``(v, n, d)``: the code of n controls at v voxels.
+            **covariates: ``(n,)`` each, NaN where unknown, of a detector that names some.
 
         Returns:
             self.
         """
         raise NotImplementedError
 
-    def score(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
         """How abnormal codes are; higher is more abnormal.
 
         Args:
@@ -77,16 +101,23 @@ class Detector:
         """
         raise NotImplementedError
 
-    def codes(self, encoder: Codes | None) -> Codes:
-        """What it reads of a subject: the encoder's codes, or the intensities where there is no encoder."""
-        return encoder or Intensities()
+    def codes(self, encoder: Any) -> Codes:
+        """What it reads of a subject.
 
-    def cross_scores(self, latents: NDArray[np.float32], folds: NDArray[np.integer]) -> NDArray[np.float32]:
+        Args:
+            encoder: a Keras encoder, a ``PatchModel``, other codes, or None: the intensities.
+        """
+        return Intensities() if encoder is None else as_codes(encoder)
+
+    def cross_scores(
+        self, latents: NDArray[np.float32], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
         """Scores of the controls, each by a detector that was fitted without its fold.
 
         Args:
             latents: ``(v, n, d)``.
             folds: ``(n,)``, the fold of each control.
+            **covariates: ``(n,)`` each, of a detector that names some.
 
         Returns:
             ``(v, n)`` float32.
@@ -94,8 +125,10 @@ class Detector:
         scores = np.empty(latents.shape[:2], np.float32)
         for fold in np.unique(folds):
             held_out = folds == fold
-            detector = type(self)(**self.get_config()).fit(np.ascontiguousarray(latents[:, ~held_out]))
-            scores[:, held_out] = detector.score(np.ascontiguousarray(latents[:, held_out]))
+            rest = {name: values[~held_out] for name, values in covariates.items()}
+            detector = type(self)(**self.get_config()).fit(latents[:, ~held_out], **rest)
+            there = {name: values[held_out] for name, values in covariates.items()}
+            scores[:, held_out] = detector.score(latents[:, held_out], **there)
         return scores
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -110,13 +143,13 @@ class Detector:
         return detector
 
     @classmethod
-    def options(cls) -> list[str]:
+    def option_names(cls) -> list[str]:
         """Names of the constructor's arguments."""
         return [name for name in inspect.signature(cls).parameters]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {name: getattr(self, name) for name in self.options()}
+        return {name: getattr(self, name) for name in self.option_names()}
 
 
 def check_latents(latents: NDArray[np.floating], voxels: int | None = None) -> NDArray[np.float32]:
@@ -130,6 +163,8 @@ def check_latents(latents: NDArray[np.floating], voxels: int | None = None) -> N
         raise InputError(f"latents of shape {array.shape}: (voxels, subjects, features) is needed.")
     if voxels is not None and len(array) != voxels:
         raise InputError(f"latents at {len(array)} voxels: the detector was fitted at {voxels}.")
-    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(array.sum()) or np.isfinite(array).all()  # the sum alone is quicker
+    if not finite:
         raise InputError("latents are NaN or infinite: the encoder or its input is broken.")
     return array

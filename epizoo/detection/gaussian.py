@@ -32,7 +32,7 @@ class LocalGaussian(Detector):
     def __init__(self, threads: int | None = None):
         self.threads = threads
 
-    def fit(self, latents: NDArray[np.floating]) -> Self:
+    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         latents = check_latents(latents)
         voxels, _, d = latents.shape
         self.mean_ = np.empty((voxels, d), np.float32)
@@ -41,14 +41,24 @@ class LocalGaussian(Detector):
         over_voxels(lambda start, stop: _fit(*arguments, start, stop), voxels, self.threads)
         return self
 
-    def score(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
+    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
         latents = check_latents(latents, len(self.mean_))
         scores = np.empty(latents.shape[:2], np.float32)
         arguments = (latents, self.mean_, self.factor_, scores)
         over_voxels(lambda start, stop: _score(*arguments, start, stop), len(latents), self.threads)
         return scores
 
-    def cross_scores(self, latents: NDArray[np.floating], folds: NDArray[np.integer]) -> NDArray[np.float32]:
+    def whiten(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Codes ``(v, m, d)`` about the mean, of unit covariance: their length is the score."""
+        latents = check_latents(latents, len(self.mean_))
+        white = np.empty_like(latents)
+        arguments = (latents, self.mean_, self.factor_, white)
+        over_voxels(lambda start, stop: _whiten(*arguments, start, stop), len(latents), self.threads)
+        return white
+
+    def cross_scores(
+        self, latents: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
         """As the base class; the scatter of a fold is the whole's less that of those held out."""
         latents = check_latents(latents)
         scores = np.empty(latents.shape[:2], np.float32)
@@ -91,21 +101,37 @@ def _fit(latents, means, factors, start, stop):
 @compiled
 def _score(latents, means, factors, scores, start, stop):
     _, m, d = latents.shape
-    rest = np.empty(d, np.float32)
+    white = np.empty(d, np.float32)
     for voxel in range(start, stop):
         for i in range(m):
+            _solve(latents[voxel, i], means[voxel], factors[voxel], white)
+            total = np.float32(0)
             for k in range(d):
-                rest[k] = latents[voxel, i, k] - means[voxel, k]
-            total, position = np.float32(0), 0
-            for k in range(d):
-                row = factors[voxel, position : position + d - k]
-                y = rest[k] / row[0]
-                total += y * y
-                tail = rest[k:]
-                for j in range(len(row)):
-                    tail[j] -= y * row[j]
-                position += d - k
+                total += white[k] * white[k]
             scores[voxel, i] = math.sqrt(total)
+
+
+@compiled
+def _whiten(latents, means, factors, white, start, stop):
+    for voxel in range(start, stop):
+        for i in range(latents.shape[1]):
+            _solve(latents[voxel, i], means[voxel], factors[voxel], white[voxel, i])
+
+
+@compiled
+def _solve(x, mean, factor, white):
+    """``white = U^-T (x - mean)``, by forward substitution along the rows of U."""
+    d = len(x)
+    for k in range(d):
+        white[k] = x[k] - mean[k]
+    position = 0
+    for k in range(d):
+        row, tail = factor[position : position + d - k], white[k:]
+        y = tail[0] / row[0]
+        for j in range(1, len(row)):
+            tail[j] -= y * row[j]
+        tail[0] = y
+        position += d - k
 
 
 @compiled

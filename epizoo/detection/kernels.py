@@ -70,44 +70,49 @@ def distances(x, centred, distance):
         distance: ``(width, width)`` output.
     """
     n, d = x.shape
-    mean = np.zeros(d)
-    for i in range(n):
-        row = x[i]
-        for k in range(d):
-            mean[k] += np.float64(row[k])
     for k in range(d):
-        mean[k] /= n
-    for i in range(n):
-        for k in range(d):
-            centred[k, i] = np.float32(np.float64(x[i, k]) - mean[k])
+        feature = centred[k]
+        mean = 0.0
+        for i in range(n):
+            feature[i] = x[i, k]
+            mean += np.float64(x[i, k])
+        shift = np.float32(mean / n)
+        for i in range(n):
+            feature[i] -= shift
 
-    for i in range(0, n, 2):  # products of two rows and four features at a time stay in registers
+    for i in range(0, n, 4):  # products of four rows and four features at a time stay in registers
         begin = i // LANES * LANES
-        row_0, row_1 = distance[i, begin:], distance[i + 1, begin:]
-        row_0[:] = 0
-        row_1[:] = 0
+        row_0, row_1, row_2, row_3 = (
+            distance[i, begin:], distance[i + 1, begin:], distance[i + 2, begin:], distance[i + 3, begin:]
+        )  # fmt: skip
+        distance[i : i + 4, begin:] = 0
         for k in range(0, len(centred), 4):
-            c_0, c_1 = centred[k, begin:], centred[k + 1, begin:]
-            c_2, c_3 = centred[k + 2, begin:], centred[k + 3, begin:]
-            a_0, a_1, a_2, a_3 = centred[k, i], centred[k + 1, i], centred[k + 2, i], centred[k + 3, i]
-            i_1 = i + 1
-            b_0, b_1, b_2, b_3 = (
-                centred[k, i_1],
-                centred[k + 1, i_1],
-                centred[k + 2, i_1],
-                centred[k + 3, i_1],
-            )
+            c_0, c_1, c_2, c_3 = (
+                centred[k, begin:], centred[k + 1, begin:], centred[k + 2, begin:], centred[k + 3, begin:]
+            )  # fmt: skip
+            f = centred[k : k + 4, i : i + 4]
+            f_00, f_01, f_02, f_03 = f[0, 0], f[1, 0], f[2, 0], f[3, 0]
+            f_10, f_11, f_12, f_13 = f[0, 1], f[1, 1], f[2, 1], f[3, 1]
+            f_20, f_21, f_22, f_23 = f[0, 2], f[1, 2], f[2, 2], f[3, 2]
+            f_30, f_31, f_32, f_33 = f[0, 3], f[1, 3], f[2, 3], f[3, 3]
             for j in range(len(row_0)):
-                row_0[j] += a_0 * c_0[j] + a_1 * c_1[j] + a_2 * c_2[j] + a_3 * c_3[j]
-                row_1[j] += b_0 * c_0[j] + b_1 * c_1[j] + b_2 * c_2[j] + b_3 * c_3[j]
+                x_0, x_1, x_2, x_3 = c_0[j], c_1[j], c_2[j], c_3[j]
+                row_0[j] += f_00 * x_0 + f_01 * x_1 + f_02 * x_2 + f_03 * x_3
+                row_1[j] += f_10 * x_0 + f_11 * x_1 + f_12 * x_2 + f_13 * x_3
+                row_2[j] += f_20 * x_0 + f_21 * x_1 + f_22 * x_2 + f_23 * x_3
+                row_3[j] += f_30 * x_0 + f_31 * x_1 + f_32 * x_2 + f_33 * x_3
 
+    squares = np.empty(n, np.float32)
     for i in range(n):
-        for j in range(i + 1, n):
-            distance[i, j] = max(distance[i, i] + distance[j, j] - 2 * distance[i, j], np.float32(0))
+        squares[i] = distance[i, i]
     for i in range(n):
-        distance[i, i] = 0
+        row = distance[i]
         for j in range(i):
-            distance[i, j] = distance[j, i]
+            row[j] = distance[j, i]
+        tail, right = row[i:n], squares[i:]
+        for j in range(len(tail)):
+            tail[j] = max(squares[i] + right[j] - 2 * tail[j], np.float32(0))
+        row[i] = 0
 
 
 @compiled

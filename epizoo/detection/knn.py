@@ -37,18 +37,20 @@ class LocalKNN(Detector):
             raise InputError(f"k={k!r}: at least one neighbour is needed.")
         self.k, self.threads = k, threads
 
-    def fit(self, latents: NDArray[np.floating]) -> Self:
+    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         self.latents_ = check_latents(latents)
         return self
 
-    def score(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
+    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
         latents = check_latents(latents, len(self.latents_))
         scores = np.empty(latents.shape[:2], np.float32)
         arguments = (latents, self.latents_, self.k, scores)
         over_voxels(lambda start, stop: _score(*arguments, start, stop), len(latents), self.threads)
         return scores
 
-    def cross_scores(self, latents: NDArray[np.floating], folds: NDArray[np.integer]) -> NDArray[np.float32]:
+    def cross_scores(
+        self, latents: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
         latents = check_latents(latents)
         scores = np.empty(latents.shape[:2], np.float32)
         arguments = (latents, np.asarray(folds, np.int64), self.k, scores)

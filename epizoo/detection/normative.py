@@ -14,7 +14,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,13 +22,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from epizoo.detection.codes import Codes, as_codes, check_grid, smooth
+from epizoo.detection.codes import Codes, check_grid, smooth
 from epizoo.detection.detector import Detector, create_detector
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
-
-if TYPE_CHECKING:
-    import keras
 
 VERSION = 1
 SLAB_BYTES = 2 * 2**30  # of codes; larger slabs do not make it faster
@@ -38,13 +35,14 @@ HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
 
 
 def fit_normative(
-    encoder: keras.Model | Codes | None,
+    encoder: Any,
     subjects: Callable[[], Iterable[Subject]],
     folder: str | Path,
     detector: str | Detector = "ocsvm",
     *,
     folds: int = 10,
     fwhm: float = 0.0,
+    neighbours: bool = False,
     seed: int = 0,
     slab_bytes: int | None = None,
     overwrite: bool = False,
@@ -61,8 +59,9 @@ def fit_normative(
     A killed fit, called again with the same arguments, goes on at its slab; a finished one is loaded.
 
     Args:
-        encoder: a Keras encoder, or other ``Codes``; None for a detector that says what it reads, and for the
-            intensities themselves with any other.
+        encoder: a Keras encoder, a ``PatchModel`` (for ``reconstruction``, which needs the decoder too) or
+            other ``Codes``; None for a detector that says what it reads, and with any other for the
+            intensities.
         subjects: called once, gives the training controls.
         folder: where the model is kept.
         detector: its name in ``DETECTORS``, or a configured one.
@@ -71,7 +70,9 @@ def fit_normative(
             -0.05 and deviation 0.95 (five folds: -0.1 and 0.9; three: -0.2 and 0.8), at each voxel alike.
         fwhm: smoothing of the score map inside the brain, millimetres; the controls' maps are smoothed too
             before the calibration. None by default.
-        seed: of the folds.
+        neighbours: fit each voxel on the controls' codes at its six neighbours too: seven times the samples
+            and memory and, for the SVM, some fifty times the time.
+        seed: of the folds, and of the voxels that a detector of the whole brain is shown.
         slab_bytes: memory for the codes of a slab; by default a quarter of what is free, at most 2 GiB.
         overwrite: begin anew what is in the folder.
         console: where progress is shown.
@@ -82,9 +83,9 @@ def fit_normative(
     """
     console = console or Console(stderr=True)
     chosen = create_detector(detector) if isinstance(detector, str) else detector
-    codes = _codes_for(encoder, chosen)
+    codes = chosen.codes(encoder)
     folder = Path(folder)
-    fit = _Fit(codes, chosen, folder, folds=folds, fwhm=fwhm, seed=seed)
+    fit = _Fit(codes, chosen, folder, folds=folds, fwhm=fwhm, seed=seed, neighbours=neighbours)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         fit.read(subjects)
@@ -94,12 +95,13 @@ def fit_normative(
         if not (folder / "manifest.json").is_file():
             console.print(fit.description)
             with Progress(*columns, console=console) as progress:
+                fit.prepare()
                 for number in progress.track(range(len(fit.slabs)), description="fit slabs"):
                     fit.slab(number)
             fit.calibrate()
     finally:
         fit.tidy()
-    return NormativeModel.load(folder, encoder)
+    return NormativeModel(folder, codes, _read_json(folder / "manifest.json"))
 
 
 class NormativeModel:
@@ -125,12 +127,12 @@ class NormativeModel:
         self._slabs: dict[int, Detector] = {}
 
     @classmethod
-    def load(cls, folder: str | Path, encoder: keras.Model | Codes | None) -> NormativeModel:
+    def load(cls, folder: str | Path, encoder: Any) -> NormativeModel:
         """A fitted model, in any process.
 
         Args:
             folder: where ``fit_normative`` wrote it.
-            encoder: the one that it was fitted with.
+            encoder: what ``fit_normative`` was given.
 
         Raises:
             InputError: no finished model there, a later version, another encoder, damaged files.
@@ -145,7 +147,7 @@ class NormativeModel:
                 f"{path}: format version {manifest.get('version')!r}, this epizoo reads {VERSION}: "
                 "fit the detector again."
             )
-        codes = _codes_for(encoder, create_detector(manifest["detector"], **manifest["config"]))
+        codes = create_detector(manifest["detector"], **manifest["config"]).codes(encoder)
         if codes.fingerprint != manifest["encoder"]:
             raise InputError(
                 f"{folder} was fitted on the codes of another encoder ({manifest['encoder']}, this one is "
@@ -172,9 +174,16 @@ class NormativeModel:
             raise InputError(problems)
         volume = self.codes.volume(subject)
         raw = np.zeros(self.mask.shape, np.float32)
+        sample = None
         for number, (start, stop) in enumerate(self.manifest["slabs"]):
+            detector = self._slab(number)
+            if detector.sampled:
+                if sample is None:
+                    sample = _sample(self.codes, volume, self.mask, detector.sampled, self.manifest["seed"])
+                detector.prepare(sample[:, None])
             latents = self.codes.latents(volume, self.mask, slice(start, stop))
-            scores = self._slab(number).score(latents[:, None])[:, 0]
+            known = covariates_of(subject, detector.covariates)
+            scores = detector.score(latents[:, None], **known)[:, 0]
             raw[:, :, start:stop][self.mask[:, :, start:stop]] = scores
         inside = self.mask & subject.brain_mask
         if self.manifest["fwhm"]:
@@ -215,19 +224,34 @@ class NormativeModel:
 class _Fit:
     """The steps of one fit; see ``fit_normative``."""
 
-    def __init__(self, codes: Codes, detector: Detector, folder: Path, *, folds: int, fwhm: float, seed: int):
+    def __init__(
+        self,
+        codes: Codes,
+        detector: Detector,
+        folder: Path,
+        *,
+        folds: int,
+        fwhm: float,
+        seed: int,
+        neighbours: bool,
+    ):
         if folds < 2:
             raise InputError(f"folds={folds}: at least 2 are needed.")
         if fwhm < 0:
             raise InputError(f"fwhm={fwhm}: millimetres, 0 or more.")
+        if neighbours and detector.sampled:
+            raise InputError(
+                f"neighbours: {detector.name!r} is one for the brain and has no neighbours to add."
+            )
         self.codes, self.detector, self.folder = codes, detector, folder
-        self.folds, self.fwhm, self.seed = folds, float(fwhm), seed
+        self.folds, self.fwhm, self.seed, self.neighbours = folds, float(fwhm), seed, neighbours
         self.scratch = folder / "scratch"
 
     def read(self, subjects: Callable[[], Iterable[Subject]]) -> None:
         """Keep what the codes need of each control in the scratch folder; find the mask."""
         problems: list[str] = []
         self.subjects: list[str] = []
+        known: list[dict[str, NDArray[np.float64]]] = []
         checksum = 0
         _writable(self.scratch)
         for subject in subjects():
@@ -243,6 +267,7 @@ class _Fit:
                 found.append(f"{name} stands twice among the controls.")
             problems += found
             self.subjects.append(subject.subject)
+            known.append(covariates_of(subject, self.detector.covariates))
             if problems:
                 continue
             votes += subject.brain_mask
@@ -261,6 +286,9 @@ class _Fit:
                 "no voxel lies in the brain of half of the controls: are they in template space?"
             )
         self.checksum = f"{checksum:08x}"
+        self.covariates = {
+            name: np.concatenate([row[name] for row in known]) for name in self.detector.covariates
+        }
 
     def plan(self, slab_bytes: int | None) -> None:
         """Cut the brain into slabs, or take up the plan of a killed fit."""
@@ -279,10 +307,14 @@ class _Fit:
             "features": self.width,
             "subjects": self.subjects,
             "images": self.checksum,
+            "covariates": {
+                name: [repr(v) for v in values.tolist()] for name, values in self.covariates.items()
+            },
             "folds": self.folds,
             "fwhm": self.fwhm,
+            "neighbours": self.neighbours,
             "seed": self.seed,
-            "slabs": self._cut(room, 4 * self.width * len(self.subjects)),
+            "slabs": self._cut(room, 4 * self.width * len(self.subjects) * (7 if self.neighbours else 1)),
         }
         self.manifest = json.loads(json.dumps(plan))
         for name in ("manifest.json", "plan.json"):
@@ -304,21 +336,31 @@ class _Fit:
             f"{4 * voxels * self.width * len(self.subjects) / 2**30:.2f} GiB of codes"
         )
 
+    def prepare(self) -> None:
+        """Show the whole brain to a detector that wants to see it."""
+        if self.detector.sampled:
+            samples = [
+                _sample(self.codes, self._volume(control), self.mask, self.detector.sampled, self.seed)
+                for control in range(len(self.subjects))
+            ]
+            self.detector.prepare(np.stack(samples, axis=1), self._fold_of_controls())
+
     def slab(self, number: int) -> None:
         """Fit one slab and write it, with the cross-fitted scores of the controls; skipped where done."""
         path, scores_path = self.folder / _slab_name(number), self._scores_path(number)
         if path.is_file() and scores_path.is_file():
             return
         z = slice(*self.slabs[number])
-        voxels = np.count_nonzero(self.mask[:, :, z])
-        latents = np.empty((voxels, len(self.subjects), self.width), np.float32)
-        for control in range(len(self.subjects)):
-            latents[:, control] = self._latents(control, z)
-        scores = self.detector.cross_scores(latents, self._fold_of_controls())
+        latents, folds, known = self._controls_at(z), self._fold_of_controls(), self.covariates
+        if self.neighbours:
+            latents = self._with_neighbours(latents, z)
+            repeats = latents.shape[1] // len(folds)
+            folds, known = np.tile(folds, repeats), {k: np.tile(v, repeats) for k, v in known.items()}
+        scores = self.detector.cross_scores(latents, folds, **known)[:, : len(self.subjects)]
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(scores.T))
         _write(scores_path, buffer.getvalue())
-        _write_arrays(path, self.detector.fit(latents).state())
+        _write_arrays(path, self.detector.fit(latents, **known).state())
 
     def calibrate(self) -> None:
         """Mean and deviation of the controls' cross-fitted scores; then the manifest, last of all."""
@@ -330,6 +372,9 @@ class _Fit:
             delta = self._score_map(maps, control) - mean
             mean += delta / (control + 1)
             squares += delta * delta * control / (control + 1)
+        if self.detector.calibration == "brain":
+            squares[self.mask] = squares[self.mask].mean() + n * mean[self.mask].var()
+            mean[self.mask] = mean[self.mask].mean()
         freedom = n - 1
         variance = np.where(self.mask, squares / freedom, 0)
         neighbourhood = smooth(variance, self.mask, self.affine, PRIOR_FWHM)
@@ -371,9 +416,35 @@ class _Fit:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
 
+    def _controls_at(self, z: slice) -> NDArray[np.float32]:
+        """Codes ``(v, n, d)`` of all controls at the mask's voxels in some slices."""
+        voxels = np.count_nonzero(self.mask[:, :, z])
+        latents = np.empty((voxels, len(self.subjects), self.width), np.float32)
+        for control in range(len(self.subjects)):
+            latents[:, control] = self._latents(control, z)
+        return latents
+
+    def _with_neighbours(self, latents: NDArray[np.float32], z: slice) -> NDArray[np.float32]:
+        """Beside each voxel's ``(v, n, d)`` those of its six neighbours: ``(v, 7 n, d)``.
+
+        Past the mask the voxel itself stands in.
+        """
+        begin, end = max(z.start - 1, 0), min(z.stop + 1, self.shape[2])
+        around = self._controls_at(slice(begin, end))
+        row = np.full(self.mask.shape, -1)
+        row[:, :, begin:end][self.mask[:, :, begin:end]] = np.arange(len(around))
+        row = np.pad(row, 1, constant_values=-1)
+        voxels = np.argwhere(self.mask[:, :, z]) + np.array([1, 1, z.start + 1])
+        own = row[tuple(voxels.T)]
+        steps = np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)])
+        rows = [row[tuple((voxels + step).T)] for step in steps]
+        return np.concatenate([latents, *(around[np.where(r < 0, own, r)] for r in rows)], axis=1)
+
+    def _volume(self, control: int) -> NDArray[np.float32]:
+        return np.load(self._volume_path(control), mmap_mode="r")
+
     def _latents(self, control: int, z: slice) -> NDArray[np.float32]:
-        volume = np.load(self._volume_path(control), mmap_mode="r")
-        latents = self.codes.latents(volume, self.mask, z)
+        latents = self.codes.latents(self._volume(control), self.mask, z)
         if not np.isfinite(latents).all():
             raise InputError(
                 f"sub-{self.subjects[control]}: its codes are NaN or infinite; is the encoder trained?"
@@ -426,9 +497,22 @@ class _Fit:
         return self.scratch / f"scores-{number:03d}.npy"
 
 
-def _codes_for(encoder: keras.Model | Codes | None, detector: Detector) -> Codes:
-    """What a detector reads: its own codes where it has some, else the encoder's, else the intensities."""
-    return detector.codes(None if encoder is None else as_codes(encoder))
+def covariates_of(subject: Subject, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+    """Covariates ``(1,)`` of a subject: age in years, sex 0 (f) or 1 (m), NaN where unknown."""
+    sexes = {"f": 0.0, "m": 1.0}
+    values = {"age": float(subject.age), "sex": sexes.get(subject.sex, np.nan)}
+    return {name: np.array([values[name]]) for name in names}
+
+
+def _sample(
+    codes: Codes, volume: NDArray[np.float32], mask: NDArray[np.bool_], size: int, seed: int
+) -> NDArray[np.float32]:
+    """Codes ``(size, d)`` at voxels drawn from the whole mask; the same voxels for every subject."""
+    voxels = np.flatnonzero(mask)
+    chosen = np.random.default_rng(seed).choice(voxels, min(size, len(voxels)), replace=False)
+    where = np.zeros(mask.size, bool)
+    where[chosen] = True
+    return codes.latents(volume, where.reshape(mask.shape), slice(0, mask.shape[2]))
 
 
 def _slab_name(number: int) -> str:

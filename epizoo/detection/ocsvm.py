@@ -34,7 +34,8 @@ class LocalOneClassSVM(Detector):
         nu: bound on the fraction of controls outside, between 0 and 1. 0.03 is the paper's.
         gamma: of the kernel ``exp(-gamma |x - y|^2)``; ``"scale"`` is ``1 / (d * Var)`` over all entries of
             a voxel's ``(n, d)`` codes, 1 where they are all equal, as in scikit-learn.
-        tol: the optimality gap at which the solver stops.
+        tol: the optimality gap at which the solver stops (libsvm's default is 1e-3); the many fits of the
+            calibration stop at 1e-4.
         threads: threads; all cores by default. The results do not depend on it.
 
     Attributes:
@@ -54,7 +55,7 @@ class LocalOneClassSVM(Detector):
         self,
         nu: float = 0.03,
         gamma: float | str = "scale",
-        tol: float = 1e-5,
+        tol: float = 1e-6,
         threads: int | None = None,
     ):
         if not 0 < nu < 1:
@@ -63,7 +64,7 @@ class LocalOneClassSVM(Detector):
             raise InputError(f"gamma={gamma!r}: 'scale' or a positive number is needed.")
         self.nu, self.gamma, self.tol, self.threads = nu, gamma, tol, threads
 
-    def fit(self, latents: NDArray[np.floating]) -> Self:
+    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         latents = check_latents(latents)
         voxels, n, _ = latents.shape
         alpha = np.zeros((voxels, n), np.float32)
@@ -80,7 +81,7 @@ class LocalOneClassSVM(Detector):
         self.support_ = latents[chosen]
         return self
 
-    def score(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
+    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
         latents = check_latents(latents, len(self.rho_))
         scores = np.empty(latents.shape[:2], np.float32)
         over_voxels(
@@ -92,7 +93,9 @@ class LocalOneClassSVM(Detector):
         )
         return scores
 
-    def cross_scores(self, latents: NDArray[np.floating], folds: NDArray[np.integer]) -> NDArray[np.float32]:
+    def cross_scores(
+        self, latents: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
         """As the base class, with the distances of a voxel computed once for all folds.
 
         A decision value grows with the number of controls (``sum alpha = nu * n``), so those of a fold are
@@ -184,7 +187,7 @@ def _cross(latents, folds, nu, tol, fixed_gamma, scores, start, stop):
             gamma = fixed_gamma if fixed_gamma > 0 else _scale_gamma(means, squares, train, d)
             _kernel(distance, gamma, train, kernel, powers)
             weights = all_weights[train]
-            rho = _solve(kernel, nu, tol, weights)
+            rho = _solve(kernel, nu, max(tol, 1e-4), weights)
             for i in range(n):
                 if folds[i] == fold:
                     value = rho
@@ -326,6 +329,7 @@ def _solve(kernel, nu, tol, weights):
         for t in range(width):
             gap = np.float32(max(gradient[t] - empty[t] - lowest, 0.0))
             gains[t] = gap * gap / max(2 - 2 * row_i[t], np.float32(1e-12))
+        for t in range(width):  # apart from the loop above, which is vectorised without it
             best = max(best, gains[t])
         j = 0
         while gains[j] != best:

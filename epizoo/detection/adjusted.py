@@ -1,0 +1,147 @@
+"""A detector behind steps that are fitted on each voxel's controls: covariates out, features on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epizoo.detection.codes import Codes
+from epizoo.detection.detector import Detector, check_latents, create_detector
+from epizoo.detection.gaussian import LocalGaussian
+from tfds_epilepsy.errors import InputError
+
+SCALES = ("none", "standard", "whiten")
+COVARIATES = ("age", "sex")
+SMALLEST = 1e-3  # of the mean sd of a voxel's features: constant ones are not blown up
+
+
+class Adjusted(Detector):
+    """Regress age and sex out of the codes, scale or whiten them, then detect.
+
+    All of it is learnt on the controls alone, in each fold anew.
+
+    Example:
+        >>> detector = Adjusted("gaussian", covariates=["age"])
+        >>> latents = np.random.default_rng(0).normal(size=(4, 20, 3))
+        >>> detector.fit(latents, age=np.linspace(20, 60, 20)).score(latents, age=np.full(20, 40.0)).shape
+        (4, 20)
+
+    Args:
+        detector: the name of the detector.
+        options: of the detector.
+        covariates: of ``age`` (years) and ``sex``; a linear effect each, and none where they are unknown,
+            do not vary, or the controls are fewer than three more than them.
+        scale: ``none``; ``standard``, each feature by its sd; or ``whiten``, by the shrunk covariance
+            (see ``LocalGaussian``).
+
+    Raises:
+        InputError: an unknown option.
+    """
+
+    name: ClassVar[str] = "adjusted"
+
+    def __init__(
+        self,
+        detector: str = "ocsvm",
+        options: Mapping[str, Any] | None = None,
+        covariates: Sequence[str] = (),
+        scale: str = "none",
+    ):
+        if scale not in SCALES:
+            raise InputError(f"scale={scale!r}: choose one of {', '.join(SCALES)}.")
+        if set(covariates) - set(COVARIATES):
+            raise InputError(f"covariates={list(covariates)}: choose of {', '.join(COVARIATES)}.")
+        self.detector, self.options, self.covariates, self.scale = detector, options, list(covariates), scale
+        self._inner = create_detector(detector, **(options or {}))
+
+    def codes(self, encoder: Any) -> Codes:
+        return self._inner.codes(encoder)
+
+    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        latents = check_latents(latents)
+        n = latents.shape[1]
+        known = self._known(covariates, n)
+        self._centre, self._spread = _mean_and_sd(known)
+        design = np.column_stack([np.ones(n), self._standard(known)])
+        if n < design.shape[1] + 3:
+            design[:, 1:] = 0
+        # (1 + c, n) x (v, n, d) -> (v, 1 + c, d); the pseudo-inverse gives 0 to what does not vary
+        self._effects = np.einsum("cn,vnd->vcd", np.linalg.pinv(design), latents).astype(np.float32)
+        rest = self._without_effects(latents, known)
+        if self.scale == "standard":
+            sd = rest.std(1, ddof=min(1, n - 1))
+            floor = SMALLEST * sd.mean(1, keepdims=True)
+            self._sd = np.where(floor > 0, np.maximum(sd, floor), 1).astype(np.float32)
+        elif self.scale == "whiten":
+            self._gaussian = LocalGaussian().fit(rest)
+        self._inner.fit(self._scaled(rest))
+        return self
+
+    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        latents = check_latents(latents, len(self._effects))
+        known = self._known(covariates, latents.shape[1])
+        return self._inner.score(self._scaled(self._without_effects(latents, known)))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        state = {"effects": self._effects, "centre": self._centre, "spread": self._spread}
+        if self.scale == "standard":
+            state["sd"] = self._sd
+        elif self.scale == "whiten":
+            state |= {f"gaussian.{name}": array for name, array in self._gaussian.state().items()}
+        return state | {f"detector.{name}": array for name, array in self._inner.state().items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, NDArray[Any]], **config: Any) -> Self:
+        adjusted = cls(**config)
+        adjusted._effects, adjusted._centre, adjusted._spread = (
+            state["effects"],
+            state["centre"],
+            state["spread"],
+        )
+        if adjusted.scale == "standard":
+            adjusted._sd = state["sd"]
+        elif adjusted.scale == "whiten":
+            adjusted._gaussian = LocalGaussian.from_state(_part(state, "gaussian."))
+        inner = adjusted._inner
+        adjusted._inner = type(inner).from_state(_part(state, "detector."), **inner.get_config())
+        return adjusted
+
+    def _known(self, covariates: Mapping[str, NDArray[np.floating]], n: int) -> NDArray[np.float64]:
+        """``(n, c)``, NaN where unknown."""
+        known = np.full((n, len(self.covariates)), np.nan)
+        for c, name in enumerate(self.covariates):
+            if name in covariates:
+                known[:, c] = covariates[name]
+        return known
+
+    def _standard(self, known: NDArray[np.floating]) -> NDArray[np.float64]:
+        return np.nan_to_num((known - self._centre) / self._spread)
+
+    def _without_effects(
+        self, latents: NDArray[np.float32], known: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        design = np.column_stack([np.ones(len(known)), self._standard(known)]).astype(np.float32)
+        return latents - np.einsum("mc,vcd->vmd", design, self._effects)
+
+    def _scaled(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.scale == "standard":
+            return rest / self._sd[:, None]
+        return self._gaussian.whiten(rest) if self.scale == "whiten" else rest
+
+
+def _mean_and_sd(known: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Over what is known; 0 and 1 where nothing is or nothing varies."""
+    centre, spread = np.zeros(known.shape[1]), np.ones(known.shape[1])
+    for c, values in enumerate(known.T):
+        values = values[np.isfinite(values)]
+        if len(values):
+            centre[c] = values.mean()
+            spread[c] = values.std() or 1.0
+    return centre, spread
+
+
+def _part(state: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
