@@ -15,11 +15,12 @@ from tfds_epilepsy.bids import read_derivative, read_subject
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.preprocessing import preprocess, to_native
 from tfds_epilepsy.registration import Scan, resample
-from tfds_epilepsy.volumes import load_template, read_nifti
+from tfds_epilepsy.volumes import load_template, normalise, read_nifti, write_nifti
 
 pytest.importorskip("ants", reason="antspyx (the preprocessing extra) is not installed")
 
 SPACE = "space-MNI152NLin2009aSym"
+FIGURES = {"Quality": {"MaskDice": 0.97, "TemplateCorrelation": 0.8, "MutualInformationWithT1w": {}}}
 LESION = (30.0, 20.0, 30.0)  # millimetres in the template: right frontal
 
 
@@ -92,7 +93,7 @@ def counted(monkeypatch):
         anat.mkdir(parents=True)
         (anat / "mark").write_text(subject.subject)
         done.append(subject.subject)
-        return {}
+        return FIGURES
 
     monkeypatch.setattr(preprocessing, "_preprocess_subject", work)
     return done
@@ -199,7 +200,7 @@ def test_a_killed_subject_leaves_nothing_under_its_name_and_is_done_again(
         finish(subject, anat, options)
         if subject.subject == "02":
             raise KeyboardInterrupt
-        return {}
+        return FIGURES
 
     monkeypatch.setattr(preprocessing, "_preprocess_subject", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -220,7 +221,9 @@ def test_one_failing_subject_does_not_stop_the_others(raw, tmp_path, monkeypatch
         return finish(subject, anat, options)
 
     monkeypatch.setattr(preprocessing, "_preprocess_subject", failing)
-    with pytest.raises(InputError, match=r"sub-02: Registration failed(.|\n)*1 of 3 subjects failed"):
+    with pytest.raises(
+        InputError, match=r"sub-02: Registration failed(.|\n)*1 of 3 subjects failed; the others are kept"
+    ):
         preprocess(raw, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("sub-*")) == ["sub-01", "sub-03"]
 
@@ -274,6 +277,57 @@ def test_an_output_that_is_a_file_is_refused(raw, tmp_path, counted):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         preprocess(raw, tmp_path / "file")
+
+
+def test_deciles_are_mapped_onto_the_standard_piece_by_piece():
+    own = np.linspace(0, 1, 11)
+    standard = own**2
+    values = np.array([0, 0.1, 0.15, 0.5, 0.95, 1], np.float32)
+    expected = [0, 0.01, 0.025, 0.25, 0.905, 1]  # 0.15 lies half-way between 0.01 and 0.04
+    np.testing.assert_allclose(preprocessing.match_deciles(values, own, standard), expected, atol=1e-6)
+    flat = preprocessing.match_deciles(values, np.array([0, *[0.3] * 9, 1]), standard)
+    assert np.isfinite(flat).all()
+    assert (np.diff(flat) >= 0).all()
+
+
+def test_histograms_are_matched_to_the_training_controls_alone(raw, tmp_path, monkeypatch):
+    template = load_template(2)
+    rng = np.random.default_rng(0)
+    images = {label: rng.beta(a, 2, template.shape) for label, a in (("01", 1.5), ("02", 5), ("03", 2.5))}
+
+    def work(subject, anat, options):
+        scaled, fitted = normalise(images[subject.subject], template.brain_mask, "unit")
+        stem = f"sub-{subject.subject}_{SPACE}_res-2"
+        write_nifti(anat / f"{stem}_desc-preproc_T1w.nii.gz", scaled, template.affine)
+        write_nifti(
+            anat / f"{stem}_desc-brain_mask.nii.gz", template.brain_mask, template.affine, dtype=np.uint8
+        )
+        return {**FIGURES, "Normalisation": dict(fitted)}
+
+    monkeypatch.setattr(preprocessing, "_preprocess_subject", work)
+    with pytest.raises(InputError, match="learns from training controls, and none is among"):
+        preprocess(raw, tmp_path / "out", normalisation="match", participant_labels=["02"])
+    source = tmp_path / "raw"
+    shutil.copytree(raw, source)
+    (source / "participants.tsv").write_text(
+        "participant_id\tgroup\tsplit\nsub-01\thc\ttrain\nsub-02\tfcd\ttest\nsub-03\thc\ttest\n"
+    )
+    out = preprocess(source, tmp_path / "out", normalisation="match", participant_labels=["01", "03"])
+    landmarks = json.loads((out / "intensity_landmarks.json").read_text())
+    assert landmarks["TrainingControls"] == ["01"]
+    before = (out / "intensity_landmarks.json").read_bytes()
+    preprocess(source, out, normalisation="match")  # the patient comes later
+    assert (out / "intensity_landmarks.json").read_bytes() == before
+    for label in ("01", "02", "03"):
+        matched = volume(out, label, "desc-preproc_T1w.nii.gz")[0]
+        assert (matched[~template.brain_mask] == 0).all()
+        found = preprocessing.deciles(matched[template.brain_mask])
+        np.testing.assert_allclose(found, landmarks["Deciles"]["T1w"], atol=2e-3)
+    assert (
+        json.loads(next((out / "sub-02/anat").glob("*T1w.json")).read_text())["Normalisation"]["method"]
+        == "match"
+    )
+    assert not list(out.glob(".*"))
 
 
 def test_a_lesion_too_small_for_the_grid_is_kept():

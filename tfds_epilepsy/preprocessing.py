@@ -19,16 +19,20 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
-from tfds_epilepsy import bids
+from tfds_epilepsy import bids, quality
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.regions import cerebrum_mask
 from tfds_epilepsy.registration import (
     Scan,
     bounding_box,
     correct_bias,
     grown,
+    head_brain_mask,
     import_ants,
+    looks_stripped,
     register,
     register_rigid,
     resample,
@@ -43,6 +47,8 @@ from tfds_epilepsy.volumes import (
     write_nifti,
 )
 
+LANDMARKS = "intensity_landmarks.json"
+UNMATCHED = ".unmatched"
 REFERENCE = "T1w"  # what the others are brought to, and what meets the template
 
 
@@ -52,22 +58,32 @@ class Options:
 
     Attributes:
         voxel_size: of the template grid, 1 or 2 mm.
-        normalisation: ``unit`` or ``zscore`` (see ``volumes.normalise``).
+        skull: ``stripped``, ``whole`` (the head is there), or ``auto``: seen from the T1w.
+        region: of the brain mask: ``brain``, or ``cerebrum`` (no cerebellum, no brain stem).
+        normalisation: ``unit`` or ``zscore`` (see ``volumes.normalise``), or ``match``: ``unit``, then the
+            histogram of the training controls (Nyul & Udupa 1999).
         seed: of the samples that ANTs draws.
     """
 
     voxel_size: int = 2
+    skull: str = "auto"
+    region: str = "brain"
     normalisation: str = "unit"
     seed: int = 0
 
     def check(self) -> None:
         """Raises InputError for values that are not among the choices, all at once."""
-        problems = []
-        for name, choices in (("voxel_size", (1, 2)), ("normalisation", ("unit", "zscore"))):
-            if getattr(self, name) not in choices:
-                problems.append(
-                    f"{name} {getattr(self, name)!r}: choose one of {', '.join(map(repr, choices))}."
-                )
+        choices = {
+            "voxel_size": (1, 2),
+            "skull": ("auto", "stripped", "whole"),
+            "region": ("brain", "cerebrum"),
+            "normalisation": ("unit", "zscore", "match"),
+        }
+        problems = [
+            f"{name} {getattr(self, name)!r}: choose one of {', '.join(map(repr, values))}."
+            for name, values in choices.items()
+            if getattr(self, name) not in values
+        ]
         if problems:
             raise InputError(problems)
 
@@ -78,6 +94,8 @@ def preprocess(
     *,
     participant_labels: Sequence[str] | None = None,
     voxel_size: int = 2,
+    skull: str = "auto",
+    region: str = "brain",
     normalisation: str = "unit",
     jobs: int = 1,
     seed: int = 0,
@@ -88,14 +106,13 @@ def preprocess(
     T1w: N4 bias correction (Tustison et al. 2010), brain mask, affine and SyN registration (Avants et al.
     2008) to the template. Every other image: rigid to the T1w, then the T1w's warp, in one interpolation.
     Intensities are normalised inside the brain. A finished subject is skipped; the same command gives the
-    same numbers.
+    same numbers. ``quality.html`` shows what became of each.
 
     Args:
         bids_dir: the raw data set.
         out_dir: the derivative, made where it is absent.
         participant_labels: with or without ``sub-``; all subjects by default.
-        voxel_size: of the template grid, 1 or 2 mm.
-        normalisation: ``unit`` or ``zscore``.
+        voxel_size, skull, region, normalisation: see ``Options``.
         jobs: subjects at a time, each on one core.
         seed: of the samples that ANTs draws.
         overwrite: make finished subjects anew.
@@ -107,7 +124,7 @@ def preprocess(
         InputError: ANTs is not installed; what the data set lacks (all of it, before any work); subjects that
             were finished with other options or from other files; subjects that failed (after all the others).
     """
-    options = Options(voxel_size, normalisation, seed)
+    options = Options(voxel_size, skull, region, normalisation, seed)
     options.check()
     if jobs < 1:
         raise InputError(f"jobs {jobs!r}: at least one subject at a time.")
@@ -186,8 +203,11 @@ def _preprocess_subjects(
         },
     )
     failures = []
+    # Histograms are matched once all are there: until then, finished subjects wait beside.
+    staging = out_dir / UNMATCHED if options.normalisation == "match" else out_dir
+    staging.mkdir(exist_ok=True)
     work = (
-        joblib.delayed(_attempt)(raw, out_dir, options, records[raw.subject])
+        joblib.delayed(_attempt)(raw, staging, options, records[raw.subject])
         for raw in subjects
         if raw in waiting
     )
@@ -198,10 +218,17 @@ def _preprocess_subjects(
         if failure:
             failures.append(failure)
         _write_participants(out_dir)
+    if staging != out_dir and not failures:
+        _match_histograms(staging, out_dir)
     _write_participants(out_dir)
+    if any(out_dir.glob("sub-*")):
+        quality.write_page(out_dir)
     if failures:
         raise InputError(
-            [*sorted(failures), f"{len(failures)} of {len(subjects)} subjects failed, the others are done."]
+            [
+                *sorted(failures),
+                f"{len(failures)} of {len(subjects)} subjects failed; the others are kept.",
+            ]
         )
     return out_dir
 
@@ -233,12 +260,13 @@ def _check(
     problems = []
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir}: is a file; the derivative needs a folder.")
-    existing = {folder.name.removeprefix("sub-"): _read_record(folder) for folder in out_dir.glob("sub-*")}
+    folders = {path.name.removeprefix("sub-"): path for path in out_dir.glob(f"{UNMATCHED}/sub-*")}
+    folders |= {path.name.removeprefix("sub-"): path for path in out_dir.glob("sub-*")}
     again = {raw.subject for raw in subjects} if overwrite else set()
-    for subject, record in sorted(existing.items()):
+    for subject, folder in sorted(folders.items()):
         if subject in again:
             continue
-        folder = out_dir / f"sub-{subject}"
+        record = _read_record(folder)
         if record is None:
             problems.append(f"{folder}: not made by epizoo; choose another output folder.")
         elif record["Settings"] != asdict(options):
@@ -255,9 +283,15 @@ def _check(
             problems.append(
                 f"{folder}: its raw files have changed since; overwrite it, or remove the folder."
             )
-    waiting = [raw for raw in subjects if raw.subject in again or raw.subject not in existing]
+    waiting = [raw for raw in subjects if raw.subject in again or raw.subject not in folders]
     for raw in waiting:
         problems += _geometry_problems(raw)
+    learnt = options.normalisation != "match" or (out_dir / LANDMARKS).is_file()
+    if not learnt and not any(_trains(raw.subject, raw.group, raw.split) for raw in subjects):
+        problems.append(
+            "normalisation 'match' learns from training controls, and none is among the subjects: "
+            "preprocess them first, into the same folder."
+        )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out_dir):
@@ -327,6 +361,85 @@ def _write_participants(out_dir: Path) -> None:
         os.replace(partial, out_dir / "participants.tsv")
 
 
+# === Histogram matching ===
+
+
+def _match_histograms(staging: Path, out_dir: Path) -> None:
+    """Landmarks (Nyul & Udupa 1999): deciles inside the brain, their means over the training controls.
+
+    They are learnt once and kept: a patient who comes later is matched to the same controls. To learn them
+    anew, remove the file.
+    """
+    standard_file = out_dir / LANDMARKS
+    if not standard_file.is_file():
+        learnt: dict[str, list[NDArray[np.float64]]] = {}
+        controls = []
+        for folder in sorted(staging.glob("sub-*")):
+            who = (_read_record(folder) or {})["Participant"]
+            label = folder.name.removeprefix("sub-")
+            if _trains(label, who["group"], who["split"]):
+                controls.append(label)
+                for name, (volume, mask, _) in _preprocessed(folder).items():
+                    learnt.setdefault(name, []).append(deciles(volume[mask]))
+        standard = {name: np.mean(values, axis=0).tolist() for name, values in learnt.items()}
+        _write_json(standard_file, {"TrainingControls": controls, "Deciles": standard})
+    standard = json.loads(standard_file.read_text())["Deciles"]
+    for folder in sorted(staging.glob("sub-*")):
+        partial, final = out_dir / f".partial-{folder.name}", out_dir / folder.name
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder, partial)
+        for name, (volume, mask, path) in _preprocessed(partial).items():
+            if name not in standard:
+                raise InputError(f"{folder.name}: no training control has a {name} image to match to.")
+            own = deciles(volume[mask])
+            matched = np.where(mask, match_deciles(volume, own, standard[name]), 0)
+            write_nifti(path, matched, load_template(_voxel_size(partial)).affine)
+            sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+            content = json.loads(sidecar.read_text())
+            content["Normalisation"] |= {
+                "method": "match",
+                "deciles": own.tolist(),
+                "standard": standard[name],
+            }
+            _write_json(sidecar, content)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        shutil.rmtree(folder)
+    staging.rmdir()
+
+
+def deciles(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The eleven landmarks of intensities in [0, 1]: 0, the nine deciles, 1."""
+    return np.array([0, *np.percentile(values, range(10, 100, 10)), 1], dtype=np.float64)
+
+
+def match_deciles(volume: NDArray[np.floating], own: ArrayLike, standard: ArrayLike) -> NDArray[np.float32]:
+    """Intensities mapped piece by piece so that the deciles ``own`` become the ``standard`` ones."""
+    steps = np.maximum.accumulate(
+        np.asarray(own) + np.arange(len(np.asarray(own))) * 1e-9
+    )  # ties stay in order
+    return np.interp(volume, steps, np.asarray(standard)).astype(np.float32)
+
+
+def _preprocessed(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.bool_], Path]]:
+    """Image name -> volume, brain mask, file of a subject's folder."""
+    (mask_file,) = folder.glob("anat/*_desc-brain_mask.nii.gz")
+    mask = read_nifti(mask_file)[0] > 0.5
+    return {
+        path.name.split("_")[-1].split(".")[0]: (read_nifti(path)[0], mask, path)
+        for path in sorted(folder.glob("anat/*_desc-preproc_*.nii.gz"))
+    }
+
+
+def _voxel_size(folder: Path) -> int:
+    return (_read_record(folder) or {})["Settings"]["voxel_size"]
+
+
+def _trains(label: str, group: str | None, split: str | None) -> bool:
+    participant = bids.Participant(label, group or "", split or "")
+    return participant.group == "control" and bids.split_of(participant) == "train"
+
+
 # === One subject ===
 
 
@@ -346,7 +459,10 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
         return anat / f"{stem}_from-{source}_to-{goal}_mode-image_xfm.{ending}"
 
     native = Scan(*read_nifti(raw.images[REFERENCE]))
-    mask = stripped_brain_mask(native)
+    stripped = options.skull == "stripped" or (options.skull == "auto" and looks_stripped(native))
+    mask = stripped_brain_mask(native) if stripped else head_brain_mask(native)
+    if not mask.any():
+        raise InputError(f"{raw.images[REFERENCE]}: no brain was found.")
     box = bounding_box(mask, margin=np.ceil(10 / native.spacing))
     mask = mask[box]
     t1 = correct_bias(native.cropped(box), mask)
@@ -356,24 +472,27 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
     brain_mask = warped(t1.with_array(mask), [to_template]) > 0.5
     # What skull stripping left below the brain lies outside the template's, and is no tissue to compare.
     brain_mask &= grown(template.brain_mask, 4, target.spacing)
+    if options.region == "cerebrum":
+        brain_mask &= _nearer_to(cerebrum_mask(options.voxel_size), template.brain_mask)
     if not brain_mask.any():
         raise InputError(f"{raw.images[REFERENCE]}: the registration left no brain in the template's box.")
 
     space = f"{stem}_space-{TEMPLATE_SPACE}_res-{options.voxel_size}"
     chains = {REFERENCE: [to_template]}
     volumes, fitted, information = {}, {}, {}
+    method = "unit" if options.normalisation == "match" else options.normalisation
     for name, path in raw.images.items():
         if name == REFERENCE:
-            scan = brain
+            scan = t1
         else:
             scan = Scan(*read_nifti(path))
             to_t1 = transform(name, REFERENCE, "mat")
-            information[name] = register_rigid(brain, scan, to_t1)
+            information[name] = register_rigid(t1, mask, scan, to_t1)
             if name.lower() != "pet":  # uptake, not coil sensitivity
                 inside = resample(t1.with_array(mask), scan, [to_t1], invert=True).array > 0.5
                 scan = correct_bias(scan, inside)
             chains[name] = [to_template, to_t1]
-        volumes[name], fitted[name] = normalise(warped(scan, chains[name]), brain_mask, options.normalisation)
+        volumes[name], fitted[name] = normalise(warped(scan, chains[name]), brain_mask, method)
 
     for name, volume in volumes.items():
         write_nifti(anat / f"{space}_desc-preproc_{name}.nii.gz", volume, template.affine)
@@ -392,15 +511,23 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
 
     header = _header(raw.images[REFERENCE])
     both = brain_mask & template.brain_mask
+    region = template.brain_mask if options.region == "brain" else cerebrum_mask(options.voxel_size)
     return {
         **_sidecar(REFERENCE, fitted[REFERENCE]),
+        "BrainMask": "what is not background" if stripped else "the template's, registered to the head",
         "NativeGrid": {"Shape": list(header.shape[:3]), "Affine": header.affine.tolist()},
         "Quality": {
-            "MaskDice": _dice(brain_mask, template.brain_mask),
+            "MaskDice": _dice(brain_mask, region),
             "TemplateCorrelation": float(np.corrcoef(volumes[REFERENCE][both], template.t1[both])[0, 1]),
             "MutualInformationWithT1w": information,
         },
     }
+
+
+def _nearer_to(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels, inside the whole or outside, whose nearest voxel of the whole belongs to the part."""
+    nearest = ndimage.distance_transform_edt(~whole, return_distances=False, return_indices=True)
+    return part[tuple(nearest)]
 
 
 def _sidecar(name: str, fitted: Mapping[str, float | str]) -> dict[str, Any]:

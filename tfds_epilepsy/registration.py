@@ -14,18 +14,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import load_template
+from tfds_epilepsy.volumes import load_template, voxel_to_world
 
 # The deformation is smooth: its field is found and kept on the 2 mm grid, whatever the grid of the images.
 WORKING_MM = 2
 N4_ITERATIONS = (40, 30, 20)
 RIGID_ITERATIONS = (100, 50, 20)
 SYN_ITERATIONS = (60, 40, 20)  # at 8, 4 and 2 mm: about 40 s on one core
+HEAD_SYN_ITERATIONS = (40, 20, 0)  # to find the brain in a head: an outline, not every gyrus
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -220,31 +222,149 @@ def register(brain: Scan, forward: Path, inverse: Path) -> None:
         shutil.move(found["invtransforms"], inverse)
 
 
-def register_rigid(fixed: Scan, moving: Scan, path: Path) -> float:
-    """Six degrees of freedom by mutual information, written to ``path`` (``.mat``).
+def register_rigid(fixed: Scan, mask: NDArray[np.bool_], moving: Scan, path: Path) -> float:
+    """Six degrees of freedom by mutual information inside a mask, written to ``path`` (``.mat``).
 
     Starts from the scanner's own alignment and from the centres of mass; the better end is kept.
 
+    Args:
+        fixed: what ``moving`` is brought to.
+        mask: the brain, on the grid of ``fixed``: what lies around it may be there, or not, in either image.
+        moving: of any contrast.
+        path: where the transform goes.
+
     Returns:
-        The mutual information (nats) of the two images at the end.
+        The mutual information (nats) of the two images in the mask at the end.
     """
     ants = import_ants()
-    fixed_image, moving_image = fixed.at(WORKING_MM).to_ants(), moving.at(WORKING_MM).to_ants()
+    coarse = fixed.at(WORKING_MM)
+    inside = fixed.with_array(mask).at(WORKING_MM).array > 0.5
     best = -np.inf
     with TemporaryDirectory() as folder:
         for name, start in (("scanner", "Identity"), ("centre", None)):
             found = ants.registration(
-                fixed_image,
-                moving_image,
+                coarse.with_array(coarse.array * inside).to_ants(),
+                moving.at(WORKING_MM).to_ants(),
                 "Rigid",
+                mask=coarse.with_array(inside).to_ants(),
+                mask_all_stages=True,
                 outprefix=f"{folder}/{name}",
                 initial_transform=start,
                 aff_iterations=RIGID_ITERATIONS,
                 aff_shrink_factors=(4, 2, 1),
                 aff_smoothing_sigmas=(2, 1, 0),
             )
-            information = -ants.image_mutual_information(fixed_image, found["warpedmovout"])
+            information = mutual_information(coarse.array[inside], found["warpedmovout"].numpy()[inside])
             if information > best:
                 best = information
                 shutil.copyfile(found["fwdtransforms"][0], path)
-    return float(best)
+    return best
+
+
+def mutual_information(first: NDArray[Any], second: NDArray[Any], bins: int = 24) -> float:
+    """Of two lists of intensities, in nats, from their joint histogram."""
+    joint = np.histogram2d(first, second, bins)[0]
+    joint /= joint.sum()
+    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    full = joint > 0
+    return float((joint[full] * np.log(joint[full] / apart[full])).sum())
+
+
+# === Whole heads ===
+
+
+def looks_stripped(scan: Scan) -> bool:
+    """Whether all that is not background is no larger than a brain can be (2.3 litres)."""
+    tissue = scan.array != background(scan.array)
+    return bool(np.count_nonzero(tissue) * np.prod(scan.spacing) <= 2.3e6)
+
+
+def head_brain_mask(head: Scan) -> NDArray[np.bool_]:
+    """The brain of a whole head: the template's brain mask, brought to it by affine and SyN registration.
+
+    The template is a brain without a head, so similarity counts only in the brain and 5 mm around it, where
+    the template is as dark as CSF and skull are in T1w. Nothing outside (scalp, face, neck) then matters, but
+    the start must be near: it is the best of a grid of positions below the top of the head.
+
+    Args:
+        head: T1w, its axes rightly labelled.
+
+    Returns:
+        ``(x, y, z)`` bool.
+    """
+    ants = import_ants()
+    template = load_template(WORKING_MM)
+    brain = Scan(template.t1, template.affine)
+    region = brain.with_array(grown(template.brain_mask, 5, brain.spacing))
+    coarse = head.at(WORKING_MM)
+    with TemporaryDirectory() as folder:
+        start = Path(folder) / "start.mat"
+        _write_affine(_find_brain(coarse), start)
+        affine = ants.registration(
+            brain.to_ants(),
+            coarse.to_ants(),
+            "Affine",
+            mask=region.to_ants(),
+            mask_all_stages=True,
+            initial_transform=str(start),
+            outprefix=f"{folder}/affine",
+        )["fwdtransforms"]
+        rough = resample(region, coarse, [Path(path) for path in affine], invert=True).array > 0.5
+        even = correct_bias(coarse, rough)
+        found = ants.registration(
+            brain.to_ants(),
+            even.to_ants(),
+            "SyNOnly",
+            mask=region.to_ants(),
+            initial_transform=affine,
+            outprefix=f"{folder}/syn",
+            grad_step=0.25,
+            reg_iterations=HEAD_SYN_ITERATIONS,
+            write_composite_transform=True,
+        )
+        mask = resample(brain.with_array(template.brain_mask), head, [Path(found["invtransforms"])])
+    return mask.array > 0.5
+
+
+def _find_brain(head: Scan) -> NDArray[np.float64]:
+    """Template world to head world, ``(4, 4)``: shifts and a nod, by mutual information of 6 mm samples."""
+    template = load_template(WORKING_MM)
+    head = head.at(4)
+    bright = head.array > 0.3 * np.percentile(head.array, 95)
+    place = voxel_to_world(np.argwhere(largest_piece(bright)), head.affine)
+    top = np.percentile(place[:, 2], 99.5)
+    centre = np.median(place[place[:, 2] > top - 120], axis=0)
+    region = grown(template.brain_mask, 5, (WORKING_MM,) * 3)
+    picked = np.argwhere(region)
+    picked = picked[(picked % 3 == 0).all(axis=1)]
+    values = template.t1[tuple(picked.T)]
+    points = voxel_to_world(picked, template.affine)
+    brain_top, brain_centre = points[:, 2].max(), points.mean(axis=0)
+    to_voxel = np.linalg.inv(head.affine)
+
+    best, best_information = np.eye(4), -np.inf
+    for nod in np.deg2rad((-30, -15, 0, 15, 30)):
+        turn = np.eye(3)
+        turn[1:, 1:] = [[np.cos(nod), -np.sin(nod)], [np.sin(nod), np.cos(nod)]]
+        for down in range(-16, 65, 8):
+            for forth in range(-24, 25, 12):
+                move = np.eye(4)
+                move[:3, :3] = turn
+                goal = (centre[0], centre[1] + forth, top - 8 - down - (brain_top - brain_centre[2]))
+                move[:3, 3] = goal - turn @ brain_centre
+                index = nib.affines.apply_affine(to_voxel @ move, points)
+                there = ndimage.map_coordinates(head.array, index.T, order=1)
+                information = mutual_information(values, there)
+                if information > best_information:
+                    best, best_information = move, information
+    return best
+
+
+def _write_affine(affine: NDArray[np.float64], path: Path) -> None:
+    """As an ITK transform, which speaks LPS."""
+    ants = import_ants()
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    lps = flip @ affine @ flip
+    parameters = [*lps[:3, :3].ravel(), *lps[:3, 3]]
+    matrix = ants.new_ants_transform(dimension=3, transform_type="AffineTransform", parameters=parameters)
+    ants.write_transform(matrix, str(path))
