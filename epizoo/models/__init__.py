@@ -8,19 +8,43 @@ from typing import Any
 
 import keras
 
+from epizoo.models.autoencoder import Autoencoder
+from epizoo.models.bigan import BiGAN
 from epizoo.models.patch_model import PatchModel
 from epizoo.models.siamese import DeepSiamese, Siamese
+from epizoo.models.vae import VAE
+from epizoo.models.wae import WAE
 from tfds_epilepsy.errors import InputError
 
 REGISTRY: dict[str, type[PatchModel]] = {
+    "autoencoder": Autoencoder,
+    "vae": VAE,
+    "wae": WAE,
     "siamese": Siamese,
     "deep_siamese": DeepSiamese,
+    "bigan": BiGAN,
 }
 
 
 def list_models() -> list[str]:
     """Names that :func:`create` knows."""
     return list(REGISTRY)
+
+
+def describe() -> list[dict[str, str]]:
+    """A row a model at its default sizes; the keys are the titles of the columns."""
+    return [
+        {
+            "model": name,
+            "fed": {"patch": "patches", "pair": "pairs"}[model.sampling],
+            "encoder parameters": f"{model.encoder.count_params():,}",
+            "all parameters": f"{model.count_params():,}",
+            "receptive field": "x".join(map(str, model.receptive_field())),
+            "FLOPs a voxel": f"{model.flops_per_voxel():,}",
+            "paper": model.paper,
+        }
+        for name, model in ((name, create(name)) for name in REGISTRY)
+    ]
 
 
 def create(name: str, **config: Any) -> PatchModel:

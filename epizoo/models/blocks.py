@@ -66,7 +66,7 @@ def default_stages(patch_shape: Sequence[int], latent_dim: int, filters: int = 1
 def gan_stages(patch_shape: Sequence[int], filters: int = 32) -> list[Stage]:
     """The stack of the GANs: :func:`default_stages`, twice as wide from the first pool on."""
     stages = default_stages(patch_shape, 1, filters)
-    return [stages[0], *(replace(stage, filters=2 * filters) for stage in stages[1:])]
+    return [replace(stage, filters=(2 if i else 1) * filters) for i, stage in enumerate(stages)]
 
 
 def conv_encoder(
