@@ -1,1 +1,72 @@
-"""From scans on disk to tf.data patches: the epilepsy data set builder and what it is made of."""
+"""From scans on disk to tf.data patches: the epilepsy data set builder and what it is made of.
+
+Three functions hide TFDS: ``load`` prepares a data set, ``subjects`` names the subjects of a split, ``read``
+yields them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder
+    from tfds_epilepsy.volumes import Subject
+
+
+def load(
+    data: str | Path, data_dir: str | Path | None = None, modalities: Sequence[str] | None = None
+) -> Builder:
+    """A prepared data set.
+
+    Example:
+        >>> builder = load("phantom_2mm")  # doctest: +SKIP
+        >>> controls = list(read(builder, "train"))  # doctest: +SKIP
+
+    Args:
+        data: name of a config (``phantom_2mm``, ``phantom_1mm``) or a template-space BIDS derivative.
+        data_dir: where prepared data sets live; TFDS's default if None.
+        modalities: channels of a folder; by default all that it has.
+
+    Raises:
+        InputError: all problems of the data set at once.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of its own deprecations, many times
+    from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder, config_for
+
+    builder = Builder(
+        config=config_for(data, modalities), data_dir=None if data_dir is None else str(data_dir)
+    )
+    return builder.prepare()
+
+
+def subjects(builder: Builder, split: str) -> list[str]:
+    """Labels of the subjects of a split, in stored order; none where the split is empty."""
+    return list(builder.info.metadata["subjects"].get(split, []))
+
+
+def read(builder: Builder, split: str, subjects: Sequence[str] | None = None) -> Iterator[Subject]:
+    """The subjects of a split, one at a time, in stored order.
+
+    Args:
+        builder: from ``load``.
+        split: ``train``, ``validation`` or ``test``.
+        subjects: only these; all by default.
+    """
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    from tfds_epilepsy.tfds_epilepsy_dataset_builder import subject_of
+
+    if split not in builder.info.splits:
+        return
+    dataset = builder.as_dataset(split=split, shuffle_files=False)
+    if subjects is not None:
+        if not subjects:
+            return
+        wanted = tf.constant(list(subjects))
+        dataset = dataset.filter(lambda record: tf.reduce_any(record["subject"] == wanted))
+    for record in tfds.as_numpy(dataset):
+        yield subject_of(record)

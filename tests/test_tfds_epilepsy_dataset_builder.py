@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import tfds_epilepsy
+from tests.test_bids import write_participants, write_subject
+from tfds_epilepsy import bids, phantom
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder, EpilepsyConfig, config_for
+
+
+def write_cohort(folder):
+    rows = []
+    for label, group, split in [
+        ("c1", "control", "train"),
+        ("c2", "control", "train"),
+        ("c3", "control", "validation"),
+        ("p1", "patient", "test"),
+    ]:
+        write_subject(folder, label, lesion=group == "patient")
+        rows.append([f"sub-{label}", group, split, "30", "f", "A"])
+    write_participants(folder, rows)
+    return folder
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    return write_cohort(tmp_path / "data")
+
+
+class BidsConfigTest(tfds.testing.DatasetBuilderTestCase):
+    """The config of a folder, as TFDS tests its builders."""
+
+    DATASET_CLASS = Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ("bids",)
+    SPLITS = {"train": 2, "validation": 1, "test": 1}  # noqa: RUF012
+    SKIP_CHECKSUMS = True
+    SKIP_TF1_GRAPH_MODE = True
+
+    @classmethod
+    def setUpClass(cls):
+        import tempfile
+        from pathlib import Path
+
+        cls.EXAMPLE_DIR = write_cohort(Path(tempfile.mkdtemp()) / "data")
+        super().setUpClass()
+
+
+def test_what_is_read_is_what_the_folder_holds(cohort, tmp_path):
+    builder = tfds_epilepsy.load(cohort, tmp_path / "tfds")
+    assert builder.modalities == ("T1w", "FLAIR")
+    assert builder.info.metadata["space"] == "MNI152NLin2009aSym"
+    found = bids.read_derivative(cohort)
+    assert builder.fingerprint == found.fingerprint
+    for split, labels in (("train", ["c1", "c2"]), ("validation", ["c3"]), ("test", ["p1"])):
+        assert tfds_epilepsy.subjects(builder, split) == labels
+        for subject in tfds_epilepsy.read(builder, split):
+            source = bids.read_subject(found.subjects[subject.subject], builder.modalities)
+            for name, value in vars(source).items():
+                assert np.array_equal(value, getattr(subject, name)), name
+                assert np.asarray(value).dtype.kind == np.asarray(getattr(subject, name)).dtype.kind, name
+
+
+def test_some_subjects_of_a_split_can_be_read(cohort, tmp_path):
+    builder = tfds_epilepsy.load(cohort, tmp_path / "tfds")
+    assert [s.subject for s in tfds_epilepsy.read(builder, "train", ["c2"])] == ["c2"]
+    assert list(tfds_epilepsy.read(builder, "train", [])) == []
+
+
+def test_a_split_without_subjects_is_empty(cohort, tmp_path):
+    write_participants(
+        cohort, [[f"sub-{s}", "control", "test", "", "", ""] for s in ("c1", "c2", "c3", "p1")]
+    )
+    builder = tfds_epilepsy.load(cohort, tmp_path / "tfds")
+    assert tfds_epilepsy.subjects(builder, "train") == []
+    assert list(tfds_epilepsy.read(builder, "train")) == []
+
+
+def test_a_changed_source_is_prepared_again(cohort, tmp_path):
+    first = tfds_epilepsy.load(cohort, tmp_path / "tfds")
+    before = next(tfds_epilepsy.read(first, "train", ["c1"])).image
+    write_subject(cohort, "c1", seed=7)
+    second = tfds_epilepsy.load(cohort, tmp_path / "tfds")
+    assert second.fingerprint != first.fingerprint
+    assert not np.array_equal(next(tfds_epilepsy.read(second, "train", ["c1"])).image, before)
+
+
+def test_modalities_can_be_chosen(cohort, tmp_path):
+    builder = tfds_epilepsy.load(cohort, tmp_path / "tfds", modalities=["FLAIR"])
+    assert builder.modalities == ("FLAIR",)
+    assert next(tfds_epilepsy.read(builder, "train")).image.shape[-1] == 1
+
+
+def test_problems_of_a_folder_stop_it_before_anything_is_written(cohort, tmp_path):
+    next((cohort / "sub-c1").glob("anat/*FLAIR*")).unlink()
+    with pytest.raises(InputError, match="no FLAIR"):
+        tfds_epilepsy.load(cohort, tmp_path / "tfds")
+    assert not list((tmp_path / "tfds").glob("**/*.tfrecord*"))
+
+
+def test_neither_a_config_nor_a_folder(tmp_path):
+    with pytest.raises(InputError, match="phantom_2mm"):
+        tfds_epilepsy.load(tmp_path / "nowhere")
+
+
+def test_the_phantom_is_generated_and_its_splits_are_the_cohorts(tmp_path):
+    sizes = dict.fromkeys(
+        ("n_train", "n_validation_controls", "n_validation_patients", "n_test_controls", "n_test_patients"), 1
+    )
+    config = phantom.PhantomConfig(**sizes)
+    builder = Builder(
+        config=EpilepsyConfig(name="tiny", phantom=config), data_dir=str(tmp_path / "tfds")
+    ).prepare()
+    assert {split: tfds_epilepsy.subjects(builder, split) for split in bids.SPLITS} == phantom.cohort(config)
+    (patient,) = (s for s in tfds_epilepsy.read(builder, "test") if s.group == "patient")
+    again = phantom.subject(config, patient.subject)
+    assert np.array_equal(patient.image, again.image)
+    assert np.array_equal(patient.lesion_mask, again.lesion_mask)
+    assert patient.lesion_mask.any()
+    assert json.loads(json.dumps(builder.info.metadata))["fingerprint"] == builder.fingerprint
+
+
+def test_the_embedded_configs_are_known_by_name():
+    assert config_for("phantom_2mm") == "phantom_2mm"
+    assert {c.name for c in Builder.BUILDER_CONFIGS} >= {"phantom_2mm", "phantom_1mm", "bids"}

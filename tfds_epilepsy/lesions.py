@@ -1,0 +1,414 @@
+"""FCD-like lesions, implanted in tissue maps or in a healthy volume.
+
+Tissue geometry changes first (thickening, junction blur, nodules, atrophy), intensities after; texture stays.
+Sizes and strengths follow what was measured on public epilepsy cohorts: see ``docs/phantom.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import load_template, same_grid, voxel_to_world
+
+KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
+TISSUES = ("gm", "wm", "csf")
+EDGE = 0.3  # weight of the lesion above which a voxel belongs to its mask
+HIPPOCAMPUS = (27.0, -20.0, -17.0)  # template mm, right side
+
+Tissue = NDArray[np.float32]  # (3, x, y, z): probabilities of gm, wm, csf
+
+
+@dataclass(frozen=True)
+class LesionSpec:
+    """What a lesion does to tissue and signal.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        diameter_mm: of the irregular ball that it fills.
+        thickening_mm: cortex gained at the expense of white matter.
+        blur_mm: sigma of the blur of the grey-white junction.
+        flair: relative gain of the FLAIR signal.
+        t1: how far the white matter's T1w signal goes toward that of grey matter, 0 to 1.
+        tail_mm: length of the transmantle sign toward the ventricle; 0 for none.
+        tail_width_mm: its diameter at the cortex.
+        pet: relative loss of the PET signal.
+        contrast: scales every change; 0 leaves the image as it was.
+    """
+
+    kind: str = "fcd_2a"
+    diameter_mm: float = 12.0
+    thickening_mm: float = 0.0
+    blur_mm: float = 0.0
+    flair: float = 0.0
+    t1: float = 0.0
+    tail_mm: float = 0.0
+    tail_width_mm: float = 3.0
+    pet: float = 0.0
+    contrast: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"unknown lesion kind {self.kind!r}: choose one of {', '.join(KINDS)}.")
+        if self.diameter_mm <= 0 or self.contrast < 0:
+            raise InputError(
+                f"lesion of {self.diameter_mm} mm, contrast {self.contrast}: a positive size and a contrast "
+                "of 0 or more are needed."
+            )
+
+    @classmethod
+    def draw(
+        cls, rng: np.random.Generator, kind: str, visible: bool = False, contrast: float = 1.0
+    ) -> LesionSpec:
+        """A lesion of random size and signs: subtle (8 to 15 mm, MRI-negative) or visible (15 to 35 mm)."""
+
+        def between(subtle: tuple[float, float], plain: tuple[float, float]) -> float:
+            return float(rng.uniform(*(plain if visible else subtle)))
+
+        signs = {
+            "diameter_mm": between((8, 15), (15, 35)),
+            "thickening_mm": between((0.5, 1), (1, 3)),
+            "blur_mm": between((0.7, 1.2), (1.2, 2)),
+            "flair": between((0.04, 0.10), (0.10, 0.36)),
+            "t1": between((0.03, 0.10), (0.10, 0.20)),
+            "tail_mm": between((10, 20), (15, 30)) * float(rng.random() < 0.5),
+            "tail_width_mm": between((2, 4), (3, 6)),
+            "pet": between((0.05, 0.12), (0.12, 0.25)),
+        }
+        spec = cls(kind=kind, contrast=contrast, **signs)
+        if kind == "fcd_1":
+            return replace(spec, thickening_mm=0.0, flair=spec.flair / 2, tail_mm=0.0)
+        if kind == "fcd_2a":
+            return replace(spec, tail_mm=0.0)
+        if kind == "heterotopia":
+            return replace(spec, diameter_mm=between((4, 7), (7, 10)), flair=0.0, tail_mm=0.0)
+        if kind == "hippocampal_sclerosis":
+            return replace(spec, diameter_mm=between((14, 18), (18, 26)), tail_mm=0.0)
+        return spec
+
+
+@dataclass(frozen=True)
+class Implant:
+    """A lesion in place: ``tissue`` is the changed map, the rest are weights ``(x, y, z)`` in [0, 1].
+
+    Attributes:
+        box: the part of the grid that holds the lesion.
+        weight: of the lesion, soft at its irregular edge.
+        tail: of the transmantle sign, in white matter.
+        centre_mm: world position.
+        spec: what it is.
+    """
+
+    tissue: Tissue
+    box: tuple[slice, slice, slice]
+    weight: NDArray[np.float32]
+    tail: NDArray[np.float32]
+    centre_mm: tuple[float, float, float]
+    spec: LesionSpec
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Where the lesion changes tissue or signal (or would, at contrast 0)."""
+        return np.maximum(self.weight, self.tail) > EDGE
+
+    def gain(self, modality: str, grey_over_white: float) -> NDArray[np.float32]:
+        """Factor of the signal of a modality inside ``box``.
+
+        Args:
+            modality: ``T1w``, ``FLAIR``, ``T2w`` or ``pet``; others stay.
+            grey_over_white: ratio of the two tissues' signals in this modality.
+        """
+        spec = self.spec
+        both = np.maximum(self.weight[self.box], self.tail[self.box])
+        _, white, fluid = self.tissue[(slice(None), *self.box)]
+        if modality in ("FLAIR", "T2w"):
+            return 1 + spec.contrast * spec.flair * both * (1 - fluid)
+        if modality == "T1w":
+            return 1 + spec.contrast * spec.t1 * both * white * (grey_over_white - 1)
+        if modality == "pet":
+            return 1 - min(spec.contrast * spec.pet, 1.0) * both * (1 - fluid)
+        return np.ones_like(both)
+
+
+def implant_in_tissue(
+    tissue: Tissue,
+    affine: ArrayLike,
+    spec: LesionSpec,
+    seed: int | Sequence[int],
+    *,
+    centre: Sequence[int] | None = None,
+    brain_mask: NDArray[np.bool_] | None = None,
+    depth: NDArray[np.floating] | None = None,
+) -> Implant:
+    """Put a lesion in tissue maps.
+
+    Args:
+        tissue: ``(3, x, y, z)`` probabilities of gm, wm, csf.
+        affine: ``(4, 4)`` of an isotropic or anisotropic grid in template space.
+        spec: the lesion.
+        seed: of its place and shape.
+        centre: voxel of its centre; drawn if None, where such lesions occur.
+        brain_mask: ``(x, y, z)``; by default where there is tissue.
+        depth: ``(x, y, z)`` distance to the brain's surface in mm; measured if None.
+
+    Raises:
+        InputError: no tissue at which such a lesion could lie.
+    """
+    rng = np.random.default_rng(seed)
+    affine = np.asarray(affine, dtype=np.float64)
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    if centre is None:
+        brain = tissue.sum(0) > 0.5 if brain_mask is None else brain_mask
+        if depth is None:
+            depth = ndimage.distance_transform_edt(brain, sampling=zooms)
+        centre = _draw_centre(tissue, brain, depth, affine, spec, rng)
+    centre_mm = voxel_to_world([centre], affine)[0]
+
+    reach = spec.diameter_mm * 0.8 + spec.tail_mm + 6
+    low = np.maximum(np.floor(np.array(centre) - reach / zooms), 0).astype(int)
+    high = np.minimum(np.ceil(np.array(centre) + reach / zooms) + 1, tissue.shape[1:]).astype(int)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    local = tissue[(slice(None), *box)].astype(np.float32)
+    offsets = np.stack(
+        np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1
+    )
+    offsets = (offsets - np.array(centre)) * zooms * np.sign(np.diag(affine)[:3])  # mm from the centre
+
+    weight = _irregular_ball(offsets, spec.diameter_mm / 2, zooms, rng)
+    tail = np.zeros_like(weight)
+    wm = local[1]
+    if spec.kind == "heterotopia":
+        weight = weight * (wm > 0.3)
+        changed = _convert(local, weight * spec.contrast, 1, 0)
+    elif spec.kind == "hippocampal_sclerosis":
+        weight = weight * np.clip(1.5 * (local[0] + 0.5 * wm), 0, 1)
+        changed = _convert(local, np.clip(0.35 * spec.contrast, 0, 1) * weight, 0, 2)
+    else:
+        weight = weight * (1 - local[2])
+        changed = _thicken(local, weight * spec.contrast * spec.thickening_mm, zooms)
+        changed = _blur_junction(changed, weight, spec.contrast * spec.blur_mm, zooms)
+        if spec.tail_mm > 0:
+            tail = _transmantle(offsets, centre_mm, spec) * np.clip(2 * wm - 0.5, 0, 1)
+
+    new_tissue = tissue.astype(np.float32).copy()
+    full_weight, full_tail = (np.zeros(tissue.shape[1:], np.float32) for _ in range(2))
+    new_tissue[(slice(None), *box)] = changed
+    full_weight[box], full_tail[box] = weight, tail
+    x, y, z = (float(v) for v in centre_mm)
+    return Implant(new_tissue, box, full_weight, full_tail, (x, y, z), spec)
+
+
+def implant(
+    volumes: Mapping[str, NDArray[np.floating]],
+    mask: NDArray[np.bool_],
+    affine: ArrayLike,
+    spec: LesionSpec,
+    seed: int | Sequence[int] = 0,
+    *,
+    tissue: Tissue | None = None,
+    centre: Sequence[int] | None = None,
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_], Implant]:
+    """Put a lesion in a real volume of any modalities.
+
+    The tissue is estimated from the volume itself; the signal then moves by what the tissue's change is worth
+    in this volume, so that noise, texture and bias stay.
+
+    Args:
+        volumes: modality -> ``(x, y, z)``; T1w where it is to estimate the tissue.
+        mask: ``(x, y, z)`` brain mask.
+        affine: ``(4, 4)``.
+        spec: the lesion; ``spec.contrast`` 0 gives the volumes back as they were.
+        seed: of place and shape.
+        tissue: ``(3, x, y, z)``; estimated from the first volume (T1w preferred) if None.
+        centre: voxel; drawn if None.
+
+    Returns:
+        The volumes with the lesion, its mask, and what was done.
+
+    Raises:
+        InputError: no volume, shapes that disagree, an empty mask.
+    """
+    if not volumes:
+        raise InputError("no volume to put a lesion in.")
+    wrong = [f"{name} {volume.shape}" for name, volume in volumes.items() if volume.shape != mask.shape]
+    if wrong:
+        raise InputError(f"volumes and mask {mask.shape} must have one shape: {', '.join(wrong)}.")
+    first = "T1w" if "T1w" in volumes else next(iter(volumes))
+    if tissue is None:
+        tissue = estimate_tissue(volumes[first], mask, affine, modality=first)
+    done = implant_in_tissue(tissue, affine, spec, seed, centre=centre, brain_mask=mask)
+    box = done.box
+    before, after = (maps[(slice(None), *box)] for maps in (tissue, done.tissue))
+    result = {}
+    for name, volume in volumes.items():
+        means = [_tissue_mean(volume, share, mask, box) for share in tissue]
+        change = sum(mean * (new - old) for mean, new, old in zip(means, after, before, strict=True))
+        moved = (volume[box] + change) * done.gain(name, means[0] / max(means[1], 1e-6))
+        result[name] = volume.astype(np.float32)
+        result[name][box] = np.where(mask[box], moved, volume[box])
+    return result, done.mask & mask, done
+
+
+def estimate_tissue(
+    volume: NDArray[np.floating], mask: NDArray[np.bool_], affine: ArrayLike, *, modality: str = "T1w"
+) -> Tissue:
+    """Tissue probabilities ``(3, x, y, z)`` of gm, wm, csf: a Gaussian mixture on the intensities.
+
+    On the template's grid its tissue maps are the priors of every voxel (Ashburner & Friston 2005, without
+    the deformation); elsewhere the priors are the same everywhere.
+
+    Args:
+        volume: ``(x, y, z)``.
+        mask: ``(x, y, z)`` brain mask, not empty.
+        affine: ``(4, 4)``.
+        modality: orders the classes where there are no priors: T1w (csf < gm < wm) or others (csf < wm < gm).
+
+    Raises:
+        InputError: an empty mask.
+    """
+    values = volume[mask].astype(np.float64)
+    if values.size == 0:
+        raise InputError("the brain mask is empty: no tissue to estimate.")
+    priors = _template_priors(mask, affine)
+    if priors is None:
+        priors = np.full((3, values.size), 1 / 3)
+        low, middle, high = np.percentile(values, [8, 45, 85])
+        means = np.array([middle, high, low] if modality == "T1w" else [high, middle, low])
+        weights = np.ones(3) / 3
+    else:
+        means = (priors * values).sum(1) / priors.sum(1)
+        weights = np.ones(3)
+    variances = np.full(3, values.var() / 9)
+    for _ in range(20):
+        density = np.exp(-0.5 * (values - means[:, None]) ** 2 / variances[:, None]) / np.sqrt(
+            variances[:, None]
+        )
+        posterior = weights[:, None] * priors * density + 1e-12
+        posterior /= posterior.sum(0)
+        total = posterior.sum(1)
+        means = (posterior * values).sum(1) / total
+        variances = (posterior * (values - means[:, None]) ** 2).sum(1) / total
+        variances = np.maximum(variances, 1e-6 * values.var() + 1e-12)
+    tissue = np.zeros((3, *mask.shape), np.float32)
+    tissue[:, mask] = posterior
+    return tissue
+
+
+def _tissue_mean(
+    volume: NDArray[np.floating], share: NDArray[np.float32], mask: NDArray[np.bool_], box: tuple[slice, ...]
+) -> float:
+    """Mean signal of a tissue, near the lesion where there is enough of it: a bias field is no change."""
+    for part in (box, (slice(None),) * 3):
+        weights = share[part] * mask[part] * (share[part] > 0.8)
+        if weights.sum() > 50:
+            break
+    return float((weights * volume[part]).sum() / max(float(weights.sum()), 1e-6))
+
+
+def _template_priors(mask: NDArray[np.bool_], affine: ArrayLike) -> NDArray[np.float64] | None:
+    size = round(float(np.linalg.norm(np.asarray(affine)[:3, 0])))
+    if size not in (1, 2):
+        return None
+    template = load_template(size)
+    if not same_grid(mask.shape, affine, template.shape, template.affine):
+        return None
+    priors = np.stack([getattr(template, name)[mask] for name in TISSUES]).astype(np.float64)
+    priors = np.maximum(priors, 0.02)
+    return priors / priors.sum(0)
+
+
+def _draw_centre(
+    tissue: Tissue,
+    brain: NDArray[np.bool_],
+    depth: NDArray[np.floating],
+    affine: NDArray,
+    spec: LesionSpec,
+    rng: np.random.Generator,
+) -> tuple[int, ...]:
+    """A voxel where such lesions occur: 63 % frontal, 18 % parietal, in the depth of the cortex."""
+    side = 1 if rng.random() < 0.5 else -1
+    if spec.kind == "hippocampal_sclerosis":
+        target = np.array(HIPPOCAMPUS) * [side, 1, 1]
+        voxels = np.argwhere((tissue[0] > 0.4) & brain)
+        distance = np.linalg.norm(voxel_to_world(voxels, affine) - target, axis=1)
+        return tuple(int(v) for v in voxels[distance.argmin()])
+    if spec.kind == "heterotopia":
+        candidate = (tissue[1] > 0.8) & (depth > 18)
+    else:  # cortex, not its crown: grey matter some way under the surface, by the white matter
+        near_white = ndimage.uniform_filter(tissue[1], 3) > 0.15
+        candidate = (tissue[0] > 0.55) & (depth > 6) & (depth < 24) & near_white
+    voxels = np.argwhere(candidate)
+    x, y, z = voxel_to_world(voxels, affine).T
+    cerebrum = (
+        (z > -20 + 0.35 * (-y - 40) * (y < -40))
+        & (np.abs(x) > 6)
+        & ~((z < -5) & (y < -10) & (np.abs(x) < 25))
+    )
+    voxels, x, y, z = (array[cerebrum] for array in (voxels, x, y, z))
+    if len(voxels) == 0:
+        raise InputError("no cortex in the volume at which a lesion could lie; is it in template space?")
+    frontal, parietal = (y > -5) & (z > -15), (y <= -25) & (z > 20)
+    lobe = rng.choice(3, p=[0.63, 0.18, 0.19])
+    region = (frontal, parietal, ~frontal & ~parietal)[lobe] & (np.sign(x) == side)
+    pool = voxels[region] if region.any() else voxels
+    return tuple(int(v) for v in pool[rng.integers(len(pool))])
+
+
+def _irregular_ball(
+    offsets: NDArray, radius: float, zooms: NDArray, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """A soft ball with a bumpy border: 1 inside, 0 outside, over a rim of a third of the radius."""
+    noise = rng.normal(size=offsets.shape[:3])
+    noise = ndimage.gaussian_filter(noise, np.maximum(radius / 2.5, 1.5) / zooms)
+    noise *= 0.25 * radius / max(float(noise.std()), 1e-6)
+    distance = np.linalg.norm(offsets, axis=-1) + noise
+    return np.clip((radius - distance) / (0.35 * radius) + 0.5, 0, 1).astype(np.float32)
+
+
+def _thicken(tissue: Tissue, thickness: NDArray, zooms: NDArray) -> Tissue:
+    """Cortex grows into the white matter by ``thickness`` mm, voxel by voxel."""
+    depth = ndimage.distance_transform_edt(tissue[1] > tissue[0], sampling=zooms) - zooms.min() / 2
+    grown = np.clip((thickness - np.maximum(depth, 0)) / zooms.min() + 0.5, 0, 1) * np.clip(
+        thickness / 0.25, 0, 1
+    )
+    near_cortex = ndimage.gaussian_filter(tissue[0], 2 / zooms) > 0.1
+    return _convert(tissue, (grown * near_cortex).astype(np.float32), 1, 0)
+
+
+def _blur_junction(tissue: Tissue, weight: NDArray, sigma: float, zooms: NDArray) -> Tissue:
+    """Grey and white matter run into each other; the border to the fluid stays."""
+    if sigma <= 0:
+        return tissue
+    solid = tissue[0] + tissue[1]
+    share = np.divide(tissue[1], solid, out=np.zeros_like(solid), where=solid > 1e-3)
+    weights = ndimage.gaussian_filter(solid, sigma / zooms)
+    blurred = ndimage.gaussian_filter(share * solid, sigma / zooms) / np.maximum(weights, 1e-3)
+    share = share + weight * (np.clip(blurred, 0, 1) - share)
+    return np.stack([solid * (1 - share), solid * share, tissue[2]]).astype(np.float32)
+
+
+def _convert(tissue: Tissue, amount: NDArray, source: int, target: int) -> Tissue:
+    changed = tissue.copy()
+    moved = np.clip(amount, 0, 1) * tissue[source]
+    changed[source] -= moved
+    changed[target] += moved
+    return changed
+
+
+def _transmantle(offsets: NDArray, centre_mm: NDArray, spec: LesionSpec) -> NDArray[np.float32]:
+    """A band from the cortex toward the lateral ventricle of the same side, tapering."""
+    ventricle = np.array([math.copysign(12, centre_mm[0]), np.clip(centre_mm[1], -45, 25), 15])
+    direction = ventricle - centre_mm
+    length = min(spec.tail_mm + spec.diameter_mm / 2, float(np.linalg.norm(direction)))
+    direction /= max(float(np.linalg.norm(direction)), 1e-6)
+    along = offsets @ direction
+    across = np.linalg.norm(offsets - along[..., None] * direction, axis=-1)
+    radius = spec.tail_width_mm / 2 * np.clip(1.2 - along / max(length, 1e-6), 0, 1)
+    inside = (along > 0) & (along < length)
+    return np.where(inside, np.clip(radius - across + 0.5, 0, 1), 0).astype(np.float32)

@@ -1,0 +1,223 @@
+"""TFDS builder: subjects in template space, from the phantom or from a BIDS derivative."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from tfds_epilepsy import bids, lesions, phantom, volumes
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject
+
+ZLIB = tfds.features.Encoding.ZLIB
+
+
+@dataclasses.dataclass(kw_only=True)
+class EpilepsyConfig(tfds.core.BuilderConfig):
+    """Where the subjects come from: a phantom, or a folder.
+
+    Attributes:
+        phantom: the cohort to generate, or None.
+        folder: a template-space derivative; without it and without a phantom, ``manual_dir``.
+        modalities: channels of a folder; all that it has by default.
+    """
+
+    phantom: phantom.PhantomConfig | None = None
+    folder: Path | None = None
+    modalities: tuple[str, ...] | None = None
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Healthy controls and epilepsy patients on one grid, one subject an example."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First form."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Config bids: a template-space BIDS derivative ('epizoo preprocess' makes one) in manual_dir."
+    )
+    BUILDER_CONFIGS: ClassVar = [
+        EpilepsyConfig(
+            name="phantom_2mm",
+            description="Synthetic cohort with subtle lesions, 2 mm.",
+            phantom=phantom.PhantomConfig(voxel_size=2),
+        ),
+        EpilepsyConfig(
+            name="phantom_1mm",
+            description="Synthetic cohort with subtle lesions, 1 mm.",
+            phantom=phantom.PhantomConfig(voxel_size=1),
+        ),
+        EpilepsyConfig(name="bids", description="A template-space BIDS derivative from manual_dir."),
+    ]
+
+    def __init__(self, **kwargs: Any):
+        self._derivative: bids.Derivative | None = None
+        super().__init__(**kwargs)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the image's channels."""
+        return tuple(self.info.metadata["modalities"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the source that was prepared."""
+        return self.info.metadata["fingerprint"]
+
+    def prepare(self) -> Builder:
+        """Prepare the data set, or find it prepared from the same source.
+
+        Raises:
+            InputError: problems of the source.
+        """
+        source = self._source(self.builder_config.folder)
+        mode = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
+        if self.info.metadata.get("fingerprint") not in (None, source["fingerprint"]):
+            mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS  # the source has changed: prepare it again
+        config = tfds.download.DownloadConfig(download_mode=mode, try_download_gcs=False)
+        self.download_and_prepare(download_config=config)
+        return self
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "subject": tfds.features.Text(doc="label without sub-"),
+                    "group": tfds.features.Text(doc="control or patient"),
+                    "image": tfds.features.Tensor(
+                        shape=(None, None, None, None),
+                        dtype=np.float32,
+                        encoding=ZLIB,
+                        doc="(x, y, z, m), RAS+, in [0, 1] inside the brain mask, 0 outside",
+                    ),
+                    "brain_mask": tfds.features.Tensor(
+                        shape=(None, None, None), dtype=np.uint8, encoding=ZLIB, doc="0 or 1"
+                    ),
+                    "lesion_mask": tfds.features.Tensor(
+                        shape=(None, None, None), dtype=np.uint8, encoding=ZLIB, doc="0 or 1; all 0 without"
+                    ),
+                    "affine": tfds.features.Tensor(shape=(4, 4), dtype=np.float64, doc="voxel to world, mm"),
+                    "age": tfds.features.Scalar(np.float32, doc="years, NaN unknown"),
+                    "sex": tfds.features.Text(doc="f, m or empty"),
+                    "site": tfds.features.Text(doc="scanner or centre, or empty"),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+        folder = self.builder_config.folder
+        if folder is None and self.builder_config.phantom is None:
+            folder = Path(dl_manager.manual_dir)
+        source = self._source(folder)
+        self.info.metadata.update(source)
+        return {
+            split: self._generate_examples(labels) for split, labels in source["subjects"].items() if labels
+        }
+
+    def _generate_examples(self, labels: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for subject in self._read(labels):
+            yield subject.subject, record_of(subject)
+
+    def _read(self, labels: Sequence[str]) -> Iterator[Subject]:
+        config = self.builder_config
+        if config.phantom is not None:
+            yield from generate(config.phantom, labels)
+            return
+        assert self._derivative is not None
+        for label in labels:
+            yield bids.read_subject(self._derivative.subjects[label], self._derivative.modalities)
+
+    def _source(self, folder: Path | None) -> dict[str, Any]:
+        """What the source is, for the metadata: cheap for a phantom; reads every file of a folder."""
+        config = self.builder_config.phantom
+        if config is not None:
+            return {
+                "fingerprint": phantom_fingerprint(config),
+                "modalities": list(config.modalities),
+                "space": TEMPLATE_SPACE,
+                "voxel_size": [float(config.voxel_size)] * 3,
+                "subjects": phantom.cohort(config),
+            }
+        if self._derivative is None:
+            assert folder is not None  # a folder's config has one, and manual_dir is one
+            self._derivative = bids.read_derivative(folder, self.builder_config.modalities)
+        found = self._derivative
+        subjects = {
+            split: sorted(label for label, where in found.splits.items() if where == split)
+            for split in bids.SPLITS
+        }
+        return {
+            "fingerprint": found.fingerprint,
+            "modalities": list(found.modalities),
+            "space": found.space,
+            "voxel_size": list(found.voxel_size),
+            "subjects": subjects,
+        }
+
+
+def config_for(data: str | Path, modalities: Sequence[str] | None = None) -> str | EpilepsyConfig:
+    """The builder config of a name or a folder.
+
+    Raises:
+        InputError: neither a config's name nor a folder.
+    """
+    named = [config.name for config in Builder.BUILDER_CONFIGS if config.name != "bids"]
+    if str(data) in named:
+        return str(data)
+    folder = Path(data)
+    if not folder.is_dir():
+        raise InputError(f"{data}: neither a folder nor one of the configs {', '.join(named)}.")
+    where = hashlib.sha256(f"{folder.resolve()}{modalities}".encode()).hexdigest()[:8]
+    return EpilepsyConfig(
+        name=f"bids-{where}",
+        description=f"The template-space BIDS derivative {folder.name}.",
+        folder=folder,
+        modalities=None if modalities is None else tuple(modalities),
+    )
+
+
+def generate(config: phantom.PhantomConfig, labels: Sequence[str]) -> Iterator[Subject]:
+    """Phantom subjects in the given order, made on all cores."""
+    import joblib
+
+    jobs = (joblib.delayed(phantom.subject)(config, label) for label in labels)
+    yield from joblib.Parallel(n_jobs=-1, return_as="generator", pre_dispatch="2*n_jobs")(jobs)
+
+
+def phantom_fingerprint(config: phantom.PhantomConfig) -> str:
+    """A hash of the cohort's settings and of the code that makes it."""
+    digest = hashlib.sha256(repr(config).encode())
+    for module in (phantom, lesions, volumes):
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()[:16]
+
+
+def record_of(subject: Subject) -> dict[str, Any]:
+    """The TFDS example of a subject."""
+    record = dataclasses.asdict(subject)
+    for name in ("brain_mask", "lesion_mask"):
+        record[name] = record[name].astype(np.uint8)
+    return record
+
+
+def subject_of(record: dict[str, Any]) -> Subject:
+    """The subject of a TFDS example that went through ``tfds.as_numpy``."""
+    return Subject(
+        subject=record["subject"].decode(),
+        group=record["group"].decode(),
+        image=record["image"],
+        brain_mask=record["brain_mask"].astype(bool),
+        lesion_mask=record["lesion_mask"].astype(bool),
+        affine=record["affine"],
+        age=float(record["age"]),
+        sex=record["sex"].decode(),
+        site=record["site"].decode(),
+    )
