@@ -1,0 +1,86 @@
+"""Many runs on one cohort, and the table that holds them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
+from epizoo.run import Run, RunConfig
+
+
+def benchmark(
+    data: str,
+    folder: str | Path,
+    models: Sequence[str],
+    detectors: Sequence[str],
+    baselines: Sequence[str] = (),
+    *,
+    seeds: int = 3,
+    epochs: int = 10,
+    data_dir: Path | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Run every model with every detector, and every baseline, on one cohort.
+
+    Each run is a folder; finished ones are taken as they are, so a killed benchmark goes on. A model is
+    trained once a seed: its detectors share the encoder.
+
+    Args:
+        data: a config's name or a template-space derivative.
+        folder: where runs and tables go.
+        models: names of the zoo.
+        detectors: on the models' codes.
+        baselines: detectors that read intensities.
+        seeds: runs of each model; baselines have no random part and run once.
+        epochs: of training.
+        data_dir: where prepared data sets live.
+
+    Returns:
+        The table in Markdown (beside it as TSV and HTML).
+
+    Raises:
+        InputError: as ``Run``.
+    """
+    folder, console = Path(folder), console or Console(stderr=True)
+    entries = []
+    for name, config in _runs(data, models, detectors, baselines, seeds, epochs):
+        console.rule(f"[bold blue]{name}")
+        run = Run(config, folder / name, data_dir=data_dir, console=console)
+        _share_encoder(run, folder, models, detectors)
+        run()
+        entries.append(Entry.read(run.folder.path))
+    paths = write_leaderboard(folder, leaderboard(entries))
+    return next(path for path in paths if path.suffix == ".md")
+
+
+def _runs(
+    data: str,
+    models: Sequence[str],
+    detectors: Sequence[str],
+    baselines: Sequence[str],
+    seeds: int,
+    epochs: int,
+) -> Iterator[tuple[str, RunConfig]]:
+    for detector in baselines:
+        yield detector, RunConfig(data, model="none", detector=detector)
+    for seed in range(seeds):
+        for model in models:
+            for detector in detectors:
+                config = RunConfig(data, model=model, detector=detector, epochs=epochs, seed=seed)
+                yield f"{model}-{detector}-{seed}", config
+
+
+def _share_encoder(run: Run, folder: Path, models: Sequence[str], detectors: Sequence[str]) -> None:
+    """Take the model of a run that differs in its detector alone."""
+    config = run.config
+    if config.model not in models or run.folder.model.is_file():
+        return
+    for detector in detectors:
+        other = folder / f"{config.model}-{detector}-{config.seed}"
+        if (other / "model.keras").is_file():
+            for name in ("history.csv", "model.keras"):
+                (run.folder.path / name).write_bytes((other / name).read_bytes())
+            return

@@ -1,0 +1,241 @@
+"""The command line: a thin map from subcommand to library call."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfds_epilepsy.errors import InputError
+
+app = typer.Typer(
+    name="epizoo",
+    help="Encoders of normal brain tissue, and a detector of lesions on their codes. Research only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[
+    str,
+    typer.Argument(help="A folder with a template-space BIDS derivative, or a config's name (phantom_2mm)."),
+]
+RunDir = Annotated[Path, typer.Argument(help="The folder of the run.")]
+Model = Annotated[str, typer.Option(help="Model of the zoo; 'epizoo models' lists them.")]
+Detector = Annotated[str, typer.Option(help="Detector fitted on the controls' codes.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Training epochs of 500 steps.")]
+Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where prepared data sets live (default: TFDS's own).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where the folder holds a run.")]
+
+
+def main() -> None:
+    """Entry point. Exits with 2 on bad input, without a traceback."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes, not the user's concern
+    try:
+        app()
+    except InputError as error:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False)
+        count = len(error.problems)
+        console.print(
+            f"[bold red]error[/]: {'the input cannot be used' if count == 1 else f'{count} problems'}"
+        )
+        for problem in error.problems:
+            console.print(f"  - {problem}", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo"),
+    overwrite: Overwrite = False,
+) -> None:
+    """The whole way on the embedded phantom: maps, clusters, metrics, report."""
+    from epizoo import demo
+
+    demo.run(output, overwrite=overwrite)
+
+
+@app.command()
+def run(
+    data: Data,
+    out_dir: RunDir,
+    model: Model = "siamese",
+    detector: Detector = "ocsvm",
+    epochs: Epochs = 10,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train, fit, score, evaluate and report. A killed run goes on with the same command."""
+    from epizoo.run import Run, RunConfig
+
+    config = RunConfig(data, model=model, detector=detector, epochs=epochs, seed=seed)
+    Run(config, out_dir, data_dir=data_dir, overwrite=overwrite)()
+
+
+@app.command()
+def train(
+    data: Data,
+    out_dir: RunDir,
+    model: Model = "siamese",
+    detector: Detector = "ocsvm",
+    epochs: Epochs = 10,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train an encoder and fit the detector on its codes: a run without its scores yet."""
+    from epizoo.run import Run, RunConfig
+
+    config = RunConfig(data, model=model, detector=detector, epochs=epochs, seed=seed)
+    Run(config, out_dir, data_dir=data_dir, overwrite=overwrite).fit()
+
+
+@app.command()
+def score(
+    run_dir: RunDir,
+    data: Annotated[
+        str | None, typer.Argument(help="Other data to score; the run's own test subjects if left out.")
+    ] = None,
+    out_dir: Annotated[Path | None, typer.Argument(help="Where the maps of other data go.")] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="Also write each map in the subject's own T1w space.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Score maps and clusters of the run's test subjects, or of every subject of other data."""
+    from epizoo.run import Run, score_cohort
+
+    if data is None:
+        Run.open(run_dir, data_dir=data_dir).score()
+    elif out_dir is None:
+        raise InputError("DATA was given without OUT_DIR: say where its score maps go.")
+    else:
+        score_cohort(run_dir, data, out_dir, native=native, data_dir=data_dir)
+
+
+@app.command()
+def evaluate(run_dir: RunDir, data_dir: DataDir = None) -> None:
+    """Hold the maps of a scored run against the lesion masks; write metrics.json."""
+    from epizoo.run import Run
+
+    Run.open(run_dir, data_dir=data_dir).evaluate()
+
+
+@app.command()
+def report(run_dir: RunDir, data_dir: DataDir = None) -> None:
+    """Write report.html of an evaluated run."""
+    from epizoo.run import Run
+
+    typer.echo(Run.open(run_dir, data_dir=data_dir).report())
+
+
+@app.command()
+def preprocess(
+    bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS data set.")],
+    out_dir: Annotated[Path, typer.Argument(help="Where the template-space derivative goes.")],
+    participant_label: Annotated[
+        list[str] | None, typer.Option(help="Only these subjects (without sub-).")
+    ] = None,
+    voxel_size: Annotated[int, typer.Option(help="Template voxels in mm: 1 or 2.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Subjects side by side.")] = 1,
+) -> None:
+    """Raw scans to template space: N4, brain mask, registration. Restarts where it was killed."""
+    from tfds_epilepsy import preprocessing
+
+    preprocessing.preprocess(
+        bids_dir, out_dir, participant_labels=participant_label, voxel_size=voxel_size, jobs=jobs
+    )
+
+
+@app.command()
+def check(
+    bids_dir: Annotated[Path, typer.Argument(help="A template-space derivative.")],
+) -> None:
+    """List the subjects of a data set, their files, and every problem."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tfds_epilepsy import bids
+
+    derivative = bids.read_derivative(bids_dir)
+    table = Table("subject", "group", "split", "modalities", "brain mask", "lesion mask")
+    for label, subject in derivative.subjects.items():
+        masks = ("yes" if mask else "-" for mask in (subject.brain_mask, subject.lesion_mask))
+        group, split = subject.participant.group, derivative.splits[label]
+        table.add_row(f"sub-{label}", group, split, ", ".join(subject.images), *masks)
+    Console().print(table)
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    out_dir: Annotated[Path, typer.Argument(help="Where the SavedModel goes.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """The encoder of a run as a SavedModel that needs nothing but TensorFlow."""
+    from epizoo import models
+    from epizoo.export import export_encoder
+    from epizoo.run_folder import RunFolder, read_json
+
+    folder = RunFolder(run_dir)
+    modalities = read_json(folder.metadata)["modalities"]
+    export_encoder(models.load_model(folder.model), out_dir, modalities=modalities, overwrite=overwrite)
+
+
+@app.command()
+def benchmark(
+    data: Data,
+    out_dir: Annotated[Path, typer.Argument(help="A run folder for each method is made in it.")],
+    models: Annotated[list[str], typer.Option(help="Models of the zoo.")] = ["siamese"],  # noqa: B006
+    detectors: Annotated[list[str], typer.Option(help="Detectors on their codes.")] = ["ocsvm"],  # noqa: B006
+    baselines: Annotated[list[str], typer.Option(help="Detectors on intensities.")] = ["zscore"],  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    epochs: Epochs = 10,
+    data_dir: DataDir = None,
+) -> None:
+    """Every model with every detector beside the classical baselines, in one table. Resumable."""
+    from epizoo.benchmark import benchmark
+
+    benchmark(data, out_dir, models, detectors, baselines, seeds=seeds, epochs=epochs, data_dir=data_dir)
+
+
+@app.command()
+def models() -> None:
+    """The zoo: parameters, receptive field, FLOPs a voxel, paper."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from epizoo.models import describe
+
+    rows = describe()
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+@app.command()
+def info(run_dir: RunDir) -> None:
+    """What a run is, what it used, and what it found."""
+    from rich.console import Console
+
+    from epizoo.demo import comparison
+    from epizoo.run_folder import RunFolder, read_json
+
+    folder, console = RunFolder(run_dir), Console()
+    config, metadata = read_json(folder.config), read_json(folder.metadata)
+    for name, value in config.items():
+        console.print(f"{name:16} {value}", highlight=False)
+    for split, subjects in metadata["splits"].items():
+        console.print(f"{split:16} {len(subjects)} subjects", highlight=False)
+    for name, step in metadata["steps"].items():
+        console.print(f"{name:16} {step['seconds']} s, {step['peak_gib']} GiB", highlight=False)
+    if folder.metrics.is_file():
+        console.print(comparison({run_dir.name: read_json(folder.metrics)}))

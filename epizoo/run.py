@@ -1,0 +1,452 @@
+"""A run: train, fit, score, evaluate, report, each step once, in a folder that can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from epizoo.run_folder import RunFolder, read_json, write_json
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import Subject, read_nifti, write_nifti
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from epizoo.detection.normative import NormativeModel
+    from epizoo.evaluation import Scored
+    from epizoo.models.patch_model import PatchModel
+
+SPLITS = ("train", "validation", "test")
+PACKAGES = (
+    "epizoo",
+    "tensorflow",
+    "keras",
+    "tensorflow-datasets",
+    "numpy",
+    "scikit-learn",
+    "numba",
+    "nilearn",
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run does; stored as ``config.json``.
+
+    Attributes:
+        data: name of a builder config (``phantom_2mm``) or a folder with a template-space BIDS derivative.
+        model: name in the zoo, or ``none`` for a detector that reads intensities (a classical baseline).
+        detector: name in ``epizoo.detection.DETECTORS``.
+        model_config: arguments of the model beyond its defaults (``patch_shape``, ``latent_dim``, ...).
+        epochs, steps_per_epoch, batch_size: 10 x 500 x 256 shows the siamese 1.3 million pairs, as many
+            patches as the paper's 75 controls x 17 000.
+        seed: seeds weights, patches, folds and bootstrap.
+    """
+
+    data: str
+    model: str = "siamese"
+    detector: str = "ocsvm"
+    model_config: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 10
+    steps_per_epoch: int = 500
+    batch_size: int = 256
+    seed: int = 0
+
+
+class Run:
+    """A run in a folder.
+
+    Example:
+        >>> run = Run(RunConfig("phantom_2mm"), "runs/siamese")  # doctest: +SKIP
+        >>> run()  # doctest: +SKIP
+
+    Args:
+        config: what to do.
+        folder: where; made if missing. A folder that holds the same run goes on where it was.
+        data_dir: where prepared data sets live; TFDS's default if None.
+        overwrite: start anew even where the folder holds a run.
+
+    Raises:
+        InputError: the folder holds a run of another configuration, is not a run, or cannot be written;
+            the data set has problems or fewer than 2 training controls; an unknown model or detector.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: str | Path,
+        *,
+        data_dir: Path | None = None,
+        overwrite: bool = False,
+        console: Console | None = None,
+    ):
+        self.config = config
+        self.folder = RunFolder(Path(folder))
+        self.console = console or Console(stderr=True)
+        self._check_names()
+        if overwrite:
+            self.folder.clear()
+        self._check_folder()
+        import tfds_epilepsy
+
+        self.builder = tfds_epilepsy.load(config.data, data_dir)
+        self._check_data()
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder.config, asdict(config))
+        write_json(self.folder.path / "dataset_description.json", description("run", self.folder.path))
+        self._write_metadata()
+
+    @classmethod
+    def open(cls, folder: str | Path, *, data_dir: Path | None = None, console: Console | None = None) -> Run:
+        """Open an existing run by its folder alone."""
+        content = read_json(RunFolder(Path(folder)).config)
+        try:
+            config = RunConfig(**content)
+        except TypeError as error:
+            raise InputError(f"{folder}: config.json is not one of this version ({error}).") from error
+        return cls(config, folder, data_dir=data_dir, console=console)
+
+    @property
+    def finished(self) -> bool:
+        return self.folder.metrics.is_file() and self.folder.report.is_file()
+
+    @property
+    def space(self) -> str:
+        return self.builder.info.metadata["space"]
+
+    def __call__(self) -> dict[str, Any]:
+        """Do every step that is not done yet.
+
+        Returns:
+            The content of ``metrics.json``.
+        """
+        if self.finished:
+            self.console.print(f"{self.folder.path}: finished already; --overwrite starts it anew.")
+            return read_json(self.folder.metrics)
+        self.score()
+        metrics = self.evaluate()
+        self.report()
+        return metrics
+
+    def train(self) -> PatchModel | None:
+        """Train the encoder on training controls; early stopping and figures see validation controls."""
+        if self.config.model == "none":
+            return None
+        from epizoo import models
+        from epizoo.models import callbacks
+        from tfds_epilepsy.patches import patch_dataset
+
+        if self.folder.model.is_file():
+            return models.load_model(self.folder.model)
+        with self._step("train"):
+            config = {"channels": len(self.builder.modalities), "seed": self.config.seed}
+            model = models.create(self.config.model, **config, **self.config.model_config)
+            controls = list(self.read("train"))
+            held_out = [s for s in self.read("validation") if s.group == "control"]
+
+            def patches(subjects: list[Subject], seed: int, start_step: int = 0) -> tf.data.Dataset:
+                return patch_dataset(
+                    subjects,
+                    model.patch_shape,
+                    sampling=model.sampling,
+                    batch_size=self.config.batch_size,
+                    seed=seed,
+                    start_step=start_step,
+                )
+
+            enough = len(held_out) >= (2 if model.sampling == "pair" else 1)
+            callbacks.train(
+                model,
+                lambda step: patches(controls, self.config.seed, step),
+                epochs=self.config.epochs,
+                steps_per_epoch=self.config.steps_per_epoch,
+                folder=self.folder.path,
+                validation_data=patches(held_out, self.config.seed + 1) if enough else None,
+                validation_steps=20 if enough else None,
+                console=self.console,
+            )
+        return model
+
+    def fit(self) -> NormativeModel:
+        """Fit the detector on the training controls' codes."""
+        from epizoo.detection import fit_normative
+
+        model = self.train()
+        with self._step("fit"):
+            return fit_normative(
+                model and model.encoder,
+                lambda: self.read("train"),
+                self.folder.detector,
+                detector=self.config.detector,
+                seed=self.config.seed,
+                console=self.console,
+            )
+
+    def score(self) -> None:
+        """Write the score map of every validation and test subject, and its clusters."""
+        todo = [
+            (split, subject)
+            for split in ("validation", "test")
+            for subject in self.subjects(split)
+            if not self.folder.clusters(subject, self.space).is_file()
+        ]
+        if not todo:
+            return
+        normative = self.fit()
+        with self._step("score"):
+            for split in ("validation", "test"):
+                wanted = [subject for s, subject in todo if s == split]
+                for subject in self._progress(self.read(split, wanted), len(wanted), f"score {split}"):
+                    score_subject(normative, subject, self.folder, self.space)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Hold the maps of the test subjects against their lesion masks; write ``metrics.json``.
+
+        Raises:
+            InputError: a detector that saw a test subject.
+        """
+        from epizoo import evaluation
+        from epizoo.detection.clusters import calibrate_threshold
+
+        self.score()
+        fitted_on = read_json(self.folder.detector / "manifest.json")["subjects"]
+        evaluation.check_no_leak(fitted_on, self.subjects("test"))
+        with self._step("evaluate"):
+            controls = [s for s in self.read("validation") if s.group == "control"]
+            threshold = None
+            if controls:
+                maps = ((self.score_map(control.subject), control.brain_mask) for control in controls)
+                threshold = calibrate_threshold(maps, controls[0].affine)
+            test = self._progress(self.read("test"), len(self.subjects("test")), "evaluate")
+            metrics = evaluation.evaluate(
+                (self._scored(subject) for subject in test), threshold=threshold, seed=self.config.seed
+            )
+            write_json(self.folder.metrics, metrics)
+        return metrics
+
+    def report(self) -> Path:
+        """Write ``report.html``.
+
+        Raises:
+            InputError: the run is not evaluated yet.
+        """
+        from epizoo.report import build_report
+
+        with self._step("report"):
+            return build_report(self.folder, lambda wanted: self.read("test", wanted))
+
+    def read(self, split: str, subjects: Iterable[str] | None = None) -> Iterator[Subject]:
+        import tfds_epilepsy
+
+        return tfds_epilepsy.read(self.builder, split, None if subjects is None else list(subjects))
+
+    def subjects(self, split: str) -> list[str]:
+        import tfds_epilepsy
+
+        return tfds_epilepsy.subjects(self.builder, split)
+
+    def score_map(self, subject: str) -> NDArray[np.float32]:
+        """The score map of a scored subject, ``(x, y, z)``."""
+        return read_nifti(self.folder.score_map(subject, self.space))[0]
+
+    def _scored(self, subject: Subject) -> Scored:
+        from epizoo.detection.clusters import read_clusters_tsv
+        from epizoo.evaluation import Scored
+
+        labels, _ = read_nifti(self.folder.labels(subject.subject, self.space), dtype=np.int32)
+        return Scored(
+            subject=subject,
+            score_map=self.score_map(subject.subject),
+            clusters=read_clusters_tsv(self.folder.clusters(subject.subject, self.space)),
+            labels=labels,
+        )
+
+    def _progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
+        return iter(track(items, description, total=total, console=self.console))
+
+    def _check_names(self) -> None:
+        from epizoo.detection import DETECTORS
+        from epizoo.models import REGISTRY
+
+        problems = []
+        if self.config.model not in (*REGISTRY, "none"):
+            problems.append(f"unknown model {self.config.model!r}: choose one of {', '.join(REGISTRY)}.")
+        if self.config.detector not in DETECTORS:
+            problems.append(
+                f"unknown detector {self.config.detector!r}: choose one of {', '.join(DETECTORS)}."
+            )
+        if problems:
+            raise InputError(problems)
+
+    def _check_folder(self) -> None:
+        path = self.folder.path
+        if self.folder.config.is_file():
+            stored = read_json(self.folder.config)
+            wanted = json.loads(json.dumps(asdict(self.config)))
+            changed = [f"{k} {stored.get(k)!r} -> {v!r}" for k, v in wanted.items() if stored.get(k) != v]
+            if changed:
+                raise InputError(
+                    f"{path} holds a run of other settings ({'; '.join(changed)}): "
+                    "choose another folder, or --overwrite to start anew."
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path}: not empty and not a run (no config.json); choose another folder.")
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not os.access(existing, os.W_OK):
+            raise InputError(f"{path}: {existing} cannot be written; choose another folder.")
+
+    def _check_data(self) -> None:
+        if len(self.subjects("train")) < 2:
+            raise InputError(
+                f"{self.config.data}: {len(self.subjects('train'))} training controls; at least 2 are needed."
+            )
+        if self.folder.metadata.is_file():
+            stored = read_json(self.folder.metadata)["data_hash"]
+            if stored != self.builder.fingerprint:
+                raise InputError(
+                    f"{self.folder.path} was made from other data ({stored} then, {self.builder.fingerprint} "
+                    f"now: {self.config.data} has changed): choose another folder, or --overwrite."
+                )
+
+    def _write_metadata(self) -> None:
+        if self.folder.metadata.is_file():
+            return
+        splits = {split: sorted(self.subjects(split)) for split in SPLITS}
+        write_json(
+            self.folder.metadata,
+            {
+                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+                "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, "
+                f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+                "seed": self.config.seed,
+                "data_hash": self.builder.fingerprint,
+                "split_hash": hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()[:16],
+                "modalities": list(self.builder.modalities),
+                "space": self.space,
+                "splits": splits,
+                "steps": {},
+            },
+        )
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Announce a step; record its wall time and the process's peak memory when it is done."""
+        self.console.rule(f"[bold]{name}", align="left")
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        metadata = read_json(self.folder.metadata)
+        before = metadata["steps"].get(name, {"seconds": 0.0})["seconds"] if name == "score" else 0.0
+        metadata["steps"][name] = {"seconds": round(before + seconds, 1), "peak_gib": round(peak, 2)}
+        write_json(self.folder.metadata, metadata)
+        self.console.print(f"{name}: {seconds:.0f} s, peak memory so far {peak:.1f} GiB")
+
+
+def score_subject(normative: NormativeModel, subject: Subject, folder: RunFolder, space: str) -> None:
+    """Write the score map of one subject, its clusters and their labels; the table of clusters comes last."""
+    from epizoo.detection.clusters import find_clusters, write_clusters_tsv
+
+    score_map = normative.score(subject)
+    clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
+    path = write_nifti(folder.score_map(subject.subject, space), score_map, subject.affine)
+    write_json(
+        path.with_name(path.name.replace(".nii.gz", ".json")),
+        {
+            "Description": "Abnormality of each voxel; higher is more abnormal",
+            "Units": "standard deviations above the training controls",
+            "Detector": normative.manifest["detector"],
+            "Controls": len(normative.subjects),
+        },
+    )
+    write_nifti(folder.labels(subject.subject, space), labels, subject.affine, dtype=np.int16)
+    write_clusters_tsv(folder.clusters(subject.subject, space), clusters)
+
+
+def score_cohort(
+    run_dir: str | Path,
+    data: str,
+    out_dir: str | Path,
+    *,
+    native: bool = False,
+    data_dir: Path | None = None,
+    console: Console | None = None,
+) -> None:
+    """Score every subject of other data with a finished run's encoder and detector.
+
+    A subject whose table of clusters is there already is skipped, so a killed scoring goes on.
+
+    Args:
+        run_dir: a run that was trained and fitted.
+        data: a template-space derivative on the run's grid, or a config's name.
+        out_dir: where ``sub-*/anat/*`` go.
+        native: also write each map and its labels in the subject's own T1w space (``space-T1w``); ``data`` is
+            then a derivative that ``epizoo preprocess`` made.
+        data_dir: where prepared data sets live.
+
+    Raises:
+        InputError: the run is not fitted; data of other modalities, on another grid, or without transforms.
+    """
+    import tfds_epilepsy
+    from epizoo import models
+    from epizoo.detection import NormativeModel
+
+    run, out = RunFolder(Path(run_dir)), RunFolder(Path(out_dir))
+    metadata = read_json(run.metadata)
+    encoder = models.load_model(run.model).encoder if run.model.is_file() else None
+    normative = NormativeModel.load(run.detector, encoder)
+    builder = tfds_epilepsy.load(data, data_dir, modalities=metadata["modalities"])
+    space = builder.info.metadata["space"]
+    write_json(out.path / "dataset_description.json", description("score maps", out.path))
+    for split in SPLITS:
+        todo = [s for s in tfds_epilepsy.subjects(builder, split) if not out.clusters(s, space).is_file()]
+        subjects = tfds_epilepsy.read(builder, split, todo)
+        for subject in track(subjects, f"score {split}", len(todo), console=console or Console(stderr=True)):
+            if native:
+                _score_native(normative, subject, out, Path(data))
+            score_subject(normative, subject, out, space)
+
+
+def _score_native(normative: NormativeModel, subject: Subject, out: RunFolder, derivative: Path) -> None:
+    from epizoo.detection.clusters import find_clusters
+    from tfds_epilepsy.preprocessing import to_native
+
+    score_map = normative.score(subject)
+    _, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
+    path = out.score_map(subject.subject, "T1w")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for volume, name, whole in (
+        (score_map, path, False),
+        (labels, out.labels(subject.subject, "T1w"), True),
+    ):
+        partial = name.with_name(f".partial-{os.getpid()}-{name.name}")
+        to_native(volume, derivative, subject.subject, labels=whole).to_filename(partial)
+        os.replace(partial, name)
+
+
+def description(name: str, folder: Path) -> dict[str, Any]:
+    """``dataset_description.json`` of a folder of maps: a BIDS derivative."""
+    version = importlib.metadata.version("epizoo")
+    return {
+        "Name": f"epizoo {name}: {folder.absolute().name}",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "epizoo", "Version": version}],
+    }
