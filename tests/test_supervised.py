@@ -11,10 +11,12 @@ from epizoo.evaluation.supervised import (
     SEGMENT,
     Segments,
     SupervisedReference,
+    annotated_phantoms,
     fit_supervised,
     masked_crossentropy,
     two_pathways,
 )
+from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
 
@@ -134,3 +136,14 @@ def test_unusable_input_is_refused(reference, tmp_path):
         reference.score(subject(1, channels=2))
     with pytest.raises(InputError, match="no supervised reference"):
         SupervisedReference.load(tmp_path)
+
+
+def test_annotated_phantoms_are_of_another_cohort():
+    config = phantom.PhantomConfig(n_train=1, n_test_controls=0, n_test_patients=1)
+    (other,) = annotated_phantoms(config, 1)
+    own = phantom.subject(config, "patient001")
+    assert other.subject == "annotated001"
+    assert other.lesion_mask.any()
+    assert not np.array_equal(other.image, own.image)
+    with pytest.raises(InputError, match="at least 1"):
+        next(annotated_phantoms(config, 1, seed=0))

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
+from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.phantom import PhantomConfig
 from tfds_epilepsy.volumes import Subject
 
 SCALE = 3  # the context is seen 3 times coarser
@@ -224,6 +227,37 @@ def fit_supervised(
     model.compile(optimizer=keras.optimizers.Adam(rate), loss=masked_crossentropy, jit_compile=False)
     model.fit(data, epochs=epochs, shuffle=False, callbacks=list(callbacks), verbose=verbose)
     return SupervisedReference(model, [subject.subject for subject in subjects])
+
+
+def annotated_phantoms(config: PhantomConfig, n: int = 40, *, seed: int = 1) -> Iterator[Subject]:
+    """Annotated patients of another phantom cohort, like those of ``config`` in all but their seed.
+
+    Args:
+        config: the cohort that will be evaluated.
+        n: number of patients.
+        seed: added to the cohort's own, so that no subject of it comes back; at least 1.
+
+    Returns:
+        Subjects labelled ``annotated001``, ``annotated002``, ...
+
+    Raises:
+        InputError: a seed below 1.
+    """
+    if seed < 1:
+        raise InputError(
+            f"seed {seed}: at least 1 is needed, or the patients are those of the cohort itself."
+        )
+    other = replace(
+        config,
+        seed=config.seed + seed,
+        n_train=0,
+        n_validation_controls=0,
+        n_validation_patients=0,
+        n_test_controls=0,
+        n_test_patients=n,
+    )
+    for number, label in enumerate(phantom.cohort(other)["test"], start=1):
+        yield replace(phantom.subject(other, label), subject=f"annotated{number:03d}")
 
 
 @keras.saving.register_keras_serializable("epizoo")
