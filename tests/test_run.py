@@ -1,0 +1,169 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import epizoo.run
+from epizoo.run import Run, RunConfig, score_cohort
+from epizoo.run_folder import RunFolder
+from tests.test_bids import write_participants
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import read_nifti, write_nifti
+
+SHAPE = (24, 26, 10)
+AFFINE = np.diag([2.0, 2, 2, 1])
+SPACE = "MNI152NLin2009aSym"
+GROUPS = {
+    **{f"c{i}": ("control", "train") for i in range(5)},
+    **{f"v{i}": ("control", "validation") for i in range(2)},
+    "h1": ("control", "test"),
+    "p1": ("patient", "test"),
+}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Controls that share an anatomy, and a patient with a bright spot."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(0)
+    anatomy = ndimage.gaussian_filter(rng.normal(size=SHAPE), 2)
+    brain = np.zeros(SHAPE, bool)
+    brain[2:-2, 2:-2, 1:-1] = True
+    for label, (group, _) in GROUPS.items():
+        lesion = np.zeros(SHAPE, bool)
+        if group == "patient":
+            lesion[8:13, 8:13, 4:7] = True
+        stem = folder / f"sub-{label}" / "anat" / f"sub-{label}_space-{SPACE}"
+        for modality, sign in (("T1w", 1), ("FLAIR", -1)):
+            noise = 0.02 * rng.normal(size=SHAPE)
+            write_nifti(
+                f"{stem}_{modality}.nii.gz", (5 + sign * 8 * anatomy + noise + 1.5 * lesion) * brain, AFFINE
+            )
+        write_nifti(f"{stem}_desc-brain_mask.nii.gz", brain, AFFINE, dtype=np.uint8)
+        if lesion.any():
+            write_nifti(f"{stem}_label-lesion_mask.nii.gz", lesion, AFFINE, dtype=np.uint8)
+    write_participants(
+        folder, [[f"sub-{s}", *who] for s, who in GROUPS.items()], "participant_id\tgroup\tsplit"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("prepared")
+
+
+def config(cohort, **changes):
+    return RunConfig(str(cohort), **{"epochs": 2, "steps_per_epoch": 4, "batch_size": 32, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(cohort, data_dir, tmp_path_factory):
+    run = Run(config(cohort), tmp_path_factory.mktemp("runs") / "run", data_dir=data_dir)
+    run()
+    return run
+
+
+def test_a_run_leaves_maps_clusters_metrics_and_a_report(finished):
+    folder = finished.folder
+    metrics = json.loads(folder.metrics.read_text())
+    assert (metrics["patients"], metrics["controls"]) == (1, 1)
+    assert metrics["voxel"]["auroc"]["value"] > 0.9
+    assert metrics["rows"][1]["overlap"]["rank"] == 1
+    score_map, affine = read_nifti(folder.score_map("p1", SPACE))
+    assert np.allclose(affine, AFFINE)
+    labels, _ = read_nifti(folder.labels("p1", SPACE), dtype=np.int32)
+    with folder.clusters("p1", SPACE).open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [int(row["rank"]) for row in rows] == list(range(1, labels.max() + 1))
+    for row in rows:
+        assert float(row["mean"]) == pytest.approx(score_map[labels == int(row["rank"])].mean(), rel=1e-4)
+    assert "sub-p1" in folder.report.read_text()
+    assert len(folder.history.read_text().splitlines()) == 3
+    description = json.loads((folder.path / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+
+
+def test_metadata_say_what_was_used(finished):
+    metadata = json.loads(finished.folder.metadata.read_text())
+    assert metadata["data_hash"] == finished.builder.fingerprint
+    assert sorted(metadata["splits"]["train"]) == [f"c{i}" for i in range(5)]
+    assert set(metadata["steps"]) == {"train", "fit", "score", "evaluate", "report"}
+    assert metadata["versions"]["tensorflow"]
+
+
+def test_a_finished_run_is_left_as_it_is(finished, cohort, data_dir):
+    before = finished.folder.report.stat().st_mtime_ns
+    Run(config(cohort), finished.folder.path, data_dir=data_dir)()
+    assert finished.folder.report.stat().st_mtime_ns == before
+
+
+def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(
+    finished, cohort, data_dir, tmp_path, monkeypatch
+):
+    score_subject, scored = epizoo.run.score_subject, []
+
+    def killed(normative, subject, *rest):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(subject.subject)
+        score_subject(normative, subject, *rest)
+
+    monkeypatch.setattr(epizoo.run, "score_subject", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Run(config(cohort), tmp_path / "run", data_dir=data_dir)()
+    monkeypatch.setattr(epizoo.run, "score_subject", score_subject)
+    resumed = Run(config(cohort), tmp_path / "run", data_dir=data_dir)
+    resumed()
+    for subject in ("v0", "h1", "p1"):
+        assert np.array_equal(resumed.score_map(subject), finished.score_map(subject))
+    assert resumed.folder.metrics.read_text() == finished.folder.metrics.read_text()
+
+
+def test_a_classical_baseline_runs_without_a_model(cohort, data_dir, tmp_path):
+    run = Run(config(cohort, model="none", detector="zscore"), tmp_path / "run", data_dir=data_dir)
+    metrics = run()
+    assert not run.folder.model.exists()
+    assert metrics["voxel"]["auroc"]["value"] > 0.8
+
+
+def test_another_configuration_does_not_go_into_the_folder(finished, cohort, data_dir):
+    with pytest.raises(InputError, match="epochs 2 -> 3"):
+        Run(config(cohort, epochs=3), finished.folder.path, data_dir=data_dir)
+
+
+def test_a_folder_with_other_things_is_neither_used_nor_deleted(cohort, data_dir, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="not a run"):
+            Run(config(cohort), tmp_path, data_dir=data_dir, overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_names_are_checked_before_the_data(tmp_path):
+    with pytest.raises(InputError) as error:
+        Run(RunConfig("nowhere", model="nonsense", detector="guess"), tmp_path / "run")
+    assert len(error.value.problems) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_than_two_training_controls_are_too_few(cohort, data_dir, tmp_path):
+    alone = tmp_path / "alone"
+    for name in ("c0", "p1"):
+        (alone / f"sub-{name}").parent.mkdir(exist_ok=True)
+        (alone / f"sub-{name}").symlink_to(cohort / f"sub-{name}", target_is_directory=True)
+    write_participants(
+        alone, [["sub-c0", "control", "train"], ["sub-p1", "patient", "test"]], "participant_id\tgroup\tsplit"
+    )
+    with pytest.raises(InputError, match="1 training controls"):
+        Run(config(alone), tmp_path / "run", data_dir=data_dir)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_are_scored_with_a_finished_run(finished, cohort, data_dir, tmp_path):
+    score_cohort(finished.folder.path, str(cohort), tmp_path / "scores", data_dir=data_dir)
+    scores = RunFolder(tmp_path / "scores")
+    assert np.array_equal(read_nifti(scores.score_map("p1", SPACE))[0], finished.score_map("p1"))
+    assert scores.clusters("c0", SPACE).is_file()
