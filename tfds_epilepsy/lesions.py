@@ -6,16 +6,24 @@ Sizes and strengths follow what was measured on public epilepsy cohorts: see ``d
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from rich.progress import track
 from scipy import ndimage
 
+from tfds_epilepsy.bids import DerivativeSubject, mask_of_stripped, read_derivative
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import load_template, same_grid, voxel_to_world
+from tfds_epilepsy.volumes import load_template, read_nifti, same_grid, voxel_to_world, write_nifti
 
 KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
 TISSUES = ("gm", "wm", "csf")
@@ -117,6 +125,12 @@ class Implant:
         """Where the lesion changes tissue or signal (or would, at contrast 0)."""
         return np.maximum(self.weight, self.tail) > EDGE
 
+    def row(self) -> dict[str, Any]:
+        """Its description for a table: place, side, and the fields of its spec."""
+        x, y, z = (round(v, 1) for v in self.centre_mm)
+        side = "right" if x > 0 else "left"
+        return {**asdict(self.spec), "hemisphere": side, "x_mm": x, "y_mm": y, "z_mm": z}
+
     def gain(self, modality: str, grey_over_white: float) -> NDArray[np.float32]:
         """Factor of the signal of a modality inside ``box``.
 
@@ -173,7 +187,7 @@ def implant_in_tissue(
     reach = spec.diameter_mm * 0.8 + spec.tail_mm + 6
     low = np.maximum(np.floor(np.array(centre) - reach / zooms), 0).astype(int)
     high = np.minimum(np.ceil(np.array(centre) + reach / zooms) + 1, tissue.shape[1:]).astype(int)
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
     local = tissue[(slice(None), *box)].astype(np.float32)
     offsets = np.stack(
         np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1
@@ -253,6 +267,183 @@ def implant(
         result[name] = volume.astype(np.float32)
         result[name][box] = np.where(mask[box], moved, volume[box])
     return result, done.mask & mask, done
+
+
+def implant_in_dataset(
+    bids_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    subjects: Sequence[str] | None = None,
+    kinds: Sequence[str] = ("fcd_2a", "fcd_2b", "fcd_1"),
+    visible: bool = False,
+    contrast: float = 1.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Put lesions in users' own controls: a validation where no annotated patient exists.
+
+    The result is a template-space derivative: all subjects of the input, some of its controls now patients
+    with a lesion mask, and ``lesions.tsv``. Training controls are never touched by default. Started again
+    after a kill, it goes on where it was.
+
+    Args:
+        bids_dir: a template-space derivative.
+        out_dir: a folder that is new, empty, or holds a part of the same result.
+        subjects: controls that get a lesion; by default every second one outside the train split.
+        kinds: of the lesions, in turn.
+        visible: lesions that a reader would see, in place of subtle ones.
+        contrast: scales every change.
+        seed: of the lesions.
+        progress: show a bar.
+
+    Raises:
+        InputError: problems of the input, all at once; subjects that are no controls outside training; a
+            folder that holds something else.
+    """
+    unknown_kinds = [kind for kind in kinds if kind not in KINDS]
+    if unknown_kinds or not kinds:
+        raise InputError(f"unknown lesion kinds {unknown_kinds}: choose among {', '.join(KINDS)}.")
+    source = read_derivative(bids_dir)
+    free = [
+        label
+        for label, one in sorted(source.subjects.items())
+        if one.participant.group == "control" and source.splits[label] != "train"
+    ]
+    chosen = free[::2] if subjects is None else [label.removeprefix("sub-") for label in subjects]
+    problems = [
+        f"{bids_dir}: sub-{label} is no control outside the train split: it gets no lesion."
+        for label in chosen
+        if label not in free
+    ]
+    if not chosen:
+        problems.append(f"{bids_dir}: no control outside the train split; set 'split' in participants.tsv.")
+    if problems:
+        raise InputError(problems)
+    settings = {
+        "source": source.fingerprint,
+        "subjects": chosen,
+        "kinds": list(kinds),
+        "visible": visible,
+        "contrast": contrast,
+        "seed": seed,
+    }
+    out = open_dataset(out_dir, "epizoo implant", settings)
+
+    people, found = [], []
+    for label, one in track(source.subjects.items(), "implant", disable=not progress):
+        who = one.participant
+        files = [*one.images.values(), *filter(None, (one.brain_mask, one.lesion_mask))]
+        copies = {path: out / path.relative_to(source.folder) for path in files}
+        if label in chosen:
+            spec_seed = [seed, zlib.crc32(label.encode())]
+            kind = kinds[chosen.index(label) % len(kinds)]
+            spec = LesionSpec.draw(np.random.default_rng(spec_seed), kind, visible, contrast)
+            row = _implant_in_files(one, copies, spec, spec_seed, source.space)
+            found.append({"participant_id": f"sub-{label}", **row})
+        else:
+            for path, copy in copies.items():
+                _copy(_sidecar(path), _sidecar(copy))
+                _copy(path, copy)
+        person = {"age": who.age, "sex": who.sex, "site": who.site}
+        group = "patient" if label in chosen else who.group
+        split = source.splits[label]
+        people.append({"participant_id": f"sub-{label}", "group": group, "split": split, **person})
+    write_table(out / "lesions.tsv", found)
+    return write_table(out / "participants.tsv", people).parent
+
+
+def open_dataset(out_dir: str | Path, made_by: str, settings: Mapping[str, Any]) -> Path:
+    """A folder for a derivative that this library makes, new or begun with the same settings.
+
+    Raises:
+        InputError: it holds something else, or cannot be written to.
+    """
+    out = Path(out_dir)
+    settings = json.loads(json.dumps(settings))
+    description = out / "dataset_description.json"
+    if description.is_file():
+        begun = json.loads(description.read_text()).get("GeneratedBy", [{}])[0]
+        if begun.get("Name") != made_by or begun.get("Parameters") != settings:
+            raise InputError(f"{out}: holds a data set of other making; give another folder.")
+        return out
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out}: is not empty and no data set of {made_by}; give another folder.")
+        generated = [{"Name": made_by, "Parameters": settings}]
+        content = {"Name": made_by, "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
+        write_json(description, {**content, "GeneratedBy": generated})
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written to ({error}).") from error
+    return out
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write JSON atomically."""
+    return _write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write a TSV atomically; what is empty or NaN becomes ``n/a``."""
+
+    def text(value: Any) -> str:
+        if value in ("", None) or value != value:
+            return "n/a"
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    lines = ["\t".join(rows[0]) if rows else "participant_id"]
+    lines += ["\t".join(text(value) for value in row.values()) for row in rows]
+    return _write_text(path, "\n".join(lines) + "\n")
+
+
+def _write_text(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name.split(".")[0] + ".json")
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Copy a file atomically; what is there already stays."""
+    if path.is_file() and not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_name(f".partial-{os.getpid()}-{copy.name}")
+        shutil.copyfile(path, partial)
+        os.replace(partial, copy)
+
+
+def _implant_in_files(
+    one: DerivativeSubject, copies: Mapping[Path, Path], spec: LesionSpec, seed: Sequence[int], space: str
+) -> dict[str, Any]:
+    """The images of one subject with a lesion, its masks, and the lesion's row."""
+    anywhere = copies[next(iter(one.images.values()))]
+    lesion = anywhere.with_name(f"sub-{one.subject}_space-{space}_label-lesion_mask.nii.gz")
+    record = _sidecar(lesion)  # written last: the subject is whole
+    if not record.exists():
+        volumes = {}
+        for modality, path in one.images.items():
+            volumes[modality], affine = read_nifti(path)
+        if one.brain_mask is None:
+            mask = mask_of_stripped(next(iter(volumes.values())))
+        else:
+            mask = read_nifti(one.brain_mask)[0] > 0.5
+            _copy(one.brain_mask, copies[one.brain_mask])
+        changed, lesion_mask, done = implant(volumes, mask, affine, spec, seed)
+        for modality, path in one.images.items():
+            before = volumes[modality]
+            _copy(_sidecar(path), _sidecar(copies[path]))
+            limited = np.clip(changed[modality], before.min(), before.max())
+            write_nifti(copies[path], limited, affine)
+        write_nifti(lesion, lesion_mask, affine, dtype=np.uint8)
+        write_json(record, {"Type": "Lesion", "Implanted": done.row()})
+    return json.loads(record.read_text())["Implanted"]
 
 
 def estimate_tissue(

@@ -7,21 +7,33 @@ field and Rician noise. Everything is a function of the seed and the subject's l
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 from scipy import ndimage
 from scipy.stats import rankdata
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.lesions import Implant, LesionSpec, Tissue, implant_in_tissue
-from tfds_epilepsy.volumes import Subject, Template, load_template, normalise
+from tfds_epilepsy.lesions import (
+    KINDS,
+    Implant,
+    LesionSpec,
+    Tissue,
+    implant_in_tissue,
+    open_dataset,
+    write_json,
+    write_table,
+)
+from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, Template, load_template, normalise, write_nifti
 
 # Signal of gm, wm, csf, white matter = 1 (3 T; FLAIR: cortex is brighter than white matter, fluid is dark).
 SIGNAL = {
@@ -68,9 +80,23 @@ class PhantomConfig:
     second_site: float = 0.0
 
     def __post_init__(self) -> None:
+        problems = []
         unknown = [m for m in self.modalities if m not in SIGNAL]
-        if unknown:
-            raise InputError(f"the phantom has no {', '.join(unknown)}; it has {', '.join(SIGNAL)}.")
+        if unknown or not self.modalities:
+            problems.append(f"the phantom has no {', '.join(unknown)}; it has {', '.join(SIGNAL)}.")
+        if self.voxel_size not in (1, 2):
+            problems.append(f"voxel size {self.voxel_size!r} mm: the phantom is made at 1 or 2 mm.")
+        problems += [
+            f"unknown lesion kind {k!r}; known are {', '.join(KINDS)}." for k in self.kinds if k not in KINDS
+        ]
+        if not self.kinds:
+            problems.append(f"no lesion kind: choose among {', '.join(KINDS)}.")
+        if self.contrast < 0 or not 0 <= self.second_site <= 1:
+            problems.append(
+                f"contrast {self.contrast}, second_site {self.second_site}: 0 or more, and a share of 0 to 1."
+            )
+        if problems:
+            raise InputError(problems)
 
 
 def cohort(config: PhantomConfig) -> dict[str, list[str]]:
@@ -116,7 +142,8 @@ def subject_and_lesion(config: PhantomConfig, label: str) -> tuple[Subject, Impl
                 for name in config.modalities]  # fmt: skip
     lesion_mask = np.zeros(mask.shape, bool)
     if implant is not None:
-        lesion_mask = (_coarsen(implant.mask.astype(np.float32), config.voxel_size) >= 0.5) & mask
+        share = _coarsen(implant.mask.astype(np.float32), config.voxel_size) * mask
+        lesion_mask = share >= min(0.5, share.max())  # a voxel at least
     made = Subject(
         subject=label,
         group="control" if implant is None else "patient",
@@ -153,6 +180,50 @@ def lesion_table(config: PhantomConfig) -> list[dict[str, Any]]:
         for label in labels
         if label.startswith("patient")
     ]
+
+
+def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = True) -> Path:
+    """Write the cohort as a template-space BIDS derivative, so that everything can be tried on files.
+
+    Images, brain and lesion masks, ``participants.tsv`` (group, split, age, sex, site),
+    ``dataset_description.json``, and ``lesions.tsv``: what each patient has. Started again after a kill, it
+    goes on where it was.
+
+    Args:
+        config: the cohort.
+        out_dir: a folder that is new, empty, or holds a part of the same cohort.
+        progress: show a bar.
+
+    Raises:
+        InputError: the folder holds something else, or cannot be written to.
+    """
+    out = open_dataset(out_dir, "epizoo phantom", asdict(config))
+    splits = {label: split for split, labels in cohort(config).items() for label in labels}
+    people, found = [], []
+    for label, split in track(splits.items(), "phantom", disable=not progress):
+        person = _person(config, label)
+        group = "patient" if label.startswith("patient") else "control"
+        people.append({"participant_id": f"sub-{label}", "group": group, "split": split, **person})
+        folder = out / f"sub-{label}" / "anat"
+        name = f"sub-{label}_space-{TEMPLATE_SPACE}"
+        record = folder / f"{name}_desc-brain_mask.json"  # written last: the subject is whole
+        if not record.exists():
+            made, implant = subject_and_lesion(config, label)
+            for channel, modality in enumerate(config.modalities):
+                write_json(folder / f"{name}_{modality}.json", {"Normalisation": {"method": "unit"}})
+                write_nifti(folder / f"{name}_{modality}.nii.gz", made.image[..., channel], made.affine)
+            if implant is not None:
+                lesion_file = folder / f"{name}_label-lesion_mask.nii.gz"
+                write_nifti(lesion_file, made.lesion_mask, made.affine, dtype=np.uint8)
+            write_nifti(
+                folder / f"{name}_desc-brain_mask.nii.gz", made.brain_mask, made.affine, dtype=np.uint8
+            )
+            write_json(record, {"Type": "Brain", "Lesion": None if implant is None else implant.row()})
+        row = json.loads(record.read_text())["Lesion"]
+        if row is not None:
+            found.append({"participant_id": f"sub-{label}", **row})
+    write_table(out / "lesions.tsv", found)
+    return write_table(out / "participants.tsv", people).parent
 
 
 def difficulty(config: PhantomConfig, fwhm_mm: Sequence[float] = (0, 4, 8)) -> dict[float, float]:
