@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.covariance import OAS
 from sklearn.neighbors import NearestNeighbors
+from sklearn.svm import OneClassSVM
 
 from epizoo.detection.classical import ZScore
 from epizoo.detection.detector import DETECTORS, Detector, create_detector
+from epizoo.detection.fusion import fuse_maps
 from epizoo.detection.gaussian import LocalGaussian
 from epizoo.detection.knn import LocalKNN
 from tests.test_ocsvm import KINDS, codes
@@ -127,7 +129,7 @@ def test_gaussian_is_the_mahalanobis_distance_of_sklearns_oas(seed, n, d, kind):
         np.testing.assert_allclose(scores[voxel], expected, rtol=2e-3, atol=2e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(**SIZES, k=st.integers(1, 9))
 def test_knn_is_the_mean_distance_to_the_nearest(seed, n, d, kind, k):
     train = codes(seed, 2, n, d, kind)
@@ -144,3 +146,123 @@ def test_zscore_by_hand():
     train = np.array([[[1, 0], [2, 0.5], [3, 1]]], np.float32)
     scores = ZScore().fit(train).score(np.array([[[5, 0.5], [-1, 0.5]]], np.float32))
     np.testing.assert_allclose(scores, 3 / np.sqrt(4 / 3) * np.ones((1, 2)), rtol=1e-6)
+
+
+# === Adjusted ===
+
+
+def test_an_effect_of_age_is_regressed_out():
+    """The codes follow age; a control of 80 years among those of 20 to 60 is normal for its age."""
+    rng = np.random.default_rng(0)
+    age = rng.uniform(20, 60, 40)
+    noise = rng.normal(size=(6, 40, 4))
+    train = (noise + 0.2 * age[:, None]).astype(np.float32)
+    query = (rng.normal(size=(6, 1, 4)) + 0.2 * 80).astype(np.float32)
+    plain = LocalGaussian().fit(train).score(query)
+    adjusted = create_detector("adjusted", detector="gaussian", covariates=["age"]).fit(train, age=age)
+    assert (adjusted.score(query, age=np.array([80.0])) < 0.7 * plain).all()
+
+    design = np.column_stack([np.ones(40), age])
+    residual = train[2] - design @ np.linalg.lstsq(design, train[2], rcond=None)[0]
+    expected = (
+        LocalGaussian()
+        .fit(residual[None])
+        .score((query[2] - [1, 80.0] @ np.linalg.lstsq(design, train[2], rcond=None)[0])[None])
+    )
+    np.testing.assert_allclose(adjusted.score(query, age=np.array([80.0]))[2:3], expected, rtol=1e-3)
+
+
+def test_unknown_constant_or_too_many_covariates_change_nothing():
+    train, query = codes(0, 5, 20, 4), codes(1, 5, 3, 4)
+    centred = LocalGaussian().fit(train).score(query)
+    detector = create_detector("adjusted", detector="gaussian", covariates=["age", "sex"])
+    for age in (np.full(20, np.nan), np.full(20, 40.0)):
+        scores = detector.fit(train, age=age, sex=np.zeros(20)).score(query, age=np.full(3, 50.0))
+        np.testing.assert_allclose(scores, centred, rtol=1e-3)
+    few = detector.fit(train[:, :5], age=np.arange(5.0), sex=np.arange(5.0) % 2).score(query)
+    np.testing.assert_allclose(few, LocalGaussian().fit(train[:, :5]).score(query), rtol=1e-3)
+
+
+def test_cross_scores_regress_in_each_fold_anew():
+    train, folds, age = codes(0, 4, 20, 3), np.arange(20) % 4, np.linspace(20, 60, 20)
+    detector = create_detector("adjusted", detector="gaussian", covariates=["age"], scale="standard")
+    scores = detector.cross_scores(train, folds, age=age)
+    held = folds == 2
+    expected = detector.fit(train[:, ~held], age=age[~held]).score(train[:, held], age=age[held])
+    np.testing.assert_allclose(scores[:, held], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["standard", "whiten"])
+def test_scaling_makes_the_scores_independent_of_the_units_of_the_features(scale):
+    train, query = codes(0, 5, 40, 4), codes(1, 5, 6, 4)
+    units = np.array([1, 20, 0.1, 1], np.float32)
+    detector = create_detector("adjusted", detector="knn", scale=scale)
+    scores, other = (detector.fit(train * u).score(query * u) for u in (np.float32(1), units))
+    if scale == "standard":
+        np.testing.assert_allclose(scores, other, rtol=1e-3)
+    white = LocalGaussian().fit(train).whiten(query)
+    np.testing.assert_allclose(
+        np.linalg.norm(white, axis=2), LocalGaussian().fit(train).score(query), rtol=1e-5
+    )
+
+
+def test_bad_adjustments_are_refused():
+    with pytest.raises(InputError, match="scale='robust'"):
+        create_detector("adjusted", scale="robust")
+    with pytest.raises(InputError, match="weight"):
+        create_detector("adjusted", covariates=["weight"])
+
+
+# === One for the brain ===
+
+
+def test_a_pooled_svm_is_that_of_sklearn_on_all_codes():
+    train, query = codes(0, 6, 10, 5), codes(1, 6, 4, 5)
+    detector = create_detector("pooled", nu=0.1, samples=60)
+    svm = OneClassSVM(nu=0.1, tol=1e-9).fit(train.reshape(-1, 5).astype(np.float64))
+    expected = -svm.decision_function(query.reshape(-1, 5).astype(np.float64)).reshape(6, 4)
+    np.testing.assert_allclose(detector.fit(train).score(query), expected, atol=1e-4)
+
+
+def test_a_pooled_svm_keeps_what_it_learnt_from_the_whole_brain():
+    sample, folds = codes(0, 50, 10, 5), np.arange(10) % 3
+    slab = codes(1, 4, 10, 5) + 1
+    detector = create_detector("pooled", samples=500).prepare(sample, folds)
+    crossed = detector.cross_scores(slab, folds)
+    fold = create_detector("pooled", samples=500).fit(sample[:, folds != 1])
+    np.testing.assert_allclose(crossed[:, folds == 1], fold.score(slab[:, folds == 1]), atol=1e-5)
+    whole = create_detector("pooled", samples=500).fit(sample)
+    np.testing.assert_array_equal(detector.fit(slab).score(slab), whole.score(slab))
+
+
+def test_a_patients_own_svm_finds_what_is_rare_in_it():
+    sample = codes(0, 400, 2, 5)
+    sample[:, 1] += 7  # the second subject differs everywhere: nothing in it is rare
+    detector = create_detector("patient", nu=0.1).prepare(sample)
+    svm = OneClassSVM(nu=0.1, tol=1e-9).fit(sample[:, 1].astype(np.float64))
+    query = codes(1, 6, 2, 5)
+    scores = detector.score(query)
+    np.testing.assert_allclose(scores[:, 1], -svm.decision_function(query[:, 1].astype(float)), atol=1e-4)
+    assert scores[:, 1].min() > scores[:, 0].max()
+
+
+# === Fusion ===
+
+
+def test_equal_maps_fuse_to_themselves_and_independent_ones_by_stouffer():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 20, 20, 20)).astype(np.float32)
+    np.testing.assert_allclose(fuse_maps([a, a]), a, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(fuse_maps([a, b]), (a + b) / np.sqrt(2), atol=0.05)
+    assert abs(fuse_maps([a, 0.5 * a + b], weights=[2, 1]).std() - 1) < 0.15
+    a[0] = 0
+    assert (fuse_maps([a, b])[0] == 0).all()
+
+
+def test_maps_that_cannot_be_fused_are_refused():
+    with pytest.raises(InputError, match="at least one map"):
+        fuse_maps([])
+    with pytest.raises(InputError, match=r"\(2, 2, 2\)"):
+        fuse_maps([np.ones((2, 2, 2)), np.ones((2, 2, 3))])
+    with pytest.raises(InputError, match="one positive number"):
+        fuse_maps([np.ones((2, 2, 2))], weights=[1, 2])

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from scipy import ndimage
 
-from epizoo.detection import NormativeModel, fit_normative, normative
-from epizoo.detection.codes import Intensities, encoder_fingerprint, smooth
+from epizoo.detection import NormativeModel, create_detector, fit_normative, normative
+from epizoo.detection.codes import Homotopic, Intensities, encoder_fingerprint, smooth
 from epizoo.detection.ocsvm import LocalOneClassSVM
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
@@ -283,3 +283,105 @@ def test_codes_of_an_encoder_are_those_of_its_patches(tmp_path, patch_shape):
     assert encoder_fingerprint(build(0)) == encoder_fingerprint(encoder)
     with pytest.raises(InputError, match="another encoder"):
         NormativeModel.load(thick.folder, build(1))
+
+
+@pytest.mark.parametrize("name", ["pooled", "patient"])
+def test_detectors_of_the_whole_brain_do_not_depend_on_the_slabs(tmp_path, name):
+    detector = create_detector(name, samples=200)
+    thick = fit(tmp_path / "thick", detector=detector)
+    score = thick.score(subject(99))
+    thin = fit(tmp_path / "thin", detector=create_detector(name, samples=200), slab_bytes=1)
+    np.testing.assert_allclose(thin.score(subject(99)), score, atol=1e-4)
+    loaded = NormativeModel.load(tmp_path / "thick", None)
+    np.testing.assert_array_equal(loaded.score(subject(99)), score)
+    image = subject(99).image.copy()
+    image[4, 5, 3] += 3
+    assert loaded.score(replace(subject(99), image=image))[4, 5, 3] > score[4, 5, 3] + 1
+
+
+def test_position_beside_the_code_tells_places_apart(tmp_path):
+    """Controls are dark on the left and bright on the right; a bright spot on the left is out of place."""
+
+    def sided(s):
+        image = s.image * 0.1
+        image[5:] += 1
+        return replace(s, image=np.where(s.brain_mask[..., None], image, 0).astype(np.float32))
+
+    people, patient = [sided(s) for s in controls()], sided(subject(99))
+    image = patient.image.copy()
+    image[2, 5, 3] += 1
+    gains = []
+    for position in (0.0, 3.0):
+        detector = create_detector("pooled", samples=400, position=position)
+        model = fit(tmp_path / str(position), subjects=people, detector=detector)
+        gains.append((model.score(replace(patient, image=image)) - model.score(patient))[2, 5, 3])
+    assert gains[1] > gains[0]
+
+
+def test_neighbours_are_further_samples_of_a_voxel(tmp_path):
+    people, voxel = controls(), (4, 5, 3)
+    model = fit(tmp_path / "fit", subjects=people, neighbours=True)
+    steps = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (-1, 0, 0), (0, -1, 0), (0, 0, -1)]
+    samples = np.array([[p.image[tuple(np.add(voxel, s))] for s in steps] for p in people])
+    patient = subject(99)
+    expected = LocalOneClassSVM(nu=0.1).fit(samples.reshape(1, -1, 2)).score(patient.image[voxel][None, None])
+    raw = model.score(patient)[voxel] * model._sd[voxel] + model._mean[voxel]
+    np.testing.assert_allclose(raw, expected[0, 0], atol=1e-4)
+    thin = fit(tmp_path / "thin", subjects=people, neighbours=True, slab_bytes=1)
+    np.testing.assert_array_equal(thin.score(patient), model.score(patient))
+    with pytest.raises(InputError, match="one for the brain"):
+        fit(tmp_path / "pooled", detector="pooled", neighbours=True)
+
+
+def test_homotopic_codes_are_zero_in_symmetric_brains_and_turn_with_the_mirror():
+    person = subject(0, wobble=0)
+    codes, z = Homotopic(Intensities()), slice(1, 5)
+    symmetric = person.image + person.image[::-1]
+    assert (codes.latents(symmetric, person.brain_mask, z) == 0).all()
+    volume = np.zeros((*SHAPE, 2), np.float32)
+    volume[:, :, z][person.brain_mask[:, :, z]] = codes.latents(person.image, person.brain_mask, z)
+    np.testing.assert_array_equal(volume, -volume[::-1])
+
+
+def test_covariates_of_the_subjects_reach_the_detector(tmp_path):
+    """Intensity follows age; an old subject is abnormal only where its age is not known."""
+
+    def aged(number, age, told=True):
+        s = subject(number, wobble=0)
+        image = np.where(s.brain_mask[..., None], s.image + 0.05 * age, 0).astype(np.float32)
+        return replace(s, image=image, age=age if told else float("nan"))
+
+    people = [aged(number, 20 + 2 * number) for number in range(16)]
+    detector = create_detector("adjusted", detector="gaussian", covariates=["age"])
+    model = fit(tmp_path, subjects=people, detector=detector)
+    told, untold = (model.score(aged(99, 70, told))[4, 5, 3] for told in (True, False))
+    assert untold > told + 1
+    assert model.manifest["covariates"]["age"][1] == "22.0"
+
+
+def test_the_residual_at_the_centre_of_each_patch_is_scored(tmp_path):
+    import keras
+
+    from epizoo.detection.reconstruction import Reconstruction
+
+    keras.utils.set_random_seed(0)
+    patch = keras.Input((5, 5, 2), name="patch")
+    encoder = keras.Model(patch, keras.layers.Dense(3, name="latent")(keras.layers.Flatten()(patch)))
+    code = keras.Input((3,))
+    decoder = keras.Model(code, keras.layers.Reshape((5, 5, 2))(keras.layers.Dense(50)(code)))
+
+    class Autoencoder:
+        pass
+
+    model = Autoencoder()
+    model.encoder, model.decoder, model.name = encoder, decoder, "autoencoder"
+    person, voxel = subject(0), (4, 5, 3)
+    codes = Reconstruction().codes(model)
+    residuals = codes.latents(person.image, person.brain_mask, slice(3, 4))
+    where = np.argwhere(person.brain_mask[:, :, 3]).tolist().index([4, 5])
+    made = decoder(encoder(person.image[2:7, 3:8, 3][None])).numpy()[0, 2, 2]
+    np.testing.assert_allclose(residuals[where], person.image[voxel] - made, atol=1e-5)
+    score = fit(tmp_path, model, controls(4), detector="reconstruction").score(person)
+    assert np.isfinite(score).all()
+    with pytest.raises(InputError, match="no decoder"):
+        fit(tmp_path / "other", encoder, controls(4), detector="reconstruction")

@@ -377,8 +377,9 @@ class _Fit:
             mean[self.mask] = mean[self.mask].mean()
         freedom = n - 1
         variance = np.where(self.mask, squares / freedom, 0)
-        neighbourhood = smooth(variance, self.mask, self.affine, PRIOR_FWHM)
-        variance = (freedom * variance + PRIOR_FREEDOM * neighbourhood) / (freedom + PRIOR_FREEDOM)
+        if self.detector.calibration == "voxel":
+            neighbourhood = smooth(variance, self.mask, self.affine, PRIOR_FWHM)
+            variance = (freedom * variance + PRIOR_FREEDOM * neighbourhood) / (freedom + PRIOR_FREEDOM)
         floor = 1e-6 * max(float(variance[self.mask].mean()), 1e-12)  # where all controls score the same
         sd = np.sqrt(np.where(self.mask, np.maximum(variance, floor), 1))
 

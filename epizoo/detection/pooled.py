@@ -71,11 +71,10 @@ class PooledOneClassSVM(_BrainOneClassSVM):
         latents = check_latents(latents)
         if self._folds is None:
             self._svm = self._learn(latents)
-        self._voxels = len(latents)
         return self
 
     def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        return _score_all(self._svm, check_latents(latents, getattr(self, "_voxels", None)))
+        return _score_all(self._svm, check_latents(latents))
 
     def cross_scores(
         self, latents: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]

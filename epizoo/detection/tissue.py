@@ -11,15 +11,16 @@ from tfds_epilepsy.volumes import Subject, load_template
 TISSUES = ("gm", "wm", "csf")
 ITERATIONS = 20
 EM_VOXELS = 200_000  # that the mixture is fitted on; more do not move it
+SMALLEST_VARIANCE = 1e-5  # of intensities in [0, 1]
 PRIOR_FLOOR = 0.05  # a tissue may be where the template has none: a thick cortex, a large ventricle
 
 
 def tissue_probabilities(subject: Subject) -> NDArray[np.float32]:
-    """Grey matter, white matter and CSF at every voxel.
+    """Grey matter, white matter and CSF at every voxel, from the first modality, T1.
 
-    One Gaussian a tissue over all modalities, fitted by EM with the template's tissue maps as priors
-    (Ashburner & Friston 1997, 2005, without bias field or warps: the volume lies in template space and is
-    corrected).
+    One Gaussian a tissue, fitted by EM with the template's tissue maps as priors (Ashburner & Friston 1997,
+    2005, without bias field or warps: the volume lies in template space and is corrected). T1 alone, since
+    the lesions that are looked for are bright on FLAIR, as no healthy tissue is.
 
     Args:
         subject: in template space.
@@ -28,17 +29,19 @@ def tissue_probabilities(subject: Subject) -> NDArray[np.float32]:
         ``(x, y, z, 3)`` float32 in the order of ``TISSUES``, sums to 1 in the brain mask and is 0 outside.
     """
     mask = subject.brain_mask
-    intensities = subject.image[mask].astype(np.float64)  # (v, m)
+    intensities = subject.image[..., 0][mask].astype(np.float64)
     priors = template_priors(mask.shape, subject.affine)[mask] + PRIOR_FLOOR  # (v, 3)
     priors /= priors.sum(1, keepdims=True)
     every = slice(None, None, max(1, len(intensities) // EM_VOXELS))
-    sample, sample_priors = intensities[every], priors[every]
+    sample, sample_priors = intensities[every, None], priors[every]
     posterior = sample_priors
     for _ in range(ITERATIONS):
-        tissues = [_gaussian(sample, posterior[:, t]) for t in range(3)]
-        posterior = _posterior(sample, sample_priors, tissues)
+        total = posterior.sum(0) + 1e-9
+        means = (posterior * sample).sum(0) / total
+        variances = (posterior * (sample - means) ** 2).sum(0) / total + SMALLEST_VARIANCE
+        posterior = _posterior(sample, sample_priors, means, variances)
     result = np.zeros((*mask.shape, 3), np.float32)
-    result[mask] = _posterior(intensities, priors, tissues)
+    result[mask] = _posterior(intensities[:, None], priors, means, variances)
     return result
 
 
@@ -56,21 +59,13 @@ def template_priors(shape: tuple[int, ...], affine: NDArray[np.floating]) -> NDA
     return np.stack(resampled, -1).astype(np.float64)
 
 
-def _gaussian(x: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-    """Weighted mean ``(m,)`` and covariance ``(m, m)``."""
-    total = weights.sum() + 1e-9
-    mean = weights @ x / total
-    centred = x - mean
-    return mean, (weights * centred.T) @ centred / total + 1e-6 * np.eye(x.shape[1])
-
-
 def _posterior(
-    x: NDArray[np.float64], priors: NDArray[np.float64], tissues: list[tuple[NDArray, NDArray]]
+    x: NDArray[np.float64],
+    priors: NDArray[np.float64],
+    means: NDArray[np.float64],
+    variances: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    logs = np.empty(priors.shape)
-    for t, (mean, covariance) in enumerate(tissues):
-        white = np.linalg.solve(np.linalg.cholesky(covariance), (x - mean).T)
-        logs[:, t] = np.log(priors[:, t]) - 0.5 * ((white**2).sum(0) + np.linalg.slogdet(covariance)[1])
-    logs -= logs.max(1, keepdims=True)
-    posterior = np.exp(logs)
+    """``(v, 3)`` of intensities ``(v, 1)``."""
+    logs = np.log(priors / np.sqrt(variances)) - (x - means) ** 2 / (2 * variances)
+    posterior = np.exp(logs - logs.max(1, keepdims=True))
     return posterior / posterior.sum(1, keepdims=True)

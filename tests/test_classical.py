@@ -1,0 +1,128 @@
+"""Tissue maps and the classical baselines, on volumes made from the template."""
+
+from dataclasses import replace
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import ndimage, stats
+
+from epizoo.detection import create_detector, fit_normative
+from epizoo.detection.classical import JunctionExtensionMaps
+from epizoo.detection.tissue import _posterior, template_priors, tissue_probabilities
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import Subject, load_template
+
+SLICES = slice(38, 43)  # thin, through the ventricles
+INTENSITY = {"t1": (0.5, 0.8, 0.15), "flair": (0.6, 0.45, 0.1)}  # gm, wm, csf
+
+
+def subject(number=0, age=float("nan"), modalities=2):
+    """The middle of the template with its own tissue intensities, smooth texture and noise."""
+    template = load_template(2)
+    rng = np.random.default_rng(number)
+    mask = template.brain_mask[:, :, SLICES]
+    shift = [8 * ndimage.gaussian_filter(rng.normal(size=mask.shape), 4) for _ in range(3)]
+    grid = np.meshgrid(*(np.arange(n) for n in mask.shape), indexing="ij")
+    where = [g + s for g, s in zip(grid, shift, strict=True)]
+    tissue = [
+        ndimage.map_coordinates(m[:, :, SLICES], where, order=1)
+        for m in (template.gm, template.wm, template.csf)
+    ]
+    images = [np.tensordot(levels, tissue, 1) for levels in INTENSITY.values()][:modalities]
+    image = np.stack(images, -1) + 0.03 * rng.normal(size=(*mask.shape, modalities))
+    image = np.where(mask[..., None], np.clip(image, 0, 1), 0).astype(np.float32)
+    affine = template.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * SLICES.start
+    return Subject(f"{number:02d}", "control", image, mask, np.zeros_like(mask), affine, age=age)
+
+
+def fit(folder, detector, n=6, **options):
+    controls = [subject(number, age=30 + number) for number in range(n)]
+    return fit_normative(
+        None, lambda: controls, folder, detector, console=Console(file=StringIO()), **options
+    )
+
+
+def test_priors_on_another_grid_are_those_of_the_template():
+    template = load_template(2)
+    cut = template_priors((75, 94, 5), subject().affine)
+    np.testing.assert_allclose(cut[..., 1], template.wm[:, :, SLICES], atol=1e-5)
+
+
+def test_tissue_is_found_from_the_intensities():
+    person = subject()
+    tissue = tissue_probabilities(person)
+    np.testing.assert_allclose(tissue[person.brain_mask].sum(1), 1, atol=1e-5)
+    assert (tissue[~person.brain_mask] == 0).all()
+    means = [np.average(person.image[..., 0], weights=tissue[..., t]) for t in range(3)]
+    np.testing.assert_allclose(means, INTENSITY["t1"], atol=0.15)
+
+
+def test_posteriors_are_by_bayes_rule():
+    x, priors = np.array([[0.2], [0.6]]), np.array([[0.2, 0.3, 0.5], [0.1, 0.8, 0.1]])
+    means, variances = np.array([0.5, 0.8, 0.1]), np.array([0.01, 0.02, 0.03])
+    weights = priors * stats.norm(means, np.sqrt(variances)).pdf(x)
+    posterior = _posterior(x, priors, means, variances)
+    np.testing.assert_allclose(posterior, weights / weights.sum(1, keepdims=True))
+
+
+def test_tissue_follows_the_volume_and_not_the_template_alone():
+    person = subject()
+    image = person.image.copy()
+    image[20:26, 40:46, 1:5, 0] = INTENSITY["t1"][0]  # grey matter, whatever the template has there
+    tissue = tissue_probabilities(replace(person, image=image))
+    assert np.median(tissue[21:25, 41:45, 2:4, 0]) > 0.8
+
+
+def test_junction_is_the_share_of_voxels_between_grey_and_white():
+    person = subject()
+    image = person.image.copy()
+    image[20:28, 40:48, :, 0] = 0.65  # between .5 and .8
+    image[40:48, 40:48, :, 0] = 0.82
+    junction = JunctionExtensionMaps().volume(replace(person, image=image))[..., 0]
+    assert junction[22:26, 42:46, 1:3].min() > 0.99
+    assert junction[42:46, 42:46, 1:3].max() < 0.01
+    assert (junction[~person.brain_mask] == 0).all()
+
+
+def test_extension_is_high_where_grey_reaches_into_white():
+    person = subject()
+    before = JunctionExtensionMaps().volume(person)[..., 1]
+    voxel = tuple(np.argwhere(ndimage.binary_erosion(tissue_probabilities(person)[..., 1] > 0.9))[0])
+    image = person.image.copy()
+    image[tuple(slice(v - 1, v + 2) for v in voxel)] = INTENSITY["t1"][0], INTENSITY["flair"][0]
+    after = JunctionExtensionMaps().volume(replace(person, image=image))[..., 1]
+    assert after[voxel] > before[voxel] + 0.2
+
+
+@pytest.mark.parametrize("name", ["zscore", "flair", "junction_extension", "spm"])
+def test_a_baseline_sees_a_bright_ball_of_grey_in_white_matter(tmp_path, name):
+    person = subject(50, age=35)
+    white = ndimage.binary_erosion(tissue_probabilities(person)[..., 1] > 0.9, iterations=1)
+    voxel = np.argwhere(white)[len(np.argwhere(white)) // 2]
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in white.shape), indexing="ij"), -1)
+    ball = (np.linalg.norm(grid - voxel, axis=-1) < 4) & person.brain_mask
+    image = person.image.copy()
+    image[ball] = INTENSITY["t1"][0], 0.95
+    model = fit(tmp_path, name)
+    before, after = model.score(person), model.score(replace(person, image=image))
+    assert after[ball].mean() > before[ball].mean() + 0.5
+    assert after[ball].mean() > np.quantile(after[person.brain_mask], 0.9)
+
+
+def test_the_flair_map_has_the_order_of_the_intensities(tmp_path):
+    model = fit(tmp_path, create_detector("flair", fwhm=0.0))
+    person = subject(50)
+    inside = model.mask & person.brain_mask
+    score, flair = model.score(person)[inside], person.image[..., 1][inside]
+    assert np.all(np.diff(score[np.argsort(flair)]) >= 0)
+    assert abs(score.mean()) < 0.2
+    assert 0.8 < score.std() < 1.2
+
+
+def test_a_flair_threshold_needs_flair(tmp_path):
+    t1 = [subject(number, modalities=1) for number in range(3)]
+    with pytest.raises(InputError, match="no FLAIR"):
+        fit_normative(None, lambda: t1, tmp_path, "flair", console=Console(file=StringIO()))
