@@ -34,14 +34,17 @@ _HOMES = {
     "load_model": "epizoo.models",
     "train": "epizoo.models.callbacks",
 }
-__all__ = list(_HOMES)
+_MODULES = ("dense", "detection", "evaluation", "export", "models", "report")
+__all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"epizoo.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'epizoo' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import random
 import shutil
@@ -51,8 +52,11 @@ class PatchModel(keras.Model):
 
     **A model with several optimisers** (a GAN) declares
 
-        trains = {"d_optimizer": ("discriminator",), "g_optimizer": ("live_generator", "live_encoder")}
-        averages = {"encoder": "live_encoder", "decoder": "live_generator"}
+        trains: ClassVar = {
+            "d_optimizer": ("discriminator",),
+            "g_optimizer": ("live_generator", "live_encoder"),
+        }
+        averages: ClassVar = {"encoder": "live_encoder", "decoder": "live_generator"}
 
     builds ``discriminator``, ``live_generator`` and ``live_encoder`` (``encoder`` and ``decoder`` are then
     made when ``building`` ends: copies of the same architecture that follow the live ones, and what
@@ -259,6 +263,22 @@ class PatchModel(keras.Model):
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return folder
+
+    def receptive_field(self) -> tuple[int, ...]:
+        """Voxels, an axis each, that the code looks at: the box in which its gradient is not zero."""
+        rng = np.random.default_rng(0)
+        patches = tf.constant(rng.random((8, *self.patch_shape, self.channels), dtype=np.float32))
+        with tf.GradientTape() as tape:
+            tape.watch(patches)
+            code = self.encoder(patches, training=False)
+            # Random weights: codes of one patch must not cancel.
+            value = tf.reduce_sum(code * rng.normal(size=code.shape).astype(np.float32))
+        seen = np.abs(tape.gradient(value, patches)).sum((0, -1)) > 0
+        return tuple(int(np.ptp(axis)) + 1 for axis in np.nonzero(seen))
+
+    def flops_per_voxel(self) -> int:
+        """Multiplications and additions a voxel of the dense form, which uses each weight once a voxel."""
+        return 2 * _kernel_size(self.encoder)
 
     # === What a model overrides ===
 
@@ -500,6 +520,18 @@ class PatchModel(keras.Model):
 def register(model: type[Model]) -> type[Model]:
     """Class decorator: ``keras.saving.load_model`` then knows the class."""
     return keras.saving.register_keras_serializable("epizoo")(model)
+
+
+def _kernel_size(model: keras.Model) -> int:
+    """Weights of the kernels of a functional model, once for every place where a layer is used."""
+    layers = [node.operation for nodes in model._nodes_by_depth.values() for node in nodes]
+    return sum(
+        _kernel_size(layer)
+        if isinstance(layer, keras.Model)
+        else sum(math.prod(w.shape) for w in layer.weights if "kernel" in w.name)
+        for layer in layers
+        if isinstance(layer, keras.Layer)
+    )
 
 
 def _check_arguments(patch_shape: Sequence[int], channels: int, latent_dim: int) -> None:

@@ -1,0 +1,145 @@
+import io
+
+import keras
+import matplotlib.image
+import numpy as np
+import pytest
+from rich.console import Console
+
+import epizoo
+from epizoo.models import callbacks
+from tests.contract import Case
+from tfds_epilepsy.errors import InputError
+
+CASE = Case("autoencoder", (5, 5), 1)
+
+
+def history(tmp_path, values, epochs=None):
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,val_loss\n" + "".join(f"{i + 1},{v}\n" for i, v in enumerate(values)))
+    return callbacks.History(path, len(values) if epochs is None else epochs)
+
+
+def test_history_never_holds_an_epoch_twice(tmp_path):
+    kept = history(tmp_path, [3, 2, 1], epochs=2)
+    kept.on_epoch_end(2, {"val_loss": 0.1})
+    kept.on_epoch_end(3, {"val_loss": 1 / 3})
+    lines = (tmp_path / "history.csv").read_text().splitlines()
+    assert lines == ["epoch,val_loss", "1,3.0", "2,2.0", "3,0.1", "4,0.3333333333333333"]
+    assert [p.name for p in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_training_stalls_after_so_many_epochs_without_a_new_minimum(tmp_path):
+    kept = history(tmp_path, [3, 1, 2, 2, 1])
+    assert kept.stalled("val_loss", 3)
+    assert not kept.stalled("val_loss", 4)
+    assert not kept.stalled("val_loss", None)
+
+
+def test_early_stopping_survives_a_restart(tmp_path):
+    class Worse(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.set_weights([w + 0.5 for w in self.model.get_weights()])
+
+    options = {"epochs": 6, "patience": 2, "callbacks": [Worse()]}
+    rows = CASE.train(CASE.create(), tmp_path, **options)
+    assert len(rows) < 6
+    before = (tmp_path / "model.keras").read_bytes()
+    assert CASE.train(CASE.create(), tmp_path, **options) == rows
+    assert (tmp_path / "model.keras").read_bytes() == before
+
+
+def test_more_epochs_go_on_where_a_finished_training_ended(tmp_path):
+    first = CASE.create()
+    CASE.train(first, tmp_path / "a", epochs=1)
+    longer = CASE.create()
+    rows = CASE.train(longer, tmp_path / "a", epochs=3)
+    at_once = CASE.create()
+    assert CASE.train(at_once, tmp_path / "b", epochs=3) == rows
+    assert all(np.array_equal(a, b) for a, b in zip(longer.get_weights(), at_once.get_weights(), strict=True))
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["history.csv", "model.keras", "pictures"]
+
+
+def test_plain_data_set_resumes_like_a_function_of_the_step(tmp_path):
+    runs = {}
+    for name, data in {"dataset": CASE.dataset(), "function": CASE.dataset}.items():
+        for epochs in (1, 2):
+            runs[name] = callbacks.train(
+                CASE.create(), data, epochs=epochs, steps_per_epoch=2, folder=tmp_path / name
+            )
+    assert runs["dataset"] == runs["function"]
+
+
+def test_nan_ends_the_training_and_leaves_the_last_good_checkpoint(tmp_path):
+    class Poison(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+
+    with pytest.raises(FloatingPointError, match="diverged in epoch 2: loss nan"):
+        CASE.train(CASE.create(), tmp_path, callbacks=[Poison()])
+    assert epizoo.load_model(tmp_path / "checkpoint.keras").epochs == 1
+    assert not (tmp_path / "model.keras").exists()
+    assert len(callbacks.History(tmp_path / "history.csv", 1).rows) == 1
+
+
+def test_folder_of_another_training_is_refused(tmp_path):
+    CASE.train(CASE.create(), tmp_path, epochs=1)
+    with pytest.raises(InputError, match="latent_dim 64, not 32"):
+        CASE.train(CASE.create(latent_dim=32), tmp_path)
+    (tmp_path / "model.keras").write_bytes(b"half")
+    with pytest.raises(InputError, match="cannot be read as a saved model"):
+        CASE.train(CASE.create(), tmp_path)
+
+
+def test_bad_input_is_found_before_anything_is_written(tmp_path):
+    wrong = Case("autoencoder", (7, 7), 1)
+    with pytest.raises(InputError, match="patch of shape"):
+        callbacks.train(CASE.create(), wrong.dataset(), epochs=1, steps_per_epoch=1, folder=tmp_path / "a")
+    with pytest.raises(InputError, match="patience needs validation_data"):
+        CASE.train(CASE.create(), tmp_path / "a", validation_data=None, patience=1)
+    assert not (tmp_path / "a").exists()
+
+
+def test_pictures_are_kept_after_powers_of_two(tmp_path):
+    CASE.train(CASE.create(), tmp_path, epochs=3)
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
+        "epoch-0001.png",
+        "epoch-0002.png",
+        "latest.png",
+    ]
+
+
+def test_picture_shows_anterior_up_and_every_row(tmp_path):
+    patch = np.zeros((1, 5, 5, 1), np.float32)
+    patch[0, :, -1] = 1  # the most anterior line
+    strip = callbacks._strip(patch[..., 0])
+    assert np.array_equal(strip[1, 1:-1], np.ones(5))
+    assert not strip[2:-1, 1:-1].any()
+    path = tmp_path / "a.png"
+    callbacks.draw_patches({"patch": patch, "generated": np.ones((1, 5, 5, 1), np.float32)}, [path])
+    image = matplotlib.image.imread(path)
+    assert image[..., :3].min() < 0.1
+    assert image.shape[1] > 100
+
+
+def test_progress_shows_every_epoch_and_its_figures(tmp_path):
+    text = io.StringIO()
+    CASE.train(CASE.create(), tmp_path, console=Console(file=text, width=200))
+    lines = [line for line in text.getvalue().splitlines() if line.startswith("epoch")]
+    assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
+    assert "val_loss" in lines[0]
+
+
+def test_tensorboard_is_an_ordinary_callback(tmp_path):
+    pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
+    CASE.train(CASE.create(), tmp_path, epochs=1, callbacks=[keras.callbacks.TensorBoard(tmp_path / "tb")])
+    assert list((tmp_path / "tb").rglob("events*"))
+
+
+def test_trained_autoencoder_reconstructs_better():
+    model = CASE.create(eager=False)
+    data = CASE.dataset()
+    before = model.evaluate(CASE.dataset(100), steps=4, verbose=0)
+    model.fit(data, steps_per_epoch=150, verbose=0)
+    assert model.evaluate(CASE.dataset(100), steps=4, verbose=0) < before / 2
