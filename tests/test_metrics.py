@@ -179,7 +179,7 @@ def test_a_million_voxels_take_seconds_at_most():
     shape = (120, 110, 100)
     scores, lesion = rng.normal(size=shape).astype(np.float32), np.zeros(shape, bool)
     lesion[30:40, 30:40, 30:40] = True
-    start = time.perf_counter()
+    start = time.process_time()
     got = voxel_metrics(scores, lesion, np.ones(shape, bool), threshold=2)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert got.auroc == pytest.approx(roc_auc_score(lesion.ravel(), scores.ravel()), abs=1e-12)

@@ -197,7 +197,7 @@ class SupervisedReference:
 def fit_supervised(
     subjects: Sequence[Subject],
     *,
-    epochs: int = 10,
+    epochs: int = 20,
     steps_per_epoch: int = 50,
     batch_size: int = 16,
     filters: int = 24,
@@ -210,7 +210,7 @@ def fit_supervised(
     Args:
         subjects: annotated patients of their own: in no split of the cohort that is evaluated. All are kept
             in memory.
-        epochs, steps_per_epoch, batch_size: 8000 segments by default.
+        epochs, steps_per_epoch, batch_size: 16 000 segments by default.
         filters: of each convolution.
         seed: of weights and segments.
         callbacks: more Keras callbacks.
