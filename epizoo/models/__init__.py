@@ -10,6 +10,7 @@ import keras
 
 from epizoo.models.autoencoder import Autoencoder
 from epizoo.models.bigan import BiGAN
+from epizoo.models.context_gan import ContextGAN
 from epizoo.models.patch_model import PatchModel
 from epizoo.models.siamese import DeepSiamese, Siamese
 from epizoo.models.vae import VAE
@@ -23,6 +24,7 @@ REGISTRY: dict[str, type[PatchModel]] = {
     "siamese": Siamese,
     "deep_siamese": DeepSiamese,
     "bigan": BiGAN,
+    "context_gan": ContextGAN,
 }
 
 
