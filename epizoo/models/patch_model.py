@@ -486,9 +486,10 @@ class PatchModel(keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas == 1:
             return function(shape, seed)
+        shape = tf.convert_to_tensor(shape, tf.int32)
         n = shape[0]
         part = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return function((n * replicas, *shape[1:]), seed)[part * n : (part + 1) * n]
+        return function(tf.concat([[n * replicas], shape[1:]], 0), seed)[part * n : (part + 1) * n]
 
     def _move_averages(self, optimizer: str) -> None:
         """``average <- d average + (1 - d) weight``; d grows to ``average_decay`` in the first steps."""

@@ -1,0 +1,43 @@
+"""The model that ``docs/new_model.md`` shows passes the contract as it is printed."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from epizoo import models
+from tests import contract
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "new_model.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def case():
+    """The model of the guide, registered as the guide says."""
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    name, class_name = re.search(r'`"(\w+)": (\w+),`', GUIDE).groups()
+    module = types.ModuleType(f"epizoo.models.{name}")
+    sys.modules[module.__name__] = module
+    exec(code, module.__dict__)
+    models.REGISTRY[name] = getattr(module, class_name)
+    yield contract.Case(name)
+    del models.REGISTRY[name], sys.modules[module.__name__]
+
+
+def test_model_of_the_guide_passes_the_contract(case, tmp_path):
+    contract.builds(case)
+    contract.survives_kill_save_and_load(case, tmp_path)
+    contract.encodes_each_patch_alone(case)
+    contract.dense_equals_patchwise(case)
+    contract.round_trips_its_config(case, tmp_path)
+    devices = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+    contract.trains_alike_on_two_devices(case, devices)
+
+
+def test_guide_is_short():
+    assert len(GUIDE.splitlines()) <= 60
