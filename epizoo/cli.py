@@ -155,8 +155,50 @@ def preprocess(
 
 
 @app.command()
+def phantom(
+    out_dir: Annotated[Path, typer.Argument(help="Where the cohort goes, as a template-space derivative.")],
+    voxel_size: Annotated[int, typer.Option(help="1 or 2 mm.")] = 2,
+    visible: Annotated[bool, typer.Option("--visible", help="Lesions that a reader would see.")] = False,
+    contrast: Annotated[float, typer.Option(help="Of the lesions; 0 leaves no sign of them.")] = 1.0,
+    second_site: Annotated[float, typer.Option(help="Share of subjects from another scanner.")] = 0.0,
+    pet: Annotated[bool, typer.Option("--pet", help="PET as a third modality.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Write a synthetic cohort as BIDS, to try everything on files."""
+    from tfds_epilepsy.phantom import PhantomConfig, write_bids
+
+    modalities = ("T1w", "FLAIR", "pet") if pet else ("T1w", "FLAIR")
+    config = PhantomConfig(
+        voxel_size=voxel_size,
+        seed=seed,
+        modalities=modalities,
+        visible=visible,
+        contrast=contrast,
+        second_site=second_site,
+    )
+    write_bids(config, out_dir)
+
+
+@app.command()
+def implant(
+    derivative: Annotated[Path, typer.Argument(help="A template-space derivative.")],
+    out_dir: Annotated[Path, typer.Argument(help="Where the derivative with lesions goes.")],
+    participant_label: Annotated[list[str] | None, typer.Option(help="Controls that get a lesion.")] = None,
+    visible: Annotated[bool, typer.Option("--visible", help="Lesions that a reader would see.")] = False,
+    contrast: Annotated[float, typer.Option(help="Of the lesions; 0 leaves no sign of them.")] = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Put lesions in your own held-out controls: a validation where no annotated patient exists."""
+    from tfds_epilepsy.lesions import implant_in_dataset
+
+    implant_in_dataset(
+        derivative, out_dir, subjects=participant_label, visible=visible, contrast=contrast, seed=seed
+    )
+
+
+@app.command()
 def check(
-    bids_dir: Annotated[Path, typer.Argument(help="A template-space derivative.")],
+    bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS scans, or a template-space derivative.")],
 ) -> None:
     """List the subjects of a data set, their files, and every problem."""
     from rich.console import Console
@@ -164,13 +206,15 @@ def check(
 
     from tfds_epilepsy import bids
 
-    derivative = bids.read_derivative(bids_dir)
-    table = Table("subject", "group", "split", "modalities", "brain mask", "lesion mask")
-    for label, subject in derivative.subjects.items():
-        masks = ("yes" if mask else "-" for mask in (subject.brain_mask, subject.lesion_mask))
-        group, split = subject.participant.group, derivative.splits[label]
-        table.add_row(f"sub-{label}", group, split, ", ".join(subject.images), *masks)
+    found = bids.check(bids_dir)
+    table = Table(*(found.rows[0] if found.rows else ()), title=f"{bids_dir}: {found.kind}")
+    for row in found.rows:
+        table.add_row(*row.values())
     Console().print(table)
+    for note in found.notes:
+        typer.echo(note)
+    if found.problems:
+        raise InputError(found.problems)
 
 
 @app.command()
