@@ -305,23 +305,14 @@ def _check(
 
 def _geometry_problems(raw: bids.RawSubject) -> list[str]:
     problems = []
-    grids = {}
-    for name, path in {**raw.images, "lesion mask": raw.lesion_mask}.items():
-        if path is None:
-            continue
-        header = _header(path)
-        axes = header.affine[:3, :3] / np.linalg.norm(header.affine[:3, :3], axis=0)
-        if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
-            problems.append(
-                f"{path}: its axes are not at right angles (a sheared affine); resample it first."
-            )
-        grids[name] = (header.shape[:3], header.affine)
-    lesion = grids.pop("lesion mask", None)
-    if lesion and not any(same_grid(*lesion, *grid) for grid in grids.values()):
-        problems.append(
-            f"{raw.lesion_mask}: shape {lesion[0]} lies on the grid of none of the images "
-            f"({', '.join(f'{name} {shape}' for name, (shape, _) in grids.items())})."
-        )
+    for path in (*raw.images.values(), raw.lesion_mask):
+        if path is not None:
+            affine = _header(path).affine[:3, :3]
+            axes = affine / np.linalg.norm(affine, axis=0)
+            if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+                problems.append(
+                    f"{path}: its axes are not at right angles (a sheared affine); resample it first."
+                )
     return problems
 
 
