@@ -209,10 +209,14 @@ def test_written_cohort_is_read_back_by_the_bids_config(tmp_path, patient):
         n_test_patients=1,
     )
     out = phantom.write_bids(config, tmp_path / "cohort", progress=False)
-    found = bids.read_derivative(out)
-    assert found.modalities == ("T1w", "FLAIR")
-    assert found.splits == {"control001": "train", "control002": "train", "patient001": "test"}
-    read = bids.read_subject(found.subjects["patient001"], found.modalities)
+    found, problems = bids.template_subjects(out)
+    assert problems == bids.voxel_problems(found) == []
+    assert {one.subject: one.split for one in found} == {
+        "control001": "train",
+        "control002": "train",
+        "patient001": "test",
+    }
+    read = bids.read_subject(found[-1], ("T1w", "FLAIR"))
     made = phantom.subject(config, "patient001")
     for name in ("image", "brain_mask", "lesion_mask", "affine", "age", "sex", "site", "group"):
         np.testing.assert_array_equal(getattr(read, name), getattr(made, name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from rich.progress import track
 from scipy import ndimage
 
-from tfds_epilepsy.bids import DerivativeSubject, mask_of_stripped, read_derivative
+from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import load_template, read_nifti, same_grid, voxel_to_world, write_nifti
 
@@ -94,10 +95,11 @@ class LesionSpec:
             return replace(spec, thickening_mm=0.0, flair=spec.flair / 2, tail_mm=0.0)
         if kind == "fcd_2a":
             return replace(spec, tail_mm=0.0)
+        cortex: Any = {"thickening_mm": 0.0, "blur_mm": 0.0, "tail_mm": 0.0}
         if kind == "heterotopia":
-            return replace(spec, diameter_mm=between((4, 7), (7, 10)), flair=0.0, tail_mm=0.0)
+            return replace(spec, diameter_mm=between((4, 7), (7, 10)), flair=0.0, t1=0.0, **cortex)
         if kind == "hippocampal_sclerosis":
-            return replace(spec, diameter_mm=between((14, 18), (18, 26)), tail_mm=0.0)
+            return replace(spec, diameter_mm=between((14, 18), (18, 26)), t1=0.0, **cortex)
         return spec
 
 
@@ -202,7 +204,9 @@ def implant_in_tissue(
         changed = _convert(local, weight * spec.contrast, 1, 0)
     elif spec.kind == "hippocampal_sclerosis":
         weight = weight * np.clip(1.5 * (local[0] + 0.5 * wm), 0, 1)
-        changed = _convert(local, np.clip(0.35 * spec.contrast, 0, 1) * weight, 0, 2)
+        # Atrophy eats from the surface: what is left is grey matter, and bright on FLAIR.
+        by_fluid = np.clip(4 * ndimage.gaussian_filter(local[2], 2 / zooms), 0, 1)
+        changed = _convert(local, np.clip(0.5 * spec.contrast, 0, 1) * weight * by_fluid, 0, 2)
     else:
         weight = weight * (1 - local[2])
         changed = _thicken(local, weight * spec.contrast * spec.thickening_mm, zooms)
@@ -259,13 +263,14 @@ def implant(
     done = implant_in_tissue(tissue, affine, spec, seed, centre=centre, brain_mask=mask)
     box = done.box
     before, after = (maps[(slice(None), *box)] for maps in (tissue, done.tissue))
+    touched = mask[box] & (np.maximum(done.weight, done.tail)[box] > 0)
     result = {}
     for name, volume in volumes.items():
         means = [_tissue_mean(volume, share, mask, box) for share in tissue]
         change = sum(mean * (new - old) for mean, new, old in zip(means, after, before, strict=True))
         moved = (volume[box] + change) * done.gain(name, means[0] / max(means[1], 1e-6))
         result[name] = volume.astype(np.float32)
-        result[name][box] = np.where(mask[box], moved, volume[box])
+        result[name][box] = np.where(touched, moved, volume[box])
     return result, done.mask & mask, done
 
 
@@ -303,12 +308,12 @@ def implant_in_dataset(
     unknown_kinds = [kind for kind in kinds if kind not in KINDS]
     if unknown_kinds or not kinds:
         raise InputError(f"unknown lesion kinds {unknown_kinds}: choose among {', '.join(KINDS)}.")
-    source = read_derivative(bids_dir)
-    free = [
-        label
-        for label, one in sorted(source.subjects.items())
-        if one.participant.group == "control" and source.splits[label] != "train"
-    ]
+    folder = Path(bids_dir)
+    everyone, problems = bids.template_subjects(folder)
+    problems += bids.voxel_problems(everyone)
+    if problems:
+        raise InputError(problems)
+    free = [one.subject for one in everyone if one.group == "control" and one.split != "train"]
     chosen = free[::2] if subjects is None else [label.removeprefix("sub-") for label in subjects]
     problems = [
         f"{bids_dir}: sub-{label} is no control outside the train split: it gets no lesion."
@@ -320,7 +325,7 @@ def implant_in_dataset(
     if problems:
         raise InputError(problems)
     settings = {
-        "source": source.fingerprint,
+        "source": bids.fingerprint(everyone, list(everyone[0].images), folder),
         "subjects": chosen,
         "kinds": list(kinds),
         "visible": visible,
@@ -330,24 +335,22 @@ def implant_in_dataset(
     out = open_dataset(out_dir, "epizoo implant", settings)
 
     people, found = [], []
-    for label, one in track(source.subjects.items(), "implant", disable=not progress):
-        who = one.participant
-        files = [*one.images.values(), *filter(None, (one.brain_mask, one.lesion_mask))]
-        copies = {path: out / path.relative_to(source.folder) for path in files}
+    for one in track(everyone, "implant", disable=not progress):
+        label = one.subject
+        copies = {path: out / path.relative_to(folder) for path in one.files}
         if label in chosen:
             spec_seed = [seed, zlib.crc32(label.encode())]
             kind = kinds[chosen.index(label) % len(kinds)]
             spec = LesionSpec.draw(np.random.default_rng(spec_seed), kind, visible, contrast)
-            row = _implant_in_files(one, copies, spec, spec_seed, source.space)
+            row = _implant_in_files(one, copies, spec, spec_seed)
             found.append({"participant_id": f"sub-{label}", **row})
         else:
             for path, copy in copies.items():
                 _copy(_sidecar(path), _sidecar(copy))
                 _copy(path, copy)
-        person = {"age": who.age, "sex": who.sex, "site": who.site}
-        group = "patient" if label in chosen else who.group
-        split = source.splits[label]
-        people.append({"participant_id": f"sub-{label}", "group": group, "split": split, **person})
+        group = "patient" if label in chosen else one.group
+        person = {"group": group, "split": one.split, "age": one.age, "sex": one.sex, "site": one.site}
+        people.append({"participant_id": f"sub-{label}", **person})
     write_table(out / "lesions.tsv", found)
     return write_table(out / "participants.tsv", people).parent
 
@@ -420,18 +423,19 @@ def _copy(path: Path, copy: Path) -> None:
 
 
 def _implant_in_files(
-    one: DerivativeSubject, copies: Mapping[Path, Path], spec: LesionSpec, seed: Sequence[int], space: str
+    one: bids.TemplateSubject, copies: Mapping[Path, Path], spec: LesionSpec, seed: Sequence[int]
 ) -> dict[str, Any]:
     """The images of one subject with a lesion, its masks, and the lesion's row."""
-    anywhere = copies[next(iter(one.images.values()))]
-    lesion = anywhere.with_name(f"sub-{one.subject}_space-{space}_label-lesion_mask.nii.gz")
+    image = copies[next(iter(one.images.values()))]
+    entities = re.match(r".*?_space-[^_.]+", image.name)
+    lesion = image.with_name(f"{entities.group() if entities else image.name}_label-lesion_mask.nii.gz")
     record = _sidecar(lesion)  # written last: the subject is whole
     if not record.exists():
         volumes = {}
         for modality, path in one.images.items():
             volumes[modality], affine = read_nifti(path)
         if one.brain_mask is None:
-            mask = mask_of_stripped(next(iter(volumes.values())))
+            mask = bids.stripped_mask(next(iter(volumes.values())))
         else:
             mask = read_nifti(one.brain_mask)[0] > 0.5
             _copy(one.brain_mask, copies[one.brain_mask])
@@ -523,6 +527,7 @@ def _draw_centre(
     rng: np.random.Generator,
 ) -> tuple[int, ...]:
     """A voxel where such lesions occur: 63 % frontal, 18 % parietal, in the depth of the cortex."""
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
     side = 1 if rng.random() < 0.5 else -1
     if spec.kind == "hippocampal_sclerosis":
         target = np.array(HIPPOCAMPUS) * [side, 1, 1]
@@ -530,7 +535,8 @@ def _draw_centre(
         distance = np.linalg.norm(voxel_to_world(voxels, affine) - target, axis=1)
         return tuple(int(v) for v in voxels[distance.argmin()])
     if spec.kind == "heterotopia":
-        candidate = (tissue[1] > 0.8) & (depth > 18)
+        by_ventricle = ndimage.gaussian_filter(tissue[2], 4 / zooms) > 0.05
+        candidate = (tissue[1] > 0.8) & (depth > 20) & by_ventricle
     else:  # cortex, not its crown: grey matter some way under the surface, by the white matter
         near_white = ndimage.uniform_filter(tissue[1], 3) > 0.15
         candidate = (tissue[0] > 0.55) & (depth > 6) & (depth < 24) & near_white
@@ -581,7 +587,8 @@ def _blur_junction(tissue: Tissue, weight: NDArray, sigma: float, zooms: NDArray
     weights = ndimage.gaussian_filter(solid, sigma / zooms)
     blurred = ndimage.gaussian_filter(share * solid, sigma / zooms) / np.maximum(weights, 1e-3)
     share = share + weight * (np.clip(blurred, 0, 1) - share)
-    return np.stack([solid * (1 - share), solid * share, tissue[2]]).astype(np.float32)
+    blurred = np.stack([solid * (1 - share), solid * share, tissue[2]])
+    return np.where(weight > 0, blurred, tissue).astype(np.float32)
 
 
 def _convert(tissue: Tissue, amount: NDArray, source: int, target: int) -> Tissue:

@@ -1,0 +1,231 @@
+"""Lesions: what each kind does to tissue and signal, in tissue maps, in volumes, in a data set."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfds_epilepsy import bids, lesions, phantom
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.lesions import KINDS, LesionSpec, implant, implant_in_tissue
+from tfds_epilepsy.volumes import load_template
+
+CENTRE = (20, 22, 18)
+
+
+def slab(zoom=(1.0, 1.0, 1.0), shape=(40, 44, 36)):
+    """Fluid, 3 mm of cortex, white matter, one under the other along x."""
+    x = (np.arange(shape[0]) * zoom[0])[:, None, None] * np.ones(shape)
+    top = CENTRE[0] * zoom[0]
+    fluid, white = x > top + 1.5, x < top - 1.5
+    tissue = np.stack([~fluid & ~white, white, fluid]).astype(np.float32)
+    affine = np.diag([*zoom, 1.0])
+    affine[:3, 3] = [10, -20, 20]
+    return tissue, affine
+
+
+def cortex_only(**signs):
+    return LesionSpec("fcd_2a", diameter_mm=16, **signs)
+
+
+@pytest.mark.parametrize("zoom", [(1.0, 1.0, 1.0), (1.0, 1.5, 2.0)])
+def test_thickening_adds_cortex_where_the_lesion_is(zoom):
+    tissue, affine = slab(zoom)
+    done = implant_in_tissue(tissue, affine, cortex_only(thickening_mm=2.0), 0, centre=CENTRE)
+    thickness = done.tissue[0].sum(0) * zoom[0]  # mm of cortex in each column
+    healthy = tissue[0].sum(0) * zoom[0]
+    gained = (thickness - healthy)[CENTRE[1], CENTRE[2]]
+    assert 1.0 <= gained <= 3.0
+    assert thickness[0, 0] == healthy[0, 0]
+    np.testing.assert_array_equal(done.tissue[2], tissue[2])
+
+
+def test_blur_softens_the_junction_and_keeps_the_fluid():
+    tissue, affine = slab()
+    done = implant_in_tissue(tissue, affine, cortex_only(blur_mm=1.5), 0, centre=CENTRE)
+    column = (slice(None), CENTRE[1], CENTRE[2])
+    steepest = np.abs(np.diff(done.tissue[1][column])).max()
+    assert steepest < 0.5 * np.abs(np.diff(tissue[1][column])).max()
+    np.testing.assert_allclose(done.tissue[2], tissue[2], atol=1e-6)
+
+
+def test_transmantle_sign_reaches_from_the_cortex_toward_the_ventricle():
+    tissue, affine = slab()
+    done = implant_in_tissue(
+        tissue, affine, LesionSpec("fcd_2b", 8.0, flair=0.2, tail_mm=15), 0, centre=CENTRE
+    )
+    at = np.argwhere(done.tail > 0.5)
+    assert len(at) > 10
+    ventricle = np.array([12, -2, 15])
+    centre = np.array(CENTRE) + affine[:3, 3]
+    along = (at + affine[:3, 3] - centre) @ (ventricle - centre) / np.linalg.norm(ventricle - centre)
+    assert along.min() > -1
+    assert along.max() < 15 + 4 + 1
+    assert (tissue[1][done.tail > 0] > 0).all()
+
+
+def test_heterotopia_is_grey_matter_in_white():
+    tissue, affine = slab()
+    centre = (8, 22, 18)
+    done = implant_in_tissue(tissue, affine, LesionSpec("heterotopia", 8.0), 0, centre=centre)
+    assert done.tissue[0][centre] > 0.9
+    volume = (done.tissue[0] - tissue[0]).sum()
+    assert 0.4 < volume / (np.pi / 6 * 8**3) < 1.8
+
+
+def test_hippocampal_sclerosis_loses_grey_matter_to_fluid_on_the_surface():
+    tissue, affine = slab()
+    done = implant_in_tissue(tissue, affine, LesionSpec("hippocampal_sclerosis", 16.0), 0, centre=CENTRE)
+    lost = tissue[0] - done.tissue[0]
+    assert lost.min() >= 0
+    assert lost.sum() > 50
+    np.testing.assert_allclose(lost, done.tissue[2] - tissue[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawn_lesions_lie_in_tissue_where_their_kind_occurs(kind):
+    template = load_template(2)
+    tissue = np.stack([template.gm, template.wm, template.csf])
+    sides = set()
+    for seed in range(6):
+        spec = LesionSpec.draw(np.random.default_rng(seed), kind)
+        done = implant_in_tissue(tissue, template.affine, spec, seed, brain_mask=template.brain_mask)
+        assert done.mask.any()
+        assert template.brain_mask[done.mask].mean() > 0.9
+        sides.add(done.row()["hemisphere"])
+        x, y, z = done.centre_mm
+        if kind == "hippocampal_sclerosis":
+            assert 18 <= abs(x) <= 36
+            assert z < 0
+        elif kind == "heterotopia":
+            assert (
+                template.wm[tuple(np.round(np.linalg.inv(template.affine) @ [x, y, z, 1])[:3].astype(int))]
+                > 0.8
+            )
+    assert sides == {"left", "right"}
+
+
+def test_most_cortical_lesions_are_frontal():
+    template = load_template(2)
+    tissue = np.stack([template.gm, template.wm, template.csf])
+    depth = phantom._atlas()[0][::2, ::2, ::2, 4]
+    spec = LesionSpec("fcd_2a", 8.0)
+    ys = [
+        implant_in_tissue(
+            tissue, template.affine, spec, seed, brain_mask=template.brain_mask, depth=depth
+        ).centre_mm[1]
+        for seed in range(40)
+    ]
+    assert 0.4 < np.mean(np.array(ys) > -5) < 0.85
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 1000),
+    contrast=st.floats(0, 2),
+    visible=st.booleans(),
+    zoom=st.tuples(*[st.sampled_from([1.0, 1.5, 2.0])] * 3),
+)
+def test_tissue_stays_a_probability_and_changes_inside_the_weights_alone(kind, seed, contrast, visible, zoom):
+    tissue, affine = slab(zoom)
+    spec = LesionSpec.draw(np.random.default_rng(seed), kind, visible, contrast)
+    done = implant_in_tissue(tissue, affine, spec, seed, centre=CENTRE)
+    assert done.tissue.min() >= 0
+    np.testing.assert_allclose(done.tissue.sum(0), 1, atol=1e-5)
+    touched = np.abs(done.tissue - tissue).max(0) > 1e-6
+    assert not (touched & (done.weight == 0) & (done.tail == 0)).any()
+    if contrast == 0:
+        np.testing.assert_array_equal(done.tissue, tissue)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    subject = phantom.subject(phantom.PhantomConfig(), "control004")
+    return {"T1w": subject.image[..., 0], "FLAIR": subject.image[..., 1]}, subject
+
+
+@pytest.mark.parametrize("modalities", [("T1w",), ("FLAIR",), ("T1w", "FLAIR")])
+def test_implant_changes_a_volume_inside_its_mask_and_keeps_the_texture(scan, modalities):
+    volumes = {name: scan[0][name] for name in modalities}
+    spec = LesionSpec("fcd_2a", 20.0, thickening_mm=2, blur_mm=1.5, flair=0.25, t1=0.2)
+    changed, mask, done = implant(volumes, scan[1].brain_mask, scan[1].affine, spec, 3)
+    assert mask.any()
+    for name in modalities:
+        change = changed[name] - volumes[name]
+        np.testing.assert_array_equal(change[(done.weight == 0) & (done.tail == 0)], 0)
+        assert np.abs(change[mask]).mean() > 0.02
+    if "FLAIR" in modalities:
+        assert (changed["FLAIR"] - volumes["FLAIR"])[mask].mean() > 0.05
+
+
+def test_implant_at_contrast_0_gives_the_volume_back(scan):
+    spec = LesionSpec("fcd_2b", 20.0, 2, 1.5, 0.3, 0.2, 15, contrast=0)
+    changed, mask, _ = implant(scan[0], scan[1].brain_mask, scan[1].affine, spec, 3)
+    assert mask.any()
+    for name, volume in scan[0].items():
+        np.testing.assert_array_equal(changed[name], volume)
+
+
+def test_tissue_of_a_t1w_agrees_with_what_made_it(scan):
+    tissue = lesions.estimate_tissue(scan[0]["T1w"], scan[1].brain_mask, scan[1].affine)
+    truth = phantom._anatomy(phantom.PhantomConfig(), "control004").tissue
+    for share, true in zip(tissue, truth, strict=True):
+        coarse = phantom._coarsen(true, 2)
+        dice = 2 * np.minimum(share, coarse).sum() / (share + coarse).sum()
+        assert dice > 0.6  # soft Dice of probabilities, not of labels
+
+
+def test_without_priors_the_mixture_still_orders_the_tissues():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, (14, 15, 16))
+    volume = np.array([60.0, 100.0, 20.0])[classes] + rng.normal(scale=4, size=classes.shape)
+    tissue = lesions.estimate_tissue(volume, np.ones(volume.shape, bool), np.diag([3.0, 3, 3, 1]))
+    assert (tissue.argmax(0) == classes).mean() > 0.98
+
+
+def test_bad_input_is_named(scan):
+    volumes, subject = scan
+    with pytest.raises(InputError, match="one shape"):
+        implant({"T1w": volumes["T1w"][:-1]}, subject.brain_mask, subject.affine, LesionSpec())
+    with pytest.raises(InputError, match="no volume"):
+        implant({}, subject.brain_mask, subject.affine, LesionSpec())
+    with pytest.raises(InputError, match="mask is empty"):
+        implant(volumes, np.zeros_like(subject.brain_mask), subject.affine, LesionSpec())
+    with pytest.raises(InputError, match="unknown lesion kind"):
+        LesionSpec("glioma")
+    with pytest.raises(InputError, match="positive size"):
+        LesionSpec(diameter_mm=0)
+
+
+def test_a_data_set_of_controls_gets_patients(tmp_path):
+    config = phantom.PhantomConfig(
+        n_train=2, n_validation_controls=0, n_validation_patients=0, n_test_controls=2, n_test_patients=0
+    )
+    controls = phantom.write_bids(config, tmp_path / "controls", progress=False)
+    with pytest.raises(InputError, match="control001 is no control outside the train split"):
+        lesions.implant_in_dataset(controls, tmp_path / "none", subjects=["control001"], progress=False)
+    out = lesions.implant_in_dataset(controls, tmp_path / "out", visible=True, progress=False)
+    (before, _), (after, problems) = bids.template_subjects(controls), bids.template_subjects(out)
+    assert problems == bids.voxel_problems(after) == []
+    assert {one.subject: one.group for one in after} == {
+        "control001": "control",
+        "control002": "control",
+        "control003": "patient",
+        "control004": "control",
+    }
+    for old, new in zip(before, after, strict=True):
+        assert old.split == new.split
+        was, now = (bids.read_subject(one, ("T1w", "FLAIR")) for one in (old, new))
+        assert np.array_equal(was.image, now.image) == (new.subject != "control003")
+        assert now.lesion_mask.any() == (new.subject == "control003")
+    with (out / "lesions.tsv").open() as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    assert row["participant_id"] == "sub-control003"
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+    lesions.implant_in_dataset(controls, out, visible=True, progress=False)
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
