@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -190,7 +189,7 @@ class Run:
         model = self.train()
         with self._step("fit"):
             return fit_normative(
-                model and model.encoder,
+                model,
                 lambda: self.read("train"),
                 self.folder.detector,
                 detector=self.config.detector,
@@ -327,6 +326,8 @@ class Run:
     def _write_metadata(self) -> None:
         if self.folder.metadata.is_file():
             return
+        from epizoo.evaluation import split_hash
+
         splits = {split: sorted(self.subjects(split)) for split in SPLITS}
         write_json(
             self.folder.metadata,
@@ -337,7 +338,7 @@ class Run:
                 f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
                 "seed": self.config.seed,
                 "data_hash": self.builder.fingerprint,
-                "split_hash": hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()[:16],
+                "split_hash": split_hash(splits),
                 "modalities": list(self.builder.modalities),
                 "space": self.space,
                 "splits": splits,
@@ -410,8 +411,8 @@ def score_cohort(
 
     run, out = RunFolder(Path(run_dir)), RunFolder(Path(out_dir))
     metadata = read_json(run.metadata)
-    encoder = models.load_model(run.model).encoder if run.model.is_file() else None
-    normative = NormativeModel.load(run.detector, encoder)
+    model = models.load_model(run.model) if run.model.is_file() else None
+    normative = NormativeModel.load(run.detector, model)
     builder = tfds_epilepsy.load(data, data_dir, modalities=metadata["modalities"])
     space = builder.info.metadata["space"]
     write_json(out.path / "dataset_description.json", description("score maps", out.path))
