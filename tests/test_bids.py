@@ -1,4 +1,6 @@
+import os
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -63,7 +65,7 @@ def test_a_derivative_is_found_with_groups_splits_and_modalities(derivative):
     assert found.splits == {"c1": "train", "c2": "train", "c3": "test", "p1": "test"}
     assert found.space == "MNI152NLin2009aSym"
     assert found.voxel_size == (2, 2, 3)
-    who = {label: subject.participant for label, subject in found.subjects.items()}
+    who = found.subjects
     assert [who[label].group for label in ("c1", "c2", "p1")] == ["control", "control", "patient"]
     assert (who["c1"].age, who["c3"].age, who["c1"].sex, who["c2"].site) == (31, 22, "f", "")
     assert np.isnan(who["c2"].age)
@@ -153,7 +155,7 @@ def test_two_subjects_of_one_name_and_patients_in_training_are_refused(derivativ
     rows = [[f"sub-{label}", group, "train"] for label, group in groups.items()]
     write_participants(derivative, [*rows, rows[2]], "participant_id\tgroup\tsplit")
     problems = "\n".join(problems_of(derivative))
-    for word in ("one name", "stands twice", "martian", "patient in the train split"):
+    for word in ("one name", "second row", "martian", "patient in split 'train'"):
         assert word in problems
 
 
@@ -196,5 +198,160 @@ def test_raw_problems_come_at_once(tmp_path):
     with pytest.raises(InputError) as error:
         bids.raw_subjects(tmp_path, ["a", "b", "z"])
     problems = "\n".join(error.value.problems)
-    for word in ("sub-a: no T1w", "NaN", "no folder sub-z"):
+    for word in ("sub-a: no T1w", "NaN", "sub-z: no such subject"):
         assert word in problems
+
+
+def raw_scan(folder, name, shape=SHAPE, affine=AFFINE, value=1.0):
+    place = "pet" if name.endswith("_pet.nii.gz") else "anat"
+    session = [part for part in name.split("_") if part.startswith("ses-")]
+    write_nifti(folder.joinpath(name.split("_")[0], *session, place, name), np.full(shape, value), affine)
+
+
+def test_a_session_that_holds_more_modalities_comes_first(tmp_path):
+    for name in ("ses-1_T1w", "ses-2_T1w", "ses-2_FLAIR"):
+        raw_scan(tmp_path, f"sub-a_{name}.nii.gz")
+    (subject,) = bids.raw_subjects(tmp_path)
+    assert subject.session == "2"
+    assert any("session 2" in note for note in subject.notes)
+    (subject,) = bids.raw_subjects(tmp_path, session="1")
+    assert (subject.session, list(subject.images)) == ("1", ["T1w"])
+
+
+def test_of_several_acquisitions_the_one_that_the_lesion_is_drawn_on_is_taken(tmp_path):
+    fine = np.diag([1.0, 1, 1, 1])
+    raw_scan(tmp_path, "sub-a_acq-iso08_T1w.nii.gz")
+    raw_scan(tmp_path, "sub-a_acq-T2sel_FLAIR.nii.gz", (20, 20, 20), fine)
+    raw_scan(tmp_path, "sub-a_acq-thick_FLAIR.nii.gz", (9, 9, 4), fine)
+    raw_scan(tmp_path, "sub-a_acq-thick_FLAIR_roi.nii.gz", (9, 9, 4), fine)
+    (subject,) = bids.raw_subjects(tmp_path)
+    assert subject.images["FLAIR"].name == "sub-a_acq-thick_FLAIR.nii.gz"
+    assert subject.lesion_modality == "FLAIR"
+    (problem,) = [
+        problem
+        for problem in bids.check(tmp_path, modalities=["T1w"]).problems
+        if "on the grid of none" in problem
+    ]
+    assert "acq-thick_FLAIR_roi" in problem
+
+
+def test_acquisitions_can_be_told(tmp_path):
+    for name in ("T1w", "acq-a_FLAIR", "acq-b_FLAIR"):
+        raw_scan(tmp_path, f"sub-a_{name}.nii.gz")
+    (subject,) = bids.raw_subjects(tmp_path, filters={"FLAIR": {"acq": "b"}})
+    assert subject.images["FLAIR"].name == "sub-a_acq-b_FLAIR.nii.gz"
+
+
+def test_lesion_masks_of_any_usual_name_are_found_and_are_no_images(tmp_path):
+    names = ("label-lesion_mask", "desc-lesion_mask", "label-lesion_T1w", "T1w_roi", "label-lesion_roi")
+    for index, name in enumerate(names):
+        raw_scan(tmp_path, f"sub-{index}_T1w.nii.gz")
+        raw_scan(tmp_path, f"sub-{index}_{name}.nii.gz")
+    for subject, name in zip(bids.raw_subjects(tmp_path), names, strict=True):
+        assert subject.images["T1w"].name == f"sub-{subject.subject}_T1w.nii.gz"
+        if name != "label-lesion_T1w":
+            assert subject.lesion_mask.name.endswith(f"{name}.nii.gz")
+            assert subject.lesion_modality == "T1w"
+
+
+def test_a_lesion_mask_in_another_space_is_left_alone(tmp_path):
+    raw_scan(tmp_path, "sub-a_T1w.nii.gz")
+    raw_scan(tmp_path, "sub-a_space-MNI152NLin6Asym_label-lesion_mask.nii.gz", (4, 4, 4))
+    (subject,) = bids.raw_subjects(tmp_path)
+    assert subject.lesion_mask is None
+
+
+def test_other_contrasts_are_taken_by_name(tmp_path):
+    for name in ("T1w", "SWI", "pet"):
+        raw_scan(tmp_path, f"sub-a_{name}.nii.gz")
+    (subject,) = bids.raw_subjects(tmp_path, modalities=["T1w", "SWI"])
+    assert list(subject.images) == ["T1w", "SWI"]
+    assert list(bids.raw_subjects(tmp_path)[0].images) == ["T1w", "pet"]
+
+
+def test_upper_case_endings_and_file_names_of_another_subject(tmp_path):
+    raw_scan(tmp_path, "sub-a_T1w.nii.gz")
+    anat = tmp_path / "sub-a" / "anat"
+    (anat / "sub-a_T1w.nii.gz").rename(anat / "sub-a_T1w.NII.GZ")
+    assert [s.subject for s in bids.raw_subjects(tmp_path)] == ["a"]
+    shutil.copy(anat / "sub-a_T1w.NII.GZ", anat / "sub-b_FLAIR.nii.gz")
+    with pytest.raises(InputError, match=r"sub-b_FLAIR.*does not say sub-a"):
+        bids.raw_subjects(tmp_path)
+
+
+def test_groups_by_other_columns_and_words(tmp_path):
+    for label in ("a", "b"):
+        raw_scan(tmp_path, f"sub-{label}_T1w.nii.gz")
+    write_participants(
+        tmp_path,
+        [["a", "Typ", "n/a", "89+"], ["sub-b", "Case", "M", "x"]],
+        "participant_id\tCohort\tGender\tAGE",
+    )
+    a, b = bids.raw_subjects(tmp_path)  # no column says the group: it stays unknown
+    assert (a.group, b.group, a.sex, b.sex, a.age) == ("", "", "", "m", 89)
+    assert np.isnan(b.age)
+    a, b = bids.raw_subjects(tmp_path, group_column="cohort", groups={"typ": "control"})
+    assert (a.group, b.group) == ("control", "patient")
+    with pytest.raises(InputError, match="'Typ' of sub-a is unknown"):
+        bids.raw_subjects(tmp_path, group_column="cohort")
+    with pytest.raises(InputError, match="no column 'arm'"):
+        bids.raw_subjects(tmp_path, group_column="arm")
+
+
+def test_check_lists_every_subject_and_every_problem_of_raw_scans(tmp_path):
+    raw_scan(tmp_path, "sub-a_T1w.nii.gz")
+    raw_scan(tmp_path, "sub-b_T1w.nii.gz", value=np.nan)
+    raw_scan(tmp_path, "sub-b_FLAIR.nii.gz")
+    raw_scan(tmp_path, "sub-b2_FLAIR.nii.gz")
+    found = bids.check(tmp_path)
+    assert found.kind == "raw"
+    assert [row["subject"] for row in found.rows] == ["a", "b", "b2"]
+    assert [row["problems"] for row in found.rows] == ["0", "1", "1"]
+    assert [row["FLAIR"] for row in found.rows] == ["n/a", "FLAIR", "FLAIR"]
+    assert len(found.problems) == 2
+
+
+def test_check_of_a_derivative_and_its_training_controls(derivative):
+    found = bids.check(derivative, require_controls=True)
+    assert (found.kind, found.problems) == ("derivative", [])
+    assert [row["group"] for row in found.rows] == ["control"] * 3 + ["patient"]
+    write_participants(
+        derivative, [[f"sub-{s}", "control", "test", "", "", ""] for s in ("c1", "c2", "c3", "p1")]
+    )
+    assert bids.check(derivative).problems == []
+    (problem,) = bids.check(derivative, require_controls=True).problems
+    assert "0 controls in split 'train'" in problem
+
+
+def test_raw_scans_are_no_derivative(tmp_path):
+    raw_scan(tmp_path, "sub-a_T1w.nii.gz")
+    assert "epizoo preprocess" in problems_of(tmp_path)[0]
+    with pytest.raises(InputError, match=r"no subject folder"):
+        bids.read_derivative(tmp_path / "sub-a")
+
+
+def test_stripped_brains_may_hold_negative_values_and_holes():
+    volume = np.zeros((12, 12, 12), np.float32)
+    volume[3:9, 3:9, 3:9] = -1.0
+    volume[5, 5, 5] = 0.0
+    volume[0, 0, 0] = 3.0  # a speck
+    mask = bids.stripped_mask(volume)
+    assert mask.sum() == 6**3
+    assert mask[3:9, 3:9, 3:9].all()
+
+
+def test_real_lesion_patients_are_read(tmp_path):
+    data = os.environ.get("EPIZOO_TEST_DATA")
+    if not data or not Path(data, "open_ms").is_dir():
+        pytest.skip("EPIZOO_TEST_DATA does not hold open_ms")
+    for name in ("sub-19", "participants.tsv"):
+        (tmp_path / name).symlink_to(Path(data, "open_ms", name).resolve())
+    found = bids.read_derivative(tmp_path)
+    assert found.modalities == ("T1w", "FLAIR")
+    assert set(found.splits.values()) == {"test"}
+    subject = bids.read_subject(found.subjects["19"], found.modalities)
+    assert subject.image.shape == (182, 218, 182, 2)
+    assert 1.0e6 < subject.brain_mask.sum() < 1.4e6  # mm^3
+    inside, outside = subject.brain_mask & subject.lesion_mask, subject.brain_mask & ~subject.lesion_mask
+    assert subject.image[inside, 1].mean() > 1.3 * subject.image[outside, 1].mean()  # bright on FLAIR
+    assert not subject.image[~subject.brain_mask].any()

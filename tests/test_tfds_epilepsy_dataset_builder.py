@@ -106,10 +106,8 @@ def test_neither_a_config_nor_a_folder(tmp_path):
 
 
 def test_the_phantom_is_generated_and_its_splits_are_the_cohorts(tmp_path):
-    sizes = dict.fromkeys(
-        ("n_train", "n_validation_controls", "n_validation_patients", "n_test_controls", "n_test_patients"), 1
-    )
-    config = phantom.PhantomConfig(**sizes)
+    sizes = dict.fromkeys(("n_validation_controls", "n_validation_patients", "n_test_controls"), 0)
+    config = phantom.PhantomConfig(**sizes, n_train=1, n_test_patients=1)
     builder = Builder(
         config=EpilepsyConfig(name="tiny", phantom=config), data_dir=str(tmp_path / "tfds")
     ).prepare()
