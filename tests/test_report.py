@@ -1,18 +1,23 @@
+import base64
+import dataclasses
+import html
+import io
+import itertools
 import re
 
+import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from epizoo import evaluation
 from epizoo.detection.clusters import find_clusters, write_clusters_tsv
 from epizoo.evaluation import Scored
-from epizoo.report import build_report, figures
-from epizoo.run_folder import RunFolder, write_json
+from epizoo.report import build_report, figures, native, patient, report, tables
+from epizoo.run_folder import RunFolder, read_json, write_json
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject, load_template, write_nifti
-
-SPACE = "MNI152NLin2009aSym"
+from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, load_template, write_nifti
 
 
 def make_subject(name, group, lesion_centre=None):
@@ -25,33 +30,34 @@ def make_subject(name, group, lesion_centre=None):
     return Subject(name, group, image, template.brain_mask, lesion, template.affine, age=31.0, sex="f")
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """An evaluated run of two patients, one with a bright lesion, and a control."""
-    folder = RunFolder(tmp_path_factory.mktemp("run"))
-    subjects = [
-        make_subject("p1", "patient", (20, 60, 45)),
-        make_subject("p2", "patient"),
-        make_subject("c1", "control"),
-    ]
-    rng = np.random.default_rng(0)
+SUBJECTS = {
+    "p1": make_subject("p1", "patient", (20, 60, 45)),
+    "p2": make_subject("p2", "patient"),
+    "c1": make_subject("c1", "control"),
+}
+
+
+def make_run(path, names, threshold=4.0):
+    """An evaluated run of some of the subjects; the map of p1 is bright in its lesion."""
+    folder = RunFolder(path)
     scored = []
-    for subject in subjects:
-        noise = ndimage.gaussian_filter(rng.normal(size=subject.brain_mask.shape), 1.5)
+    for seed, subject in enumerate(SUBJECTS[name] for name in names):
+        noise = np.random.default_rng(seed).normal(size=subject.brain_mask.shape)
+        noise = ndimage.gaussian_filter(noise, 1.5)
         score = (noise / noise.std() + 6.0 * subject.lesion_mask) * subject.brain_mask
         clusters, labels = find_clusters(score, subject.affine, subject.brain_mask)
-        write_nifti(folder.score_map(subject.subject, SPACE), score, subject.affine)
-        write_nifti(folder.labels(subject.subject, SPACE), labels, subject.affine, dtype=np.int16)
-        write_clusters_tsv(folder.clusters(subject.subject, SPACE), clusters)
+        write_nifti(folder.score_map(subject.subject, TEMPLATE_SPACE), score, subject.affine)
+        write_nifti(folder.labels(subject.subject, TEMPLATE_SPACE), labels, subject.affine, dtype=np.int16)
+        write_clusters_tsv(folder.clusters(subject.subject, TEMPLATE_SPACE), clusters)
         scored.append(Scored(subject, score, clusters, labels))
-    write_json(folder.metrics, evaluation.evaluate(scored, threshold=4.0, resamples=50))
+    write_json(folder.metrics, evaluation.evaluate(scored, threshold=threshold, resamples=50))
     write_json(folder.config, {"data": "phantom_2mm", "model": "siamese", "detector": "ocsvm", "seed": 0})
     write_json(
         folder.metadata,
         {
-            "space": SPACE,
+            "space": TEMPLATE_SPACE,
             "modalities": ["T1w", "FLAIR"],
-            "splits": {"train": ["a", "b"], "validation": [], "test": ["p1", "p2", "c1"]},
+            "splits": {"train": ["a", "b"], "validation": [], "test": list(names)},
             "data_hash": "abc",
             "split_hash": "def",
             "machine": "x86_64",
@@ -59,28 +65,113 @@ def run_folder(tmp_path_factory):
             "versions": {"epizoo": "0"},
         },
     )
-    folder.history.write_text("epoch,loss,val_loss\n0,3.0,3.5\n1,2.0,2.5\n")
-    by_name = {subject.subject: subject for subject in subjects}
-    return folder, lambda names: [by_name[name] for name in names]
+    folder.history.write_text("epoch,loss,val_loss\n1,3.0,3.5\n2,2.0,2.5\n")
+    return folder
 
 
-def test_the_report_is_one_file_that_needs_no_network(run_folder):
-    page = build_report(*run_folder).read_text()
-    assert not re.search(r'(src|href)="(?!data:|#)', page)
-    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+def read(names):
+    return [SUBJECTS[name] for name in names]
 
 
-def test_each_patient_has_a_page_and_the_cluster_on_the_lesion_is_marked(run_folder):
-    page = build_report(*run_folder).read_text()
-    assert set(re.findall(r'<section class="patient" id="sub-(\w+)"', page)) == {"p1", "p2"}
+def controls():
+    return iter([SUBJECTS["c1"]] * 3)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder of a run with an annotated patient, another and a control, and its reports."""
+    folder = make_run(tmp_path_factory.mktemp("run"), ["p1", "p2", "c1"])
+    build_report(folder, read, controls)
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Pages without viewer and slices, where a test is about something else."""
+    monkeypatch.setattr(patient, "viewer", lambda *args, **kwargs: "<p>viewer</p>")
+    monkeypatch.setattr(figures, "lightbox", lambda *args, **kwargs: b"slices" * 4000)
+
+
+def pages(folder):
+    return [folder.report, *sorted(folder.path.glob("sub-*/report.html"))]
+
+
+def test_no_page_needs_a_network_or_a_file_outside_the_run(built):
+    assert [page.parent.name for page in pages(built)][1:] == ["sub-p1", "sub-p2"]
+    for page in pages(built):
+        text = html.unescape(page.read_text())  # the viewer is a page in an attribute
+        for link in re.findall(r'(?:src|href)="([^"]*)"', text):
+            assert link.startswith(("data:", "#")) or (page.parent / link).is_file(), link
+        assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest\(\)\.open\(.http", text)
+
+
+def test_every_picture_has_a_text_and_something_on_it(built):
+    for page in pages(built):
+        tags = re.findall(r"<img [^>]*>", page.read_text())
+        assert tags
+        for tag in tags:
+            assert len(re.search(r'alt="([^"]*)"', tag)[1]) > 10
+            data = re.search(r'src="data:image/\w+;base64,([^"]+)"', tag)[1]
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
+            assert pixels.std() > 3
+
+
+def test_each_patient_has_a_page_and_the_cluster_on_the_lesion_is_marked(built):
+    page = built.report.read_text()
+    assert re.findall(r'<section class="subject" id="sub-(\w+)"', page) == ["p1", "p2"]
     first, second = page.split('id="sub-p1"')[1].split('id="sub-p2"')
-    assert re.search(r'<tr class="hit"><td>1</td>', first)
+    assert re.search(r'<tr class="hit"><th scope="row">1</th>', first)
     assert 'class="hit"' not in second
+    assert "(yellow, dashed)" in second
+    assert "annotated lesion (cyan)" not in second
+
+
+def test_the_viewer_is_on_the_patients_own_page_and_begins_at_the_first_cluster(built):
+    assert "<iframe" not in built.report.read_text()
+    text = html.unescape((built.path / "sub-p1" / "report.html").read_text())
+    assert "<iframe srcdoc=" in text
+    place = re.search(r'"numSlice": \{"X": (\d+), "Y": (\d+), "Z": (\d+)\}', text)
+    table = built.clusters("p1", TEMPLATE_SPACE).read_text().splitlines()
+    peak = [
+        float(dict(zip(table[0].split("\t"), table[1].split("\t"), strict=True))[f"peak_{a}"]) for a in "xyz"
+    ]
+    voxel = nib.affines.apply_affine(np.linalg.inv(SUBJECTS["p1"].affine), peak)
+    assert np.abs(np.array(place.groups(), float) - voxel).max() <= 1
+
+
+def test_a_cohort_past_the_limit_gets_an_index_with_a_link_to_each_page(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(report, "MAX_BYTES", 1_100_000)
+    page = build_report(make_run(tmp_path, ["p1", "p2"]), read).read_text()
+    assert '<section class="subject" id="sub-' not in page
+    assert '<a href="sub-p1/report.html">sub-p1</a>' in page
+    assert len(page) < 250_000
+
+
+def test_a_cohort_without_patients_says_so_and_shows_its_controls(tmp_path, quick):
+    page = build_report(make_run(tmp_path, ["c1"]), read).read_text()
+    assert "No test patient has an annotated lesion" in page
+    assert "FROC: the share" not in page
+    assert '<section class="subject" id="sub-c1">' in page
+    assert "controls as high" not in page  # a control is not its own reference
+
+
+def test_a_cohort_without_controls_says_so_and_gives_no_p_values(tmp_path, quick):
+    page = build_report(make_run(tmp_path, ["p1"], threshold=None), read).read_text()
+    assert "The test set holds no controls" in page
+    assert "no threshold could be calibrated" in page
+    assert "p of the peak" not in page
+    assert "FROC" in page
 
 
 def test_a_run_without_metrics_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.json"):
         build_report(RunFolder(tmp_path), lambda names: [])
+
+
+def test_a_hostile_name_stays_text(tmp_path, quick):
+    folder = make_run(tmp_path, ["c1"])
+    write_json(folder.config, read_json(folder.config) | {"data": "<script>alert(1)</script>"})
+    assert "<script>alert" not in build_report(folder, read).read_text()
 
 
 def test_a_lightbox_shows_the_plane_of_its_centre_with_the_patients_left_on_the_left():
@@ -91,3 +182,91 @@ def test_a_lightbox_shows_the_plane_of_its_centre_with_the_patients_left_on_the_
     assert axial.shape == (6, 5)
     assert axial[2, 1] == 1
     assert not figures._slice(image, 2, 4, box).any()
+
+
+def test_a_patch_is_centred_on_its_voxel_and_black_past_the_volume():
+    image = np.arange(5 * 6 * 7 * 2, dtype=float).reshape(5, 6, 7, 2) + 1
+    patch = figures._patch(image, (1, 5, 3), (5, 3))
+    assert patch.shape == (5, 3, 2)
+    np.testing.assert_array_equal(patch[2, 1], image[1, 5, 3])
+    np.testing.assert_array_equal(patch[0], 0)  # x = -1
+    np.testing.assert_array_equal(patch[:, 2], 0)  # y = 6
+    np.testing.assert_array_equal(patch[1:, :2], image[:4, 4:6, 3])
+
+
+def test_the_mean_image_is_of_the_first_controls_only():
+    one = SUBJECTS["c1"]
+    many = (dataclasses.replace(one, image=np.full_like(one.image, value)) for value in itertools.count())
+    mean, count = report._mean_image(many)
+    assert count == 20
+    np.testing.assert_allclose(mean, np.mean(range(20)))
+    assert report._mean_image([]) is None
+
+
+def test_the_p_value_is_the_share_of_other_controls_voxels_that_reach_the_score():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=2000), rng.normal(size=3000)
+    scores = tables.ControlScores()
+    scores.add("a", first)
+    scores.add("b", second)
+    for z in (-1.0, 0.5, 3.0, 100.0):
+        both = np.concatenate([first, second])
+        assert scores.p_value(z) == pytest.approx((1 + (both >= z).sum()) / (1 + both.size), abs=0.01)
+        others = scores.without("a", first)
+        assert others.p_value(z) == pytest.approx((1 + (second >= z).sum()) / (1 + second.size), abs=0.01)
+        assert scores.p_value(z) >= (1 + (both >= z).sum()) / (1 + both.size) - 1e-12  # never too small
+    assert scores.as_high(first.max()) == 1 + (second.max() >= first.max())
+    assert scores.without("nobody", first).highest.keys() == {"a", "b"}
+
+
+def test_small_p_values_are_written_as_powers_of_ten():
+    assert [tables.p_value(p) for p in (0.5, 0.0123, 2.6e-7)] == ["0.500", "0.012", "3·10⁻⁷"]
+
+
+def test_the_chance_curve_equals_clusters_thrown_at_random():
+    chances = [np.array([0.5, 0.2, 0.1]), np.array([0.3])]
+    false, found = report._chance_froc(chances)
+    rng = np.random.default_rng(0)
+    draws = 20_000
+    throws = [rng.random((draws, len(p))) < p for p in chances]
+    for rank in range(4):
+        misses = np.mean([np.mean((~t[:, :rank]).sum(1)) for t in throws])
+        hits = np.mean([np.mean(t[:, :rank].any(1)) for t in throws])
+        assert false[rank] == pytest.approx(misses, abs=0.02)
+        assert found[rank] == pytest.approx(hits, abs=0.02)
+
+
+def test_native_positions_agree_with_a_map_brought_to_native_space(tmp_path):
+    ants = pytest.importorskip("ants")
+    from tfds_epilepsy.registration import Scan, resample
+
+    template = load_template(2)
+    anat = tmp_path / "sub-a" / "anat"
+    anat.mkdir(parents=True)
+    matrix = np.array([[0.98, 0.1, 0.0], [-0.1, 0.98, 0.05], [0.02, -0.05, 1.03]])
+    way = ants.create_ants_transform(matrix=matrix, translation=(7, -4, 5), dimension=3)
+    there, back = (
+        anat / f"sub-a_from-{a}_to-{b}_mode-image_xfm.h5"
+        for a, b in (("T1w", TEMPLATE_SPACE), (TEMPLATE_SPACE, "T1w"))
+    )
+    ants.write_transform(way, str(there))
+    ants.write_transform(way.invert(), str(back))
+    spot = np.zeros(template.shape, np.float32)
+    spot[19:22, 59:62, 44:47] = 1
+    moved = resample(Scan(spot, template.affine), Scan(spot, template.affine), [back]).array
+    expected = nib.affines.apply_affine(template.affine, ndimage.center_of_mass(moved))
+    point = nib.affines.apply_affine(template.affine, (20, 60, 45))
+    np.testing.assert_allclose(native.native_positions(tmp_path, "a", [point])[0], expected, atol=0.3)
+    assert np.abs(expected - point).max() > 3
+
+
+def test_positions_are_unknown_where_there_is_no_transform(tmp_path):
+    assert native.native_positions(tmp_path, "a", [(0, 0, 0)]) is None
+    assert native.native_positions("phantom_2mm", "a", [(0, 0, 0)]) is None
+
+
+def test_a_report_can_be_written_again_and_leaves_nothing_half_written(tmp_path, quick):
+    folder = make_run(tmp_path, ["c1"])
+    first = build_report(folder, read).read_text()
+    assert build_report(folder, read).read_text() == first
+    assert not list(folder.path.rglob(".partial*"))

@@ -12,10 +12,12 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from tfds_epilepsy.volumes import Subject, voxel_to_world
 
+Curve = tuple[ArrayLike, ArrayLike]
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # name of a plane: its normal axis
 LESION, CLUSTER = "#00e5ff", "#ffd400"
 _OUTLINE = [patheffects.withStroke(linewidth=2, foreground="black")]
@@ -60,11 +62,11 @@ def lightbox(
                 _crosshair(ax, axis, centre, box)
             _outline(ax, _slice(subject.lesion_mask, axis, where, box), LESION)
             if cluster is not None and column == columns - 1:
-                _outline(ax, _slice(cluster, axis, where, box), CLUSTER)
+                _outline(ax, _slice(cluster, axis, where, box), CLUSTER, "--")
             _mark_sides(ax, axis)
             if plane == "axial":
                 ax.set_title(
-                    "score" if column == columns - 1 else modalities[column], color="white", fontsize=11
+                    "score" if column == columns - 1 else modalities[column], color="white", fontsize=15
                 )
         millimetres = {
             "axial": f"z = {z_mm:.0f}",
@@ -72,11 +74,11 @@ def lightbox(
             "sagittal": f"x = {x_mm:.0f}",
         }
         row[0].text(0.02, 0.02, f"{millimetres[plane]} mm", transform=row[0].transAxes, color="white",
-                    fontsize=8, path_effects=_OUTLINE)  # fmt: skip
-    figure.subplots_adjust(0.005, 0.05, 0.995, 0.97, 0.02, 0.02)
-    bar = figure.add_axes((1 - 0.9 / columns, 0.032, 0.8 / columns, 0.012))
+                    fontsize=12, path_effects=_OUTLINE)  # fmt: skip
+    figure.subplots_adjust(0.005, 0.055, 0.995, 0.965, 0.02, 0.02)
+    bar = figure.add_axes((1 - 0.9 / columns, 0.038, 0.8 / columns, 0.012))
     figure.colorbar(overlay, cax=bar, orientation="horizontal")
-    bar.tick_params(colors="white", labelsize=7, length=2, pad=1)
+    bar.tick_params(colors="white", labelsize=10, length=2, pad=1)
     return _webp(figure)
 
 
@@ -95,12 +97,15 @@ def projection(
 
     box = _bounding_box(subject.brain_mask)
     lesions, count = ndimage.label(subject.lesion_mask, np.ones((3, 3, 3)))
-    figure = Figure(figsize=(9, 3.5), facecolor="black")
-    for ax, (plane, axis) in zip(figure.subplots(1, 3), PLANES.items(), strict=True):
+    width, depth, height = (part.stop - part.start for part in box)
+    scale = 9.0 / (2 * width + depth)  # inches a voxel: all planes at one scale
+    figure = Figure(figsize=(9, scale * max(depth, height) + 0.75), facecolor="black")
+    axes = figure.subplots(1, 3, width_ratios=(width, width, depth))
+    for ax, axis in zip(axes, PLANES.values(), strict=True):
         kept = [a for a in range(3) if a != axis]
         image = score_map.max(axis=axis)[box[kept[0]], box[kept[1]]].T
         shown = ax.imshow(image, cmap="inferno", vmin=0, vmax=limit, **_IMSHOW)
-        silhouette = subject.brain_mask.any(axis=axis)[box[kept[0]], box[kept[1]]].T
+        silhouette = np.asarray(subject.brain_mask.any(axis=axis))[box[kept[0]], box[kept[1]]].T
         _outline(ax, silhouette, "0.5")
         offset = np.array([box[a].start for a in kept])
         for label in range(1, count + 1):
@@ -112,12 +117,28 @@ def projection(
             ax.text(i, j, str(rank), color=CLUSTER, fontsize=9, ha="center", va="center", weight="bold",
                     path_effects=_OUTLINE)  # fmt: skip
         _mark_sides(ax, axis)
-        ax.set_title(f"{plane} projection", color="white", fontsize=10)
-    figure.subplots_adjust(0.005, 0.1, 0.995, 0.92, 0.02, 0.02)
-    bar = figure.add_axes((0.35, 0.075, 0.3, 0.022))
+    inch = 1 / figure.get_figheight()
+    figure.subplots_adjust(0.003, 0.45 * inch, 0.997, 1 - 0.3 * inch, 0.02, 0.02)
+    for ax, plane in zip(axes, PLANES, strict=True):
+        middle = (ax.get_position().x0 + ax.get_position().x1) / 2
+        figure.text(middle, 1 - 0.07 * inch, plane, color="white", fontsize=11, ha="center", va="top")
+    bar = figure.add_axes((0.35, 0.3 * inch, 0.3, 0.08 * inch))
     figure.colorbar(shown, cax=bar, orientation="horizontal")
-    bar.tick_params(colors="white", labelsize=7, length=2, pad=1)
-    return _webp(figure)
+    bar.tick_params(colors="white", labelsize=9, length=2, pad=1)
+    return _webp(figure, 115)
+
+
+def thumbnail(score_map: NDArray[np.float32], *, limit: float = 6.0) -> bytes:
+    """The axial maximum intensity projection, a pixel a voxel."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    brain = _bounding_box(score_map != 0) if np.any(score_map) else [slice(None)] * 3
+    image = score_map.max(axis=2)[brain[0], brain[1]].T[::-1]
+    pixels = colormaps["inferno"](np.clip(image / limit, 0, 1), bytes=True)[..., :3]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="webp", quality=60)
+    return buffer.getvalue()
 
 
 def training_curves(history: Mapping[str, ArrayLike]) -> bytes:
@@ -139,51 +160,119 @@ def training_curves(history: Mapping[str, ArrayLike]) -> bytes:
             )
         ax.set_title(name.replace("_", " "), fontsize=9)
         ax.set_xlabel("epoch", fontsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
         if index == 1:
             ax.legend(fontsize=7, frameon=False)
     figure.tight_layout()
-    return _webp(figure)
+    return _webp(figure, 110)
 
 
-def froc_curve(
-    false_positives: ArrayLike,
-    sensitivity: ArrayLike,
-    chance: tuple[ArrayLike, ArrayLike] | None = None,
-) -> bytes:
-    """Sensitivity against false positives a patient, with chance where it is known."""
-    figure = Figure(figsize=(4, 2.9))
+def froc_curve(curves: Mapping[str, Curve], chance: Mapping[str, Curve]) -> bytes:
+    """Sensitivity against false positives a patient.
+
+    Args:
+        curves: for each rule of a match its false positives a patient and the sensitivity there.
+        chance: the same of clusters that lie anywhere in the brain.
+    """
+    figure = Figure(figsize=(4.4, 3.1))
     ax = figure.add_subplot()
-    ax.step(false_positives, sensitivity, where="post", label="this run")
-    if chance is not None:
-        ax.plot(*chance, ":", color="0.4", label="chance (shuffled clusters)")
-    ax.set(xlabel="false-positive clusters a patient", ylabel="lesions found", ylim=(0, 1.02), xlim=(0, 10))
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
-    ax.grid(alpha=0.3)
-    figure.tight_layout()
-    return _webp(figure)
+    for number, (rule, (x, y)) in enumerate(curves.items()):  # the thin one is seen on the thick one
+        x, y = (
+            np.append(x, 10.0),
+            np.append(y, np.asarray(y, dtype=float)[-1]),
+        )  # level after the last cluster
+        ax.step(x, y, where="post", color=f"C{number}", label=rule, linewidth=3.0 if number == 0 else 1.3)
+        if rule in chance:
+            ax.plot(*chance[rule], ":", color=f"C{number}", label=f"{rule}, by chance")
+    ax.set(xlabel="false-positive clusters a patient", ylabel="share of lesions found")
+    ax.set(xlim=(0, 10), ylim=(-0.02, 1.04))
+    ax.legend(fontsize=7, loc="best")
+    return _plot(figure, ax)
 
 
-def grouped_scores(groups: Mapping[str, ArrayLike], label: str) -> bytes:
-    """One dot a subject, a row a group: how patients' figures lie beside controls'."""
-    figure = Figure(figsize=(4, 0.6 + 0.75 * max(len(groups), 2)))
+def highest_scores(groups: Mapping[str, ArrayLike], threshold: float | None = None) -> bytes:
+    """One dot a subject, a row a group: how patients' highest scores lie beside controls'."""
+    figure = Figure(figsize=(4.4, 1.0 + 0.7 * len(groups)))
     ax = figure.add_subplot()
     rng = np.random.default_rng(0)
     for row, values in enumerate(groups.values()):
         values = np.asarray(values, dtype=float)
-        ax.plot(values, row + rng.uniform(-0.15, 0.15, values.size), "o", alpha=0.6, markersize=4)
-        if values.size:
-            ax.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1.5)
-    ax.set_yticks(
-        range(len(groups)), [f"{name} (n = {np.size(v)})" for name, v in groups.items()], fontsize=8
-    )
+        ax.plot(values, row + rng.uniform(-0.15, 0.15, values.size), "o", alpha=0.7, markersize=5)
+        ax.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1.5)
+    names = [f"{name}\n(n = {np.size(values)})" for name, values in groups.items()]
+    ax.set_yticks(range(len(groups)), names, fontsize=8)
     ax.set_ylim(len(groups) - 0.5, -0.5)
-    ax.set_xlabel(label, fontsize=8)
-    ax.tick_params(labelsize=7)
-    ax.grid(alpha=0.3, axis="x")
-    figure.tight_layout()
-    return _webp(figure)
+    ax.set_xlabel("highest score of the map", fontsize=8)
+    _threshold(ax, threshold)
+    return _plot(figure, ax)
+
+
+def score_histogram(
+    edges: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]], threshold: float | None = None
+) -> bytes:
+    """Densities of voxel scores on a log scale, with the standard normal that perfect calibration gives.
+
+    Args:
+        edges: ``(k + 1,)`` of the bins, in z.
+        counts: ``(k,)`` voxels for each group of them, none of them empty.
+        threshold: calibrated on held-out controls.
+    """
+    figure = Figure(figsize=(4.4, 3.1))
+    ax = figure.add_subplot()
+    widths = np.diff(edges)
+    for name, count in counts.items():
+        density = count / (count.sum() * widths)
+        ax.stairs(np.where(density > 0, density, np.nan), edges, label=name, linewidth=1.4)
+    z = np.linspace(-4.5, 4.5, 200)
+    ax.plot(z, np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi), ":", color="0.3", label="standard normal")
+    seen = np.flatnonzero(sum(counts.values()))
+    right = max(edges[seen[-1] + 1], threshold or 0.0)
+    ax.set(
+        yscale="log", xlim=(edges[seen[0]] - 0.5, right + 0.5), xlabel="score (z)", ylabel="density of voxels"
+    )
+    _threshold(ax, threshold)
+    ax.legend(fontsize=7, loc="best")
+    return _plot(figure, ax)
+
+
+def patches(
+    subject: Subject,
+    controls: NDArray[np.floating],
+    centres: Mapping[str, Sequence[int]],
+    modalities: Sequence[str],
+    size: Sequence[int] = (15, 15),
+) -> bytes:
+    """The patch around each voxel, the same place in the mean control, and their difference.
+
+    Args:
+        subject: image.
+        controls: ``(x, y, z, m)`` mean image of the training controls.
+        centres: for each row its name and its voxel.
+        modalities: names of the image's channels.
+        size: of the patch along x and y, voxels; what lies past the volume is black.
+    """
+    columns = [(channel, kind) for channel in range(len(modalities)) for kind in range(3)]
+    figure = Figure(figsize=(1.35 * len(columns), 1.42 * len(centres) + 0.45), facecolor="black")
+    axes = figure.subplots(len(centres), len(columns), squeeze=False)
+    for row, (name, centre) in zip(axes, centres.items(), strict=True):
+        own, usual = _patch(subject.image, centre, size), _patch(controls, centre, size)
+        for ax, (channel, kind) in zip(row, columns, strict=True):
+            if kind == 2:
+                difference = own[..., channel] - usual[..., channel]
+                ax.imshow(difference.T, cmap="RdBu_r", vmin=-0.5, vmax=0.5, **_IMSHOW)
+            else:
+                ax.imshow((own, usual)[kind][..., channel].T, cmap="gray", vmin=0, vmax=1, **_IMSHOW)
+            ax.set_axis_off()
+            if ax in axes[0]:
+                title = (modalities[channel], "mean control", "difference")[kind]
+                ax.set_title(title, color="white", fontsize=9)
+        row[0].text(0.04, 0.04, name, transform=row[0].transAxes, color=CLUSTER, fontsize=9,
+                    path_effects=_OUTLINE)  # fmt: skip
+    top = 1 - 0.3 / figure.get_figheight()
+    figure.subplots_adjust(0.005, 0.01, 0.995, top, 0.03, 0.03)
+    return _webp(figure, 110)
 
 
 _IMSHOW = {"origin": "lower", "interpolation": "nearest"}
@@ -203,9 +292,9 @@ def _slice(volume: NDArray, axis: int, where: int, box: Sequence[slice]) -> NDAr
     ].T  # first kept axis runs to the right
 
 
-def _outline(ax: Axes, mask: NDArray, color: str) -> None:
+def _outline(ax: Axes, mask: NDArray, color: str, style: str = "-") -> None:
     if np.any(mask) and not np.all(mask):
-        ax.contour(mask.astype(float), levels=[0.5], colors=color, linewidths=1.1)
+        ax.contour(mask.astype(float), levels=[0.5], colors=color, linewidths=1.2, linestyles=style)
 
 
 def _circle(ax: Axes, centre: ArrayLike, radius: float) -> None:
@@ -224,15 +313,38 @@ def _crosshair(ax: Axes, axis: int, centre: Sequence[int], box: Sequence[slice])
 def _mark_sides(ax: Axes, axis: int) -> None:
     left, right = ("P", "A") if axis == 0 else ("L", "R")
     for x, text in ((0.02, left), (0.98, right)):
-        ax.text(x, 0.5, text, transform=ax.transAxes, color="white", fontsize=9, va="center",
+        ax.text(x, 0.5, text, transform=ax.transAxes, color="white", fontsize=13, va="center",
                 ha="left" if x < 0.5 else "right", path_effects=_OUTLINE)  # fmt: skip
     ax.set_axis_off()
     ax.set_aspect("equal")
 
 
-def _webp(figure: Figure) -> bytes:
+def _patch(image: NDArray, centre: Sequence[int], size: Sequence[int]) -> NDArray:
+    """The axial patch ``(*size, m)`` around a voxel, zeros past the volume."""
+    half = [length // 2 for length in size]
+    plane = np.pad(image[:, :, centre[2]], [(half[0],) * 2, (half[1],) * 2, (0, 0)])
+    return plane[centre[0] : centre[0] + size[0], centre[1] : centre[1] + size[1]]
+
+
+def _threshold(ax: Axes, threshold: float | None) -> None:
+    if threshold is not None:
+        ax.axvline(threshold, color="#b00020", linestyle="--", linewidth=1.2)
+        ax.text(threshold, 1.01, f"threshold {threshold:.1f}", transform=ax.get_xaxis_transform(),
+                color="#b00020", fontsize=7, ha="center", va="bottom")  # fmt: skip
+
+
+def _plot(figure: Figure, ax: Axes) -> bytes:
+    ax.xaxis.label.set_fontsize(8)
+    ax.yaxis.label.set_fontsize(8)
+    ax.tick_params(labelsize=7)
+    ax.grid(alpha=0.3)
+    figure.tight_layout()
+    return _webp(figure, 150)
+
+
+def _webp(figure: Figure, dpi: int = 80) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(
-        buffer, format="webp", dpi=80, pil_kwargs={"quality": 82}, facecolor=figure.get_facecolor()
+        buffer, format="webp", dpi=dpi, pil_kwargs={"quality": 82}, facecolor=figure.get_facecolor()
     )
     return buffer.getvalue()

@@ -1,197 +1,423 @@
-"""The HTML report of an evaluated run, self-contained: no network, no other file."""
+"""The HTML report of an evaluated run: a page a cohort and a page a subject; none needs a network."""
 
 from __future__ import annotations
 
 import base64
 import csv
+import itertools
+import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
-from epizoo.detection.clusters import Cluster, read_clusters_tsv
+from epizoo.evaluation import RULES
 from epizoo.report import figures
+from epizoo.report.patient import Background, Page, source, subject_page
+from epizoo.report.tables import EDGES, ControlScores, histogram, number, p_value, without_empty
 from epizoo.run_folder import RunFolder, read_json
 from tfds_epilepsy.volumes import Subject, read_nifti
 
-BOXES = 3  # clusters a patient whose slices are shown, besides the lesion's
+MAX_BYTES = 5_000_000  # of report.html; a cohort whose pages would pass it gets an index of them
+MAX_THUMBNAILS = 1000
+CONTROLS = 20  # training controls in the mean image beside the patches
+BIN = 25  # bins of the p values in one of the histogram: a quarter of a z
+NAMES = {"overlap": "any overlap", "strict": "strict"}  # of the rules of a match
 
 
-def build_report(folder: RunFolder, read: Callable[[Sequence[str]], Iterable[Subject]]) -> Path:
-    """Write ``report.html`` of a run from its folder.
+def build_report(
+    folder: RunFolder,
+    read: Callable[[Sequence[str]], Iterable[Subject]],
+    controls: Callable[[], Iterable[Subject]] | None = None,
+) -> Path:
+    """Write ``report.html`` of a run, and ``sub-*/report.html`` with an interactive viewer a subject.
+
+    Every patient of the test set has a page; where there is no patient, every control. ``report.html`` holds
+    the pages too, without the viewers, as long as it stays under 5 MB; a larger cohort's is their index.
 
     Args:
         folder: an evaluated run.
         read: yields the test subjects of the given names.
+        controls: yields training controls, of which the first 20 are read for the mean image beside the
+            patches; without it that picture is left out.
 
     Returns:
-        The path of the page.
+        The path of ``report.html``.
 
     Raises:
         InputError: ``metrics.json`` or another file of the run is missing.
     """
     metrics, config, metadata = (read_json(p) for p in (folder.metrics, folder.config, folder.metadata))
-    patients = [row for row in metrics["rows"] if row["group"] == "patient"]
-    rows = {row["subject"]: row for row in patients}
-    pages = [_page(folder, subject, rows[subject.subject], metadata) for subject in read(list(rows))]
-    history = _read_history(folder.history)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("epizoo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    rows = metrics["rows"]
+    shown = [row["subject"] for row in rows if row["group"] == "patient"]
+    shown = shown or [row["subject"] for row in rows]
+    background = Background(
+        folder=folder,
+        data=config["data"],
+        space=metadata["space"],
+        modalities=metadata["modalities"],
+        patch_shape=_patch_shape(folder.model),
+        controls=_mean_image(controls() if controls else ()),
+        scores=_control_scores(folder, metadata["space"], rows),
+        limit=max(6.0, math.ceil(metrics["threshold"] or 0)),
     )
-    page = environment.get_template("report.html").render(
-        title=f"{config['model']} + {config['detector']} on {Path(config['data']).name}"
-        if config["model"] != "none"
-        else f"{config['detector']} on {Path(config['data']).name}",
-        subtitle=f"{len(metadata['splits']['train'])} training controls; tested on {metrics['patients']} "
-        f"annotated patients and {metrics['controls']} controls that no step had seen.",
-        summary=_summary(metrics),
-        summary_figures=_summary_figures(metrics),
-        patient_columns=[
-            "lesion (mm³)",
-            "AUROC",
-            "AUPRC",
-            "prevalence",
-            "rank (any overlap)",
-            "rank (strict)",
-            "highest score",
-        ],
-        patients=[_overview(row) for row in patients],
-        pages=pages,
-        training=_source(figures.training_curves(history)) if history else None,
+    title, subtitle = _title(config), _subtitle(metrics, metadata)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("epizoo", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    cohort = _Cohort(metrics, background)
+    for subject in read(shown):
+        page = subject_page(subject, background)
+        content = environment.get_template("subject.html").render(
+            page=page.context, cohort=f"{title}. {subtitle}", modality=background.modalities[0]
+        )
+        _write(folder.path / f"sub-{subject.subject}" / "report.html", content)
+        cohort.add(subject, page)
+    cohort.add_thumbnails()
+
+    history = _read_history(folder.history)
+    content = environment.get_template("report.html").render(
+        title=title,
+        subtitle=subtitle,
+        missing=_missing(metrics, config),
+        **_summary(metrics),
+        summary_figures=cohort.figures(),
+        strata_columns=STRATA_COLUMNS,
+        strata=_strata(metrics["strata"]),
+        **cohort.subjects(shown),
+        subjects_note=cohort.note(shown),
+        pages=cohort.pages or [],
+        training=source(figures.training_curves(history)) if history else None,
+        pictures=_pictures(folder.path / "pictures"),
         identity=_identity(config, metadata),
     )
-    partial = folder.report.with_name(f".partial-{os.getpid()}-report.html")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, folder.report)
+    _write(folder.report, content)
     return folder.report
 
 
-def _page(
-    folder: RunFolder, subject: Subject, row: dict[str, Any], metadata: dict[str, Any]
-) -> dict[str, Any]:
-    space = metadata["space"]
-    score_map, _ = read_nifti(folder.score_map(subject.subject, space))
-    labels, _ = read_nifti(folder.labels(subject.subject, space), dtype=np.int32)
-    clusters = read_clusters_tsv(folder.clusters(subject.subject, space))
-    to_voxel = np.linalg.inv(subject.affine)
+class _Cohort:
+    """What the pages leave for the cohort: a subject at a time, so that memory does not grow with volumes."""
 
-    def voxel(millimetres: Sequence[float]) -> list[int]:
-        return [int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, millimetres))]
+    def __init__(self, metrics: Mapping[str, Any], background: Background):
+        self.metrics, self.background = metrics, background
+        self.pages: list[dict[str, Any]] | None = []
+        self.bytes = 0
+        self.thumbnails: dict[str, str] = {}
+        self.chances: dict[str, list[NDArray[np.float64]]] = {rule: [] for rule in RULES}
+        self.lesions, self.others = (np.zeros(len(EDGES) - 1, np.int64) for _ in range(2))
 
-    def box(centre: Sequence[int], caption: str, rank: int | None = None) -> dict[str, str]:
-        cluster = None if rank is None else labels == rank
-        image = figures.lightbox(subject, score_map, centre, metadata["modalities"], cluster=cluster)
-        return {"source": _source(image), "caption": caption}
+    def add(self, subject: Subject, page: Page) -> None:
+        """Take what the cohort needs of a page."""
+        context = {name: value for name, value in page.context.items() if name != "viewer"}
+        self.bytes += len(json.dumps(context))
+        if self.bytes > MAX_BYTES - 1_000_000:  # a million is for the index itself
+            self.pages = None
+        if self.pages is not None:
+            self.pages.append(context)
+        if subject.group == "patient":
+            self.lesions += histogram(page.lesion_scores)
+            self.others += histogram(page.other_scores)
+        for rule, chances in page.chances.items():
+            self.chances[rule].append(chances)
 
-    boxes = []
-    lesion = subject.lesion_mask
-    if lesion.any():
-        middle = np.argwhere(lesion).mean(axis=0)
-        centre = min(np.argwhere(lesion), key=lambda v: float(np.sum((v - middle) ** 2)))
-        boxes.append(box([int(v) for v in centre], "Through the annotated lesion (cyan)."))
-    boxes += [
-        box(voxel(c.peak_mm), f"Through the peak of cluster {c.rank} (yellow).", c.rank)
-        for c in clusters[:BOXES]
+    def add_thumbnails(self) -> None:
+        """A small projection of each subject's map, where there are not too many."""
+        names = [row["subject"] for row in self.metrics["rows"]]
+        for name in names if len(names) <= MAX_THUMBNAILS else ():
+            score_map, _ = read_nifti(self.background.folder.score_map(name, self.background.space))
+            self.thumbnails[name] = source(figures.thumbnail(score_map, limit=self.background.limit))
+
+    def figures(self) -> list[dict[str, str]]:
+        """The curves and histograms for which there is data."""
+        metrics, threshold = self.metrics, self.metrics["threshold"]
+        found: list[tuple[bytes, str]] = []
+        if metrics["patients"]:
+            lesion = {NAMES[rule]: metrics["lesion"][rule]["froc"] for rule in RULES}
+            curves = {
+                name: (curve["false_positives"], curve["sensitivity"]) for name, curve in lesion.items()
+            }
+            chance = {NAMES[rule]: _chance_froc(chances) for rule, chances in self.chances.items()}
+            caption = (
+                "FROC: the share of lesions found against false-positive clusters a patient, going down "
+            )
+            caption += "the ranks. Dotted: the same clusters put anywhere in the brain (exact expectation)."
+            found.append((figures.froc_curve(curves, chance), caption))
+        counts = {
+            "lesions": self.lesions,
+            "patients, outside lesions": self.others,
+            "held-out controls": self.background.scores.counts,
+        }
+        edges = EDGES[::BIN]
+        counts = {name: _pooled(count) for name, count in counts.items() if count.any()}
+        caption = (
+            "Scores of all voxels (log scale). On controls a perfectly calibrated score is standard normal."
+        )
+        if threshold is not None:
+            caption += " Dashed: the threshold at which validation controls show one cluster each."
+        found.append((figures.score_histogram(edges, counts, threshold), caption))
+        groups = {
+            f"{group}s": [row["max_score"] for row in metrics["rows"] if row["group"] == group]
+            for group in ("patient", "control")
+        }
+        groups = {name: values for name, values in groups.items() if values}
+        caption = "Highest score of each subject's map; the bar is the median."
+        found.append((figures.highest_scores(groups, threshold), caption))
+        return [{"source": source(image), "caption": caption} for image, caption in found]
+
+    def subjects(self, shown: Sequence[str]) -> dict[str, Any]:
+        """The table of subjects."""
+        rows = self.metrics["rows"]
+        columns, cells = without_empty(SUBJECT_COLUMNS, [_subject_cells(row) for row in rows], "–")
+        table = []
+        for row, known in zip(rows, cells, strict=True):
+            name = row["subject"]
+            link = f"#sub-{name}" if self.pages is not None else f"sub-{name}/report.html"
+            table.append(
+                {
+                    "subject": name,
+                    "link": link if name in shown else None,
+                    "thumbnail": self.thumbnails.get(name),
+                    "cells": known,
+                }
+            )
+        return {"subject_columns": columns, "subjects": table}
+
+    def note(self, shown: Sequence[str]) -> str:
+        """What the links lead to."""
+        words = "Each name leads to the subject's page"
+        if self.pages is not None:
+            words += " below, and from there to an interactive viewer"
+        else:
+            words += " with an interactive viewer"
+        if len(shown) < len(self.metrics["rows"]):
+            words += "; controls have none while there are patients"
+        return words + ". Map: axial maximum intensity projection, colours as on the pages."
+
+
+def _pooled(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return counts.reshape(-1, BIN).sum(axis=1)
+
+
+def _chance_froc(chances: Sequence[NDArray[np.float64]]) -> tuple[NDArray, NDArray]:
+    """The expected FROC of clusters that lie anywhere in the brain, rank by rank.
+
+    Args:
+        chances: for each patient ``(n,)``, the probability that each of its clusters hits by chance.
+    """
+    depth = max((len(patient) for patient in chances), default=0)
+    padded = [np.pad(patient, (0, depth - len(patient)), constant_values=np.nan) for patient in chances]
+    p = np.array(padded).reshape(len(chances), depth)
+    false = np.cumsum(np.nan_to_num(1 - p), axis=1).mean(axis=0)
+    found = 1 - np.cumprod(1 - np.nan_to_num(p), axis=1).mean(axis=0)
+    return np.append(0, false), np.append(0, found)
+
+
+def _mean_image(subjects: Iterable[Subject]) -> tuple[NDArray[np.float32], int] | None:
+    total, count = None, 0
+    for subject in itertools.islice(subjects, CONTROLS):
+        total = subject.image.astype(np.float64) if total is None else total + subject.image
+        count += 1
+    return None if total is None else ((total / count).astype(np.float32), count)
+
+
+def _control_scores(folder: RunFolder, space: str, rows: Iterable[Mapping[str, Any]]) -> ControlScores:
+    scores = ControlScores()
+    for row in rows:
+        if row["group"] == "control":
+            score_map, _ = read_nifti(folder.score_map(row["subject"], space))
+            scores.add(row["subject"], score_map[score_map != 0])
+    return scores
+
+
+def _patch_shape(model: Path) -> list[int]:
+    """What the encoder sees; the reference's 15 x 15 where there is no encoder."""
+    if not model.is_file():
+        return [15, 15]
+    with zipfile.ZipFile(model) as archive:
+        return json.loads(archive.read("config.json"))["config"]["patch_shape"]
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    method = config["detector"] if config["model"] == "none" else f"{config['model']} + {config['detector']}"
+    return f"{method} on {Path(config['data']).name}"
+
+
+def _subtitle(metrics: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    groups = {
+        "annotated patient": metrics["patients"],
+        "unannotated patient": metrics["unannotated"],
+        "held-out control": metrics["controls"],
+    }
+    tested = [_plural(count, name) for name, count in groups.items() if count]
+    return (
+        f"Normal model of {_plural(len(metadata['splits']['train']), 'training control')}; tested on "
+        f"{_listed(tested)} that no step had seen."
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _plural(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def _missing(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """A sentence in place of each figure that this test set cannot give."""
+    sentences = []
+    if not metrics["patients"]:
+        sentences.append(
+            "No test patient has an annotated lesion: sensitivity, FROC and voxel figures do not exist here."
+        )
+    if not metrics["controls"]:
+        sentences.append("The test set holds no controls: false positives on healthy brains are unknown.")
+    if metrics["threshold"] is None:
+        sentences.append("There were no validation controls: no threshold could be calibrated.")
+    if config["model"] == "none":
+        sentences.append("No encoder was trained: the detector reads intensities.")
+    return sentences
+
+
+def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of the test set's figures."""
+
+    def row(name: str, figure: Mapping[str, Any], digits: int = 2, chance: float | None = None) -> None:
+        low, high = figure["low"], figure["high"]
+        interval = "–" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
+        p = figure.get("p")
+        cells = [
+            name,
+            number(figure["value"], digits),
+            interval,
+            "" if chance is None else number(chance, digits),
+            "" if figure.get("mirrored") is None else number(figure["mirrored"], digits),
+            "" if p is None else p_value(p),
+        ]
+        rows.append(cells)
+
+    rows: list[list[str]] = []
+    if metrics["patients"]:
+        lesion, voxel = metrics["lesion"], metrics["voxel"]
+        for rule in RULES:
+            for rank, figure in lesion[rule]["sensitivity"].items():
+                among = "as the first cluster" if rank == "1" else f"among the first {rank} clusters"
+                row(f"lesions found {among} ({NAMES[rule]})", figure, 2, figure["chance"])
+        row("mean rank of the lesions found (any overlap)", lesion["overlap"]["mean_rank"], 1)
+        for rule in RULES:
+            area = lesion[rule]["froc"]["area"]
+            row(f"area under the FROC to 10 false positives ({NAMES[rule]})", area)
+        row("voxel AUROC, mean over patients", voxel["auroc"], 3, 0.5)
+        row("voxel AUROC up to 30 % false positives", voxel["auroc30"], 3)
+        row("voxel AUPRC, mean over patients", voxel["auprc"], 3, voxel["prevalence"]["value"])
+        row("AU-PRO to 30 % false positives", voxel["aupro"], 3)
+        if metrics["threshold"] is not None:
+            row("Dice at the calibrated threshold", voxel["dice"], 3)
+    if metrics["controls"]:
+        false = metrics["false_positives"]
+        row("clusters a held-out control, the patients' protocol", false["clusters"], 1)
+        if metrics["threshold"] is not None:
+            row("clusters a held-out control, calibrated threshold", false["clusters_at_threshold"])
+            row("held-out controls with none at that threshold", false["controls_with_none_at_threshold"])
+    columns, cells = without_empty(SUMMARY_COLUMNS, rows, "")
+    return {"summary_columns": columns, "summary": cells}
+
+
+SUMMARY_COLUMNS = ["figure", "value", "95 % interval", "by chance", "mirrored lesion", "p against chance"]
+
+
+STRATA_COLUMNS = ["group", "n", "AUROC", "AUPRC", "found by rank 5 (any overlap)", "found by rank 5 (strict)"]
+
+
+def _strata(strata: Mapping[str, Any]) -> list[list[str]]:
+    def cell(figure: Mapping[str, Any], digits: int) -> str:
+        value, low, high = (figure[name] for name in ("value", "low", "high"))
+        known = "" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})"
+        return number(value, digits) + known
+
+    return [
+        [
+            f"{name}: {group}",
+            str(figures["n"]),
+            cell(figures["auroc"], 3),
+            cell(figures["auprc"], 3),
+            *(cell(figures[f"sensitivity_at_5_{rule}"], 2) for rule in RULES),
+        ]
+        for name, groups in strata.items()
+        for group, figures in groups.items()
     ]
-    details = [f"age {subject.age:.0f}" if math.isfinite(subject.age) else "", subject.sex, subject.site]
-    return {
-        "subject": subject.subject,
-        "description": ", ".join(d for d in details if d),
-        "projection": _source(figures.projection(subject, score_map, [voxel(c.peak_mm) for c in clusters])),
-        "has_lesion": bool(lesion.any()),
-        "clusters": [_cluster(c, bool((lesion & (labels == c.rank)).any())) for c in clusters],
-        "boxes": boxes,
-    }
 
 
-def _cluster(cluster: Cluster, hit: bool) -> dict[str, Any]:
-    return {
-        "rank": cluster.rank,
-        "size": f"{cluster.size_mm3:.0f}",
-        "mean": f"{cluster.mean:.2f}",
-        "peak": f"{cluster.peak:.2f}",
-        "centroid": ", ".join(f"{v:.0f}" for v in cluster.centroid_mm),
-        "hemisphere": cluster.hemisphere,
-        "hit": hit,
-    }
+SUBJECT_COLUMNS = [
+    "group",
+    "lesion (mm³)",
+    "AUROC",
+    "AUPRC",
+    "prevalence",
+    "rank (any overlap)",
+    "rank (strict)",
+    "highest score",
+    "clusters at threshold",
+]
 
 
-def _overview(row: dict[str, Any]) -> dict[str, Any]:
+def _subject_cells(row: Mapping[str, Any]) -> list[str]:
     def rank(rule: str) -> str:
         if not row["annotated"]:
             return "–"
         found = row[rule]["rank"]
         return "not found" if found is None else f"{found:.0f}"
 
-    cells = [
-        _number(row.get("lesion_mm3"), 0),
-        *(_number(row.get(name), digits) for name, digits in (("auroc", 3), ("auprc", 3), ("prevalence", 4))),
+    return [
+        row["group"],
+        number(row.get("lesion_mm3"), 0),
+        *(number(row.get(name), digits) for name, digits in (("auroc", 3), ("auprc", 3), ("prevalence", 4))),
         rank("overlap"),
         rank("strict"),
-        _number(row["max_score"], 1),
-    ]
-    return {"subject": row["subject"], "link": f"#sub-{row['subject']}", "cells": cells}
-
-
-def _summary(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    def row(
-        name: str, figure: dict[str, Any], digits: int = 2, chance: float | None = None
-    ) -> dict[str, str]:
-        low, high = figure["low"], figure["high"]
-        return {
-            "name": name,
-            "value": _number(figure["value"], digits),
-            "interval": "–" if low is None else f"{low:.{digits}f} to {high:.{digits}f}",
-            "chance": "" if chance is None else f"{chance:.{digits}f}",
-        }
-
-    lesion, voxel, false = metrics["lesion"], metrics["voxel"], metrics["false_positives"]
-    rows = []
-    for rule, words in (("overlap", "any overlap"), ("strict", "strict")):
-        for rank, figure in lesion[rule]["sensitivity"].items():
-            rows.append(
-                row(f"lesions among the first {rank} clusters ({words})", figure, 2, figure["chance"])
-            )
-    rows.append(row("area under the FROC, to 10 false positives", lesion["overlap"]["froc"]["area"]))
-    rows.append(row("voxel AUROC, mean over patients", voxel["auroc"], 3, 0.5))
-    rows.append(row("voxel AUPRC, mean over patients", voxel["auprc"], 3, voxel["prevalence"]["value"]))
-    rows.append(row("clusters a held-out control, patients' protocol", false["clusters"]))
-    rows.append(row("clusters a held-out control, calibrated threshold", false["clusters_at_threshold"]))
-    return rows
-
-
-def _summary_figures(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    froc = metrics["lesion"]["overlap"]["froc"]
-    highest = {
-        name: [row["max_score"] for row in metrics["rows"] if row["group"] == group]
-        for name, group in (("patients", "patient"), ("controls", "control"))
-    }
-    return [
-        {"source": _source(image), "caption": caption}
-        for image, caption in (
-            (figures.froc_curve(froc["false_positives"], froc["sensitivity"]), "FROC, any overlap."),
-            (
-                figures.grouped_scores(highest, "highest score of the map"),
-                "Highest score of each map; the bar is the median.",
-            ),
-        )
+        number(row["max_score"], 1),
+        number(row["clusters_at_threshold"], 0),
     ]
 
 
-def _identity(config: dict[str, Any], metadata: dict[str, Any]) -> list[tuple[str, str]]:
+def _identity(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = ", ".join(f"{name} {step['seconds']:.0f} s" for name, step in metadata["steps"].items())
+    settings = ", ".join(f"{name}={value!r}" for name, value in config.items())
     return [
+        ("made again by", f"epizoo.run.Run(epizoo.run.RunConfig({settings}), OUT_DIR)()"),
         *((name, str(value)) for name, value in config.items()),
+        *(
+            (f"{split} subjects", f"{len(names)}: {', '.join(names)}" if names else "none")
+            for split, names in metadata["splits"].items()
+        ),
+        ("modalities", ", ".join(metadata["modalities"])),
+        ("space", metadata["space"]),
         ("data hash", metadata["data_hash"]),
         ("split hash", metadata["split_hash"]),
         ("machine", metadata["machine"]),
         ("time", steps),
         ("versions", ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())),
+    ]
+
+
+def _pictures(folder: Path) -> list[dict[str, str]]:
+    """Samples of the first and the last epoch."""
+    paths = sorted(folder.glob("epoch-*.png"))
+    return [
+        {
+            "source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
+            "caption": f"Patches and what the model made of them, epoch {int(path.stem.split('-')[1])}.",
+        }
+        for path in dict.fromkeys(paths[:1] + paths[-1:])
     ]
 
 
@@ -203,9 +429,11 @@ def _read_history(path: Path) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _source(image: bytes) -> str:
-    return "data:image/webp;base64," + base64.b64encode(image).decode()
+def _write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

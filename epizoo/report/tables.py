@@ -1,0 +1,84 @@
+"""Tables of text, and the controls' scores that stand behind a p value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Bins of scores, in z: fine enough for p values; what lies outside counts at the ends.
+EDGES = np.linspace(-15, 60, 7501)
+
+
+@dataclass
+class ControlScores:
+    """Scores of controls that no step of a run has seen, one after the other.
+
+    Example:
+        >>> controls = ControlScores()
+        >>> controls.add("c1", np.array([0.5, 1.0, 3.0]))
+        >>> controls.p_value(2.0)  # (1 + 1 voxel that reaches it) / (1 + 3 voxels)
+        0.5
+        >>> controls.as_high(2.0), controls.as_high(4.0)
+        (1, 0)
+
+    Attributes:
+        counts: ``(k,)`` voxels in each bin of ``EDGES``.
+        highest: the highest score of each control.
+    """
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(EDGES) - 1, np.int64))
+    highest: dict[str, float] = field(default_factory=dict)
+
+    def add(self, subject: str, scores: NDArray[np.floating]) -> None:
+        """Take the scores of a control's brain, ``(v,)``."""
+        self.counts = self.counts + histogram(scores)
+        self.highest[subject] = float(scores.max(initial=-math.inf))
+
+    def without(self, subject: str, scores: NDArray[np.floating]) -> ControlScores:
+        """The others, for the page of a control."""
+        if subject not in self.highest:
+            return self
+        others = {name: value for name, value in self.highest.items() if name != subject}
+        return ControlScores(self.counts - histogram(scores), others)
+
+    def p_value(self, score: float) -> float:
+        """Share of the controls' voxels that reach a score, itself counted; uncorrected."""
+        first = int(np.clip(np.searchsorted(EDGES, score, side="right") - 1, 0, len(self.counts) - 1))
+        return float((1 + self.counts[first:].sum()) / (1 + self.counts.sum()))
+
+    def as_high(self, score: float) -> int:
+        """How many controls have a voxel that reaches a score."""
+        return sum(value >= score for value in self.highest.values())
+
+
+def histogram(scores: NDArray[np.floating]) -> NDArray[np.int64]:
+    """``(k,)`` scores in each bin of ``EDGES``."""
+    return np.histogram(np.clip(scores, EDGES[0], EDGES[-1]), EDGES)[0]
+
+
+def without_empty(
+    columns: Sequence[str], rows: Sequence[Sequence[str | None]], empty: str | None = None
+) -> tuple[list[str], list[list[str | None]]]:
+    """A table without the columns in which every cell is ``empty``."""
+    kept = [i for i in range(len(columns)) if any(row[i] != empty for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def p_value(p: float) -> str:
+    """``0.012``, or ``3·10⁻⁷`` where it is small."""
+    if p >= 0.001:
+        return f"{p:.3f}"
+    digit, exponent = f"{p:.0e}".split("e")
+    return f"{digit}·10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
