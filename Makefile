@@ -23,7 +23,7 @@ bench: .venv-bench/.installed
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[preprocessing,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[preprocessing,beam,test]"
 	touch $@
 
 # The peers of the benchmarks (PyTorch among them) stay out of the working environment.
