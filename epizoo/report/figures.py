@@ -313,7 +313,7 @@ def _crosshair(ax: Axes, axis: int, centre: Sequence[int], box: Sequence[slice])
 def _mark_sides(ax: Axes, axis: int) -> None:
     left, right = ("P", "A") if axis == 0 else ("L", "R")
     for x, text in ((0.02, left), (0.98, right)):
-        ax.text(x, 0.5, text, transform=ax.transAxes, color="white", fontsize=13, va="center",
+        ax.text(x, 0.9, text, transform=ax.transAxes, color="white", fontsize=13, va="center",
                 ha="left" if x < 0.5 else "right", path_effects=_OUTLINE)  # fmt: skip
     ax.set_axis_off()
     ax.set_aspect("equal")
