@@ -11,8 +11,11 @@ import keras
 from epizoo.models.autoencoder import Autoencoder
 from epizoo.models.bigan import BiGAN
 from epizoo.models.context_gan import ContextGAN
+from epizoo.models.dcgan import DCGAN
+from epizoo.models.f_anogan import FAnoGAN
 from epizoo.models.patch_model import PatchModel
 from epizoo.models.siamese import DeepSiamese, Siamese
+from epizoo.models.synthetic import Synthetic
 from epizoo.models.vae import VAE
 from epizoo.models.wae import WAE
 from tfds_epilepsy.errors import InputError
@@ -23,8 +26,11 @@ REGISTRY: dict[str, type[PatchModel]] = {
     "wae": WAE,
     "siamese": Siamese,
     "deep_siamese": DeepSiamese,
+    "dcgan": DCGAN,
+    "f_anogan": FAnoGAN,
     "bigan": BiGAN,
     "context_gan": ContextGAN,
+    "synthetic": Synthetic,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -96,9 +95,7 @@ class BiGAN(PatchModel):
             fake = self.discriminator([self.live_generator(z, training=True), z], training=True)
             # The discriminator's loss with the labels exchanged.
             g_loss = tf.reduce_mean(losses.non_saturating_discriminator(fake, real))
-            cycle = tf.reduce_mean(
-                losses.absolute_error(x, self.live_generator(code, training=True))
-            ) / math.prod(x.shape[1:])
+            cycle = tf.reduce_mean(losses.mean_absolute_error(x, self.live_generator(code, training=True)))
             g_total = g_loss + self.cycle * cycle
         self.minimise(g_total, tape, "g_optimizer")
         return self.track(batch, d_loss=d_loss, g_loss=g_loss, r1=r1, cycle=cycle)

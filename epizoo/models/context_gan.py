@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -147,7 +146,7 @@ class ContextGAN(PatchModel):
         with tf.GradientTape() as tape:
             code = self.live_encoder(batch["patch"], training=True)
             remade = self.live_generator([code, *context], training=True)
-            cycle = tf.reduce_mean(losses.absolute_error(x, remade)) / math.prod(x.shape[1:])
+            cycle = tf.reduce_mean(losses.mean_absolute_error(x, remade))
             g_total = self.cycle * cycle
             figures.update(cycle=cycle)
             if self.adversarial:

@@ -18,6 +18,16 @@ def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
     return tf.reduce_sum(_flat(x - x_hat) ** 2, -1)
 
 
+def mean_squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """``1/n ||x - x_hat||^2``: squared error averaged over the patch (Schlegl et al. 2019, equation 3)."""
+    return tf.reduce_mean(_flat(x - x_hat) ** 2, -1)
+
+
+def mean_absolute_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """``1/n ||x - x_hat||_1``: absolute error averaged over the patch."""
+    return tf.reduce_mean(tf.abs(_flat(x - x_hat)), -1)
+
+
 def absolute_error(x: Tensor, x_hat: Tensor) -> Tensor:
     """``||x - x_hat||_1``: absolute error summed over the patch."""
     return tf.reduce_sum(tf.abs(_flat(x - x_hat)), -1)
@@ -35,6 +45,11 @@ def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
     """
     mean, log_var = _flat(mean), _flat(log_var)
     return 0.5 * tf.reduce_sum(mean**2 + tf.exp(log_var) - log_var - 1, -1)
+
+
+def cross_entropy(kind: Tensor, logits: Tensor) -> Tensor:
+    """``-log softmax(logits)[kind]``, of classes ``(n,)`` and logits ``(n, k)``."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(kind, tf.cast(logits, tf.float32))
 
 
 def mmd(z: Tensor, prior: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""DCGAN: what a discriminator learnt to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from numpy.typing import NDArray
+
+from epizoo.models import blocks, losses
+from epizoo.models.patch_model import PatchModel, register
+
+MMD_SAMPLES = 64  # kernels of all pairs are made of so many patches of a batch
+
+
+@register
+class DCGAN(PatchModel):
+    """A convolutional GAN whose discriminator's features are the code.
+
+    Radford et al. 2016, arXiv 1511.06434: the features of every stage, max-pooled to a coarse grid and
+    flattened, describe an image. Here a fixed random projection with orthonormal columns takes them to
+    ``latent_dim``, which keeps distances (Johnson & Lindenstrauss 1984) and is part of the encoder. Training
+    is brought up to date: no batch normalisation in D, R1 (Mescheder et al. 2018, arXiv 1801.04406), two
+    time scales (Heusel et al. 2017, arXiv 1706.08500), averages of D's features and of G:
+
+        L_D = softplus(-D(x)) + softplus(D(G(z))) + r1 / 2 ||grad D(x)||^2,   z ~ N(0, I)
+        L_G = softplus(-D(G(z)))
+
+    Args:
+        patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`; z has ``latent_dim`` values.
+        r1: weight of the penalty on the discriminator's slope.
+        filters: of the convolutions.
+    """
+
+    paper = "Radford et al. 2016, arXiv 1511.06434"
+    tracked = ("d_loss", "g_loss", "r1", "mmd")
+    monitor = "val_mmd"
+    trains: ClassVar = {"d_optimizer": ("live_features", "head"), "g_optimizer": ("live_generator",)}
+    averages: ClassVar = {"features": "live_features", "generator": "live_generator"}
+    generates = True
+
+    def __init__(
+        self,
+        patch_shape: Sequence[int] = (15, 15),
+        channels: int = 2,
+        latent_dim: int = 64,
+        *,
+        r1: float = 1.0,
+        filters: int = 32,
+        **kwargs: Any,
+    ):
+        super().__init__(patch_shape, channels, latent_dim, **kwargs)
+        # === Layers ===
+        stages = blocks.gan_stages(patch_shape, filters)
+        with self.building():
+            self.live_features = self._features(stages)
+            width = self.live_features.output_shape[-1]
+            self.head = keras.Sequential(
+                [keras.Input((width,)), layers.Dense(1, dtype="float32")], name="head"
+            )
+            self.live_generator = blocks.conv_decoder(
+                self.patch_shape, channels, latent_dim, stages, norm="group", name="generator"
+            )
+            projection = layers.Dense(
+                latent_dim,
+                use_bias=False,
+                kernel_initializer="orthogonal",
+                trainable=False,
+                name="latent",
+                dtype="float32",
+            )
+        self.encoder = keras.Model(self.features.input, projection(self.features.output), name="encoder")
+        # === Config ===
+        self.r1 = r1
+        self.filters = filters
+
+    def default_optimizers(self) -> dict[str, keras.Optimizer]:
+        return {
+            "d_optimizer": keras.optimizers.Adam(4e-4, beta_1=0.0, beta_2=0.9),
+            "g_optimizer": keras.optimizers.Adam(1e-4, beta_1=0.0, beta_2=0.9),
+        }
+
+    def generate(self, n: int, seed: int = 0) -> NDArray[np.float32]:
+        z = tf.random.stateless_normal((n, self.latent_dim), (seed, 0))
+        return np.asarray(self.generator(z, training=False), np.float32)
+
+    # === Losses ===
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        batch = self.check_batch(data)
+        x = batch["patch"]
+        z = self.noise("prior", (tf.shape(x)[0], self.latent_dim))
+        made = self.live_generator(z, training=True)
+        with tf.GradientTape() as tape:
+            d_loss = tf.reduce_mean(
+                losses.non_saturating_discriminator(self.discriminate(x), self.discriminate(made))
+            )
+            r1 = tf.reduce_mean(losses.r1_penalty(self.discriminate, x))
+            d_total = d_loss + self.r1 / 2 * r1
+        self.minimise(d_total, tape, "d_optimizer")
+
+        with tf.GradientTape() as tape:
+            fake = self.discriminate(self.live_generator(z, training=True))
+            g_loss = tf.reduce_mean(losses.non_saturating_generator(fake))
+        self.minimise(g_loss, tape, "g_optimizer")
+        return self.track(batch, d_loss=d_loss, g_loss=g_loss, r1=r1)
+
+    def discriminate(self, patches: Any) -> Any:
+        """Logits ``(n, 1)`` of the trained discriminator."""
+        return self.head(self.live_features(patches, training=True), training=True)
+
+    def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
+        """Held-out controls: how far what the averaged generator makes is from them, in intensities."""
+        x = batch["patch"]
+        z = self.noise("prior", (tf.shape(x)[0], self.latent_dim), training)
+        real, made = (
+            # The kernel is made for values of unit variance; 0.25 is about the spread of intensities.
+            tf.reshape(self.gather(patches), (-1, math.prod(x.shape[1:])))[:MMD_SAMPLES] / 0.25
+            for patches in (x, self.generator(z, training=False))
+        )
+        return {"mmd": losses.mmd(real, made)}
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "r1": self.r1, "filters": self.filters}
+
+    # === Networks ===
+
+    def _features(self, stages: Sequence[blocks.Stage]) -> keras.Model:
+        """``patch`` to the features of every stage, each pooled to a grid of at most 4 a side."""
+        patch = keras.Input((*self.patch_shape, self.channels), name="patch")
+        pool = getattr(layers, f"MaxPooling{len(self.patch_shape)}D")
+        x, features = patch, []
+        for stage in stages:
+            x = blocks.conv_stack(x, [stage], activation="leaky_relu")
+            features.append(layers.Flatten()(pool([math.ceil(n / 4) for n in x.shape[1:-1]])(x)))
+        return keras.Model(patch, layers.Concatenate()(features), name="features")
