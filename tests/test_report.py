@@ -89,7 +89,7 @@ def built(tmp_path_factory):
 def quick(monkeypatch):
     """Pages without viewer and slices, where a test is about something else."""
     monkeypatch.setattr(patient, "viewer", lambda *args, **kwargs: "<p>viewer</p>")
-    monkeypatch.setattr(figures, "lightbox", lambda *args, **kwargs: b"slices" * 4000)
+    monkeypatch.setattr(figures, "lightbox", lambda *args, **kwargs: b"slices" * 20_000)
 
 
 def pages(folder):
@@ -140,7 +140,7 @@ def test_the_viewer_is_on_the_patients_own_page_and_begins_at_the_first_cluster(
 
 
 def test_a_cohort_past_the_limit_gets_an_index_with_a_link_to_each_page(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(report, "MAX_BYTES", 1_100_000)
+    monkeypatch.setattr(report, "MAX_BYTES", 300_000)
     page = build_report(make_run(tmp_path, ["p1", "p2"]), read).read_text()
     assert '<section class="subject" id="sub-' not in page
     assert '<a href="sub-p1/report.html">sub-p1</a>' in page

@@ -125,7 +125,7 @@ def projection(
     bar = figure.add_axes((0.35, 0.3 * inch, 0.3, 0.08 * inch))
     figure.colorbar(shown, cax=bar, orientation="horizontal")
     bar.tick_params(colors="white", labelsize=9, length=2, pad=1)
-    return _webp(figure, 115)
+    return _webp(figure, 95)
 
 
 def thumbnail(score_map: NDArray[np.float32], *, limit: float = 6.0) -> bytes:
@@ -345,6 +345,10 @@ def _plot(figure: Figure, ax: Axes) -> bytes:
 def _webp(figure: Figure, dpi: int = 80) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(
-        buffer, format="webp", dpi=dpi, pil_kwargs={"quality": 82}, facecolor=figure.get_facecolor()
+        buffer,
+        format="webp",
+        dpi=dpi,
+        pil_kwargs={"quality": 60, "method": 6},
+        facecolor=figure.get_facecolor(),
     )
     return buffer.getvalue()

@@ -86,21 +86,23 @@ def build_report(
     cohort.add_thumbnails()
 
     history = _read_history(folder.history)
-    content = environment.get_template("report.html").render(
-        title=title,
-        subtitle=subtitle,
-        missing=_missing(metrics, config),
+    shared = {
+        "title": title,
+        "subtitle": subtitle,
+        "missing": _missing(metrics, config),
         **_summary(metrics),
-        summary_figures=cohort.figures(),
-        strata_columns=STRATA_COLUMNS,
-        strata=_strata(metrics["strata"]),
-        **cohort.subjects(shown),
-        subjects_note=cohort.note(shown),
-        pages=cohort.pages or [],
-        training=source(figures.training_curves(history)) if history else None,
-        pictures=_pictures(folder.path / "pictures"),
-        identity=_identity(config, metadata),
-    )
+        "summary_figures": cohort.figures(),
+        "strata_columns": STRATA_COLUMNS,
+        "strata": _strata(metrics["strata"]),
+        "training": source(figures.training_curves(history)) if history else None,
+        "pictures": _pictures(folder.path / "pictures"),
+        "identity": _identity(config, metadata),
+    }
+    template = environment.get_template("report.html")
+    content = template.render(shared | cohort.subjects(shown))
+    if len(content) > MAX_BYTES:
+        cohort.pages = None
+        content = template.render(shared | cohort.subjects(shown))
     _write(folder.report, content)
     return folder.report
 
@@ -120,7 +122,7 @@ class _Cohort:
         """Take what the cohort needs of a page."""
         context = {name: value for name, value in page.context.items() if name != "viewer"}
         self.bytes += len(json.dumps(context))
-        if self.bytes > MAX_BYTES - 1_000_000:  # a million is for the index itself
+        if self.bytes > MAX_BYTES:
             self.pages = None
         if self.pages is not None:
             self.pages.append(context)
@@ -175,7 +177,7 @@ class _Cohort:
         return [{"source": source(image), "caption": caption} for image, caption in found]
 
     def subjects(self, shown: Sequence[str]) -> dict[str, Any]:
-        """The table of subjects."""
+        """The table of subjects, and their pages where there is room for them."""
         rows = self.metrics["rows"]
         columns, cells = without_empty(SUBJECT_COLUMNS, [_subject_cells(row) for row in rows], "–")
         table = []
@@ -190,9 +192,14 @@ class _Cohort:
                     "cells": known,
                 }
             )
-        return {"subject_columns": columns, "subjects": table}
+        return {
+            "subject_columns": columns,
+            "subjects": table,
+            "subjects_note": self._note(shown),
+            "pages": self.pages or [],
+        }
 
-    def note(self, shown: Sequence[str]) -> str:
+    def _note(self, shown: Sequence[str]) -> str:
         """What the links lead to."""
         words = "Each name leads to the subject's page"
         if self.pages is not None:
