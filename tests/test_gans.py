@@ -1,0 +1,237 @@
+"""What sets the adversarial and self-supervised models apart; what they share is in test_models.py."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import ndimage
+
+import epizoo
+from epizoo.models import synthetic
+from epizoo.models.context_gan import ContextGAN
+from tfds_epilepsy.errors import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def patches(n, *shape):
+    return RNG.random((n, *shape), dtype=np.float32)
+
+
+def batches(x, **others):
+    return tf.data.Dataset.from_tensors({"patch": x, **others}).repeat()
+
+
+# === BiGAN ===
+
+
+def test_bigan_learns_to_invert_itself():
+    """Bars of three widths, at two brightnesses: codes of patches give the patches back."""
+    x = np.stack([np.full((5, 5, 1), v, np.float32) * (np.arange(5) < w)[:, None, None]
+                  for v in (0.3, 0.9) for w in (1, 3, 5)] * 4)  # fmt: skip
+    model = epizoo.create("bigan", patch_shape=(5, 5), channels=1, latent_dim=4, filters=8)
+    optimizers = {name: keras.optimizers.Adam(3e-3, beta_1=0.0, beta_2=0.9) for name in model.trains}
+    model.compile(**optimizers)
+    before = np.mean((model.reconstruct(x) - x) ** 2)
+    model.fit(batches(x), steps_per_epoch=500, verbose=0)
+    assert np.mean((model.reconstruct(x) - x) ** 2) < 0.2 * min(before, x.var())
+
+
+def test_bigan_discriminator_judges_patch_and_code():
+    model = epizoo.create("bigan", patch_shape=(5, 5), channels=1, latent_dim=4)
+    x, z = patches(2, 5, 5, 1), RNG.standard_normal((2, 4)).astype(np.float32)
+    logits = [np.asarray(model.discriminator([x[[i]], z[[j]]])) for i in (0, 1) for j in (0, 1)]
+    assert len(np.unique(np.round(logits, 6))) == 4
+
+
+# === Context GAN ===
+
+
+@pytest.fixture(scope="module")
+def context_gan():
+    return ContextGAN((15, 15), 1, 8, filters=8)
+
+
+def test_surround_is_pooled_and_the_centre_cut_out(context_gan):
+    x = patches(3, 15, 15, 1)
+    centre, (surround,) = context_gan._views(tf.constant(x))
+    assert np.array_equal(centre, x[:, 5:10, 5:10])
+    expected = x.reshape(3, 5, 3, 5, 3, 1).mean((2, 4))
+    expected[:, 1:4, 1:4] = 0  # voxels 3 to 11: the pooled ones that reach into the centre, 5 to 9
+    assert np.allclose(surround, expected, atol=1e-6)
+
+
+def test_two_scales_see_nested_surrounds():
+    model = ContextGAN((25, 25), 1, 8, scales=(3, 5), filters=4)
+    assert model.centre_shape == (5, 5)
+    _, (near, far) = model._views(tf.ones((1, 25, 25, 1)))
+    assert near.shape == far.shape == (1, 5, 5, 1)
+    # 15 voxels in fives of 3, 25 in fives of 5: the centre touches three of the one, one of the other.
+    assert float(tf.reduce_sum(near)) == 25 - 9
+    assert float(tf.reduce_sum(far)) == 25 - 1
+
+
+def test_generator_does_not_see_the_centre_that_it_makes(context_gan):
+    a, b = patches(1, 15, 15, 1), patches(1, 15, 15, 1)
+    b_around_a = b.copy()
+    b_around_a[:, 3:12, 3:12] = a[:, 3:12, 3:12]
+    made = context_gan.imagine(np.repeat(b, 3, 0)), context_gan.imagine(np.repeat(b_around_a, 3, 0))
+    assert np.allclose(made[0][:, 5:10, 5:10], made[1][:, 5:10, 5:10], atol=1e-6)
+    other = context_gan.imagine(np.repeat(a, 3, 0))
+    assert not np.allclose(made[0][:, 5:10, 5:10], other[:, 5:10, 5:10], atol=1e-4)
+
+
+def test_reconstruction_leaves_the_surround_alone(context_gan):
+    x = patches(2, 15, 15, 1)
+    made = context_gan.reconstruct(x)
+    changed = made != x
+    assert changed[:, 5:10, 5:10].all()
+    changed[:, 5:10, 5:10] = False
+    assert not changed.any()
+
+
+def test_code_is_read_from_centre_and_surround(context_gan):
+    x = patches(1, 15, 15, 1)
+    other_centre, other_surround = x.copy(), x.copy()
+    other_centre[:, 7, 7] += 0.5
+    other_surround[:, 0, 0] += 0.5
+    code, *others = context_gan.encode(np.concatenate([x, other_centre, other_surround]))
+    assert all(np.abs(code - other).max() > 1e-4 for other in others)
+
+
+def test_context_gan_without_its_parts():
+    x, position = patches(4, 9, 9, 1), np.zeros((4, 3), np.float32)
+    for parts in ({"scales": ()}, {"position": False}, {"adversarial": False}):
+        model = ContextGAN((9, 9), 1, 4, filters=4, **parts)
+        model.compile(run_eagerly=True)
+        data = {"position": position} if model.position else {}
+        history = model.fit(batches(x, **data), steps_per_epoch=1, verbose=0).history
+        assert ("d_loss" in history) == model.adversarial
+        assert np.isfinite(list(history.values())).all()
+    assert ContextGAN((9, 9), 1, 4, scales=()).centre_shape == (9, 9)
+
+
+def test_missing_position_is_named(context_gan):
+    with pytest.raises(InputError, match="'position' in each batch, received patch"):
+        context_gan.check_batch({"patch": tf.zeros((2, 15, 15, 1))})
+
+
+def test_scales_that_leave_no_surround_are_named():
+    with pytest.raises(InputError, match="scale 1: at least 2"):
+        ContextGAN((15, 15), scales=(1, 3))
+    with pytest.raises(InputError, match="no surround"):
+        ContextGAN((3, 3))
+
+
+# === DCGAN ===
+
+
+def test_dcgan_code_is_a_fixed_rotation_of_the_features():
+    model = epizoo.create("dcgan", patch_shape=(9, 9), channels=1, latent_dim=8, filters=4)
+    model.compile(run_eagerly=True)
+    projection = model.encoder.get_layer("latent").kernel.numpy()
+    assert np.allclose(projection.T @ projection, np.eye(8), atol=1e-5)
+    x = patches(4, 9, 9, 1)
+    before = model.encode(x)
+    model.fit(batches(x), steps_per_epoch=2, verbose=0)
+    assert np.array_equal(model.encoder.get_layer("latent").kernel, projection)
+    code = np.asarray(model.features(x)) @ projection
+    assert np.allclose(model.encode(x), code, atol=1e-5)
+    assert not np.allclose(code, before)
+
+
+# === f-AnoGAN ===
+
+
+def test_f_anogan_encoder_learns_against_a_generator_that_it_leaves_alone():
+    model = epizoo.create("f_anogan", patch_shape=(5, 5), channels=1, latent_dim=4, filters=4, critic_steps=1)
+    still = {name: keras.optimizers.SGD(0.0) for name in ("g_optimizer", "c_optimizer")}
+    model.compile(**still)
+    made = model.generate(16)
+    before = np.mean((model.reconstruct(made) - made) ** 2)
+    history = model.fit(batches(made), steps_per_epoch=100, epochs=2, verbose=0).history
+    assert np.allclose(model.generate(16), made, atol=1e-5)  # an average of equal values, rounded
+    assert history["e_loss"][1] < history["e_loss"][0]
+    assert np.mean((model.reconstruct(made) - made) ** 2) < 0.5 * before
+
+
+# === Synthetic ===
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (5, 7, 5)], ids=str)
+def test_interpolation_equals_scipy(shape):
+    x = patches(2, *shape, 2)
+    at = RNG.uniform(-1, 9, (2, *shape, len(shape))).astype(np.float32)
+    made = synthetic.interpolate(x, at).numpy()
+    for i in range(2):
+        for m in range(2):
+            expected = ndimage.map_coordinates(
+                x[i, ..., m], np.moveaxis(at[i], -1, 0), order=1, mode="nearest"
+            )
+            assert np.allclose(made[i, ..., m], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (5, 7, 5)], ids=str)
+def test_blur_equals_scipy(shape):
+    x = patches(2, *shape, 1)
+    size = (1, *[3] * len(shape), 1)
+    expected = ndimage.uniform_filter(ndimage.uniform_filter(x, size, mode="reflect"), size, mode="reflect")
+    assert np.allclose(synthetic.blurred(x, None)[:, 2:-2], expected[:, 2:-2], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def altered():
+    model = epizoo.create("synthetic", patch_shape=(9, 9), channels=2, latent_dim=8, filters=8)
+    model.compile()
+    x = patches(400, 9, 9, 2)
+    x[:, :2] = 0
+    made, kind = (value.numpy() for value in model.alter(tf.constant(x)))
+    return x, made, kind
+
+
+def test_half_of_the_patches_stay_as_they_are(altered):
+    x, made, kind = altered
+    assert np.array_equal(made[kind == 0], x[kind == 0])
+    shares = np.bincount(kind, minlength=5) / len(kind)
+    assert shares[0] == pytest.approx(0.5, abs=0.1)
+    assert shares[1:] == pytest.approx([0.125] * 4, abs=0.07)
+
+
+def test_alterations_hold_the_centre_and_keep_the_rim(altered):
+    x, made, kind = altered
+    change = np.abs(made - x).max(-1)[kind > 0]
+    assert (change[:, 4, 4] > 0).mean() > 0.95
+    assert change[:, 4, 4].mean() > 3 * change[:, [0, -1]].mean()
+    assert made.min() >= 0
+    assert made.max() <= 1
+
+
+def test_shifted_intensities_leave_the_background(altered):
+    _, made, kind = altered
+    assert (kind == 4).any()
+    assert not made[kind == 4][:, :2].any()
+
+
+def test_foreign_tissue_is_another_patch_of_the_batch():
+    x = patches(5, 7, 7, 1)
+
+    def never(name, *shape):
+        return tf.ones((5, *shape))
+
+    assert np.array_equal(synthetic.foreign(x, never), x[[1, 0, 3, 2, 3]])
+    x = 0.4 + 0.2 * x
+    fitted = synthetic.foreign(x, lambda name, *shape: tf.zeros((5, *shape))).numpy()
+    assert np.allclose(fitted.mean((1, 2)), x.mean((1, 2)), atol=1e-5)
+    assert not np.allclose(fitted, x, atol=0.01)
+
+
+def test_synthetic_learns_to_name_alterations():
+    y, x = np.mgrid[:9, :9]
+    angle, phase = RNG.uniform(0, 2 * np.pi, (2, 64, 1, 1))
+    stripes = 0.5 + 0.3 * np.sin(1.5 * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+    data = batches(stripes[..., None].astype(np.float32))
+    model = epizoo.create("synthetic", patch_shape=(9, 9), channels=1, latent_dim=16, filters=8)
+    model.compile(keras.optimizers.Adam(3e-3))
+    model.fit(data, steps_per_epoch=300, verbose=0)
+    accuracy = model.evaluate(data.take(1), verbose=0, return_dict=True)["accuracy"]
+    assert accuracy > 0.65  # to call all healthy is right in half of them
