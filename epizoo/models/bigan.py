@@ -25,13 +25,14 @@ class BiGAN(PatchModel):
         L_D   = softplus(-D(x, E(x))) + softplus(D(G(z), z)) + r1 / 2 ||grad_x D(x, E(x))||^2
         L_G,E = softplus(D(x, E(x))) + softplus(-D(G(z), z)) + cycle mean |x - G(E(x))|
 
-    Non-saturating losses with R1 (Mescheder et al. 2018, arXiv 1801.04406), two time scales (Heusel et al.
-    2017, arXiv 1706.08500); averages of E and G encode and reconstruct.
+    Non-saturating losses with R1 (Mescheder et al. 2018, arXiv 1801.04406); averages of E and G encode and
+    reconstruct.
 
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`.
         cycle: weight of the cycle term; 10 as in Zhu et al. 2017, arXiv 1703.10593.
-        r1: weight of the penalty on the discriminator's slope.
+        r1: weight of the penalty on the discriminator's slope; 5 keeps both losses near their balance on
+            normalised T1-weighted scans.
         filters: of the convolutions.
     """
 
@@ -49,7 +50,7 @@ class BiGAN(PatchModel):
         latent_dim: int = 64,
         *,
         cycle: float = 10.0,
-        r1: float = 1.0,
+        r1: float = 5.0,
         filters: int = 32,
         **kwargs: Any,
     ):
@@ -68,8 +69,8 @@ class BiGAN(PatchModel):
 
     def default_optimizers(self) -> dict[str, keras.Optimizer]:
         return {
-            "d_optimizer": keras.optimizers.Adam(4e-4, beta_1=0.0, beta_2=0.9),
-            "g_optimizer": keras.optimizers.Adam(1e-4, beta_1=0.0, beta_2=0.9),
+            "d_optimizer": keras.optimizers.Adam(1e-3, beta_1=0.0, beta_2=0.9),
+            "g_optimizer": keras.optimizers.Adam(1e-3, beta_1=0.0, beta_2=0.9),
         }
 
     # === Losses ===

@@ -76,7 +76,7 @@ class ContextGAN(PatchModel):
         position: bool = True,
         adversarial: bool = True,
         cycle: float = 10.0,
-        r1: float = 1.0,
+        r1: float = 5.0,
         filters: int = 32,
         **kwargs: Any,
     ):
@@ -99,8 +99,8 @@ class ContextGAN(PatchModel):
 
     def default_optimizers(self) -> dict[str, keras.Optimizer]:
         return {
-            "g_optimizer": keras.optimizers.Adam(1e-4, beta_1=0.0, beta_2=0.9),
-            "d_optimizer": keras.optimizers.Adam(4e-4, beta_1=0.0, beta_2=0.9),
+            "g_optimizer": keras.optimizers.Adam(1e-3, beta_1=0.0, beta_2=0.9),
+            "d_optimizer": keras.optimizers.Adam(1e-3, beta_1=0.0, beta_2=0.9),
         }
 
     # === What users call ===

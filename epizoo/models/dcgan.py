@@ -25,8 +25,8 @@ class DCGAN(PatchModel):
     Radford et al. 2016, arXiv 1511.06434: the features of every stage, max-pooled to a coarse grid and
     flattened, describe an image. Here a fixed random projection with orthonormal columns takes them to
     ``latent_dim``, which keeps distances (Johnson & Lindenstrauss 1984) and is part of the encoder. Training
-    is brought up to date: no batch normalisation in D, R1 (Mescheder et al. 2018, arXiv 1801.04406), two
-    time scales (Heusel et al. 2017, arXiv 1706.08500), averages of D's features and of G:
+    is brought up to date: no batch normalisation in D, R1 (Mescheder et al. 2018, arXiv 1801.04406), averages
+    of D's features and of G:
 
         L_D = softplus(-D(x)) + softplus(D(G(z))) + r1 / 2 ||grad D(x)||^2,   z ~ N(0, I)
         L_G = softplus(-D(G(z)))
@@ -50,7 +50,7 @@ class DCGAN(PatchModel):
         channels: int = 2,
         latent_dim: int = 64,
         *,
-        r1: float = 1.0,
+        r1: float = 5.0,
         filters: int = 32,
         **kwargs: Any,
     ):
@@ -81,8 +81,8 @@ class DCGAN(PatchModel):
 
     def default_optimizers(self) -> dict[str, keras.Optimizer]:
         return {
-            "d_optimizer": keras.optimizers.Adam(4e-4, beta_1=0.0, beta_2=0.9),
-            "g_optimizer": keras.optimizers.Adam(1e-4, beta_1=0.0, beta_2=0.9),
+            "d_optimizer": keras.optimizers.Adam(1e-3, beta_1=0.0, beta_2=0.9),
+            "g_optimizer": keras.optimizers.Adam(1e-3, beta_1=0.0, beta_2=0.9),
         }
 
     def generate(self, n: int, seed: int = 0) -> NDArray[np.float32]:
