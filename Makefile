@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/epizoo demo --output demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

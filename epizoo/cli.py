@@ -144,13 +144,29 @@ def preprocess(
         list[str] | None, typer.Option(help="Only these subjects (without sub-).")
     ] = None,
     voxel_size: Annotated[int, typer.Option(help="Template voxels in mm: 1 or 2.")] = 2,
+    skull: Annotated[str, typer.Option(help="auto, stripped or whole: what the scans show.")] = "auto",
+    region: Annotated[str, typer.Option(help="brain, or cerebrum: no cerebellum, no brain stem.")] = "brain",
+    normalisation: Annotated[
+        str, typer.Option(help="unit, zscore, or match (to training controls).")
+    ] = "unit",
     jobs: Annotated[int, typer.Option(min=1, help="Subjects side by side.")] = 1,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make finished subjects anew.")] = False,
 ) -> None:
     """Raw scans to template space: N4, brain mask, registration. Restarts where it was killed."""
     from tfds_epilepsy import preprocessing
 
     preprocessing.preprocess(
-        bids_dir, out_dir, participant_labels=participant_label, voxel_size=voxel_size, jobs=jobs
+        bids_dir,
+        out_dir,
+        participant_labels=participant_label,
+        voxel_size=voxel_size,
+        skull=skull,
+        region=region,
+        normalisation=normalisation,
+        jobs=jobs,
+        seed=seed,
+        overwrite=overwrite,
     )
 
 

@@ -274,6 +274,7 @@ class Run:
             score_map=self.score_map(subject.subject),
             clusters=read_clusters_tsv(self.folder.clusters(subject.subject, self.space)),
             labels=labels,
+            strata=self.builder.lesions().get(subject.subject, {}),
         )
 
     def _progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:

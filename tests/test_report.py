@@ -15,6 +15,7 @@ from epizoo import evaluation
 from epizoo.detection.clusters import find_clusters, write_clusters_tsv
 from epizoo.evaluation import Scored
 from epizoo.report import build_report, figures, native, patient, report, tables
+from epizoo.report.viewer import viewer
 from epizoo.run_folder import RunFolder, read_json, write_json
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, load_template, write_nifti
@@ -137,6 +138,14 @@ def test_the_viewer_is_on_the_patients_own_page_and_begins_at_the_first_cluster(
     ]
     voxel = nib.affines.apply_affine(np.linalg.inv(SUBJECTS["p1"].affine), peak)
     assert np.abs(np.array(place.groups(), float) - voxel).max() <= 1
+
+
+def test_a_quiet_map_shows_the_anatomy_alone():
+    subject = SUBJECTS["p2"]
+    for height in (0.0, 0.5, -3.0):
+        quiet = height * subject.brain_mask.astype(np.float32)
+        assert "spriteImg" in viewer(subject, quiet)
+        assert figures.lightbox(subject, quiet, (37, 40, 40), ("T1w", "FLAIR"))
 
 
 def test_a_cohort_past_the_limit_gets_an_index_with_a_link_to_each_page(tmp_path, quick, monkeypatch):

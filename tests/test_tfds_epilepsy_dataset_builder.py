@@ -123,3 +123,18 @@ def test_the_phantom_is_generated_and_its_splits_are_the_cohorts(tmp_path):
 def test_the_embedded_configs_are_known_by_name():
     assert config_for("phantom_2mm") == "phantom_2mm"
     assert {c.name for c in Builder.BUILDER_CONFIGS} >= {"phantom_2mm", "phantom_1mm", "bids"}
+
+
+def test_what_is_known_of_lesions_comes_with_the_data(cohort, tmp_path):
+    assert tfds_epilepsy.load(cohort, tmp_path / "without").lesions() == {}
+    (cohort / "lesions.tsv").write_text("participant_id\tkind\tcontrast\nsub-p1\tfcd_2b\t0.5\n")
+    builder = tfds_epilepsy.load(cohort, tmp_path / "with")
+    assert builder.lesions() == {"p1": {"type": "fcd_2b", "contrast": "0.5"}}
+
+
+def test_a_prepared_source_is_not_read_again(cohort, tmp_path, monkeypatch):
+    first = tfds_epilepsy.load(cohort, tmp_path / "tfds")
+    monkeypatch.setattr(bids, "read_derivative", None)
+    second = tfds_epilepsy.load(cohort, tmp_path / "tfds")
+    assert second.fingerprint == first.fingerprint
+    assert [s.subject for s in tfds_epilepsy.read(second, "train")] == ["c1", "c2"]

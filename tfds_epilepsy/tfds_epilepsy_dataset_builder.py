@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,13 +77,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         Raises:
             InputError: problems of the source.
         """
-        source = self._source(self.builder_config.folder)
+        stored = self.info.metadata.get("fingerprint")
+        if stored is not None and stored == self._source_fingerprint():
+            return self
+        self._source(self.builder_config.folder)  # its problems come before any work
         mode = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
-        if self.info.metadata.get("fingerprint") not in (None, source["fingerprint"]):
+        if stored is not None:
             mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS  # the source has changed: prepare it again
         config = tfds.download.DownloadConfig(download_mode=mode, try_download_gcs=False)
         self.download_and_prepare(download_config=config)
         return self
+
+    def lesions(self) -> dict[str, dict[str, str]]:
+        """What is known of patients' lesions, by subject: ``type`` and ``contrast``, for strata."""
+        return self.info.metadata["lesions"]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -135,16 +143,28 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         for label in labels:
             yield bids.read_subject(self._derivative.subjects[label], self._derivative.modalities)
 
+    def _source_fingerprint(self) -> str:
+        """The fingerprint of the source as it is now; nothing of a folder is checked beyond its names."""
+        config = self.builder_config
+        if config.phantom is not None:
+            return phantom_fingerprint(config.phantom)
+        subjects, problems = bids.template_subjects(config.folder, modalities=config.modalities)
+        if problems:
+            raise InputError(problems)
+        return bids.fingerprint(subjects, tuple(subjects[0].images), config.folder)
+
     def _source(self, folder: Path | None) -> dict[str, Any]:
         """What the source is, for the metadata: cheap for a phantom; reads every file of a folder."""
         config = self.builder_config.phantom
         if config is not None:
+            table = phantom.lesion_table(config)
             return {
                 "fingerprint": phantom_fingerprint(config),
                 "modalities": list(config.modalities),
                 "space": TEMPLATE_SPACE,
                 "voxel_size": [float(config.voxel_size)] * 3,
                 "subjects": phantom.cohort(config),
+                "lesions": {row["subject"]: _stratum(row) for row in table},
             }
         if self._derivative is None:
             assert folder is not None  # a folder's config has one, and manual_dir is one
@@ -160,6 +180,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "space": found.space,
             "voxel_size": list(found.voxel_size),
             "subjects": subjects,
+            "lesions": _read_lesions(found.folder / "lesions.tsv"),
         }
 
 
@@ -221,3 +242,16 @@ def subject_of(record: dict[str, Any]) -> Subject:
         sex=record["sex"].decode(),
         site=record["site"].decode(),
     )
+
+
+def _read_lesions(path: Path) -> dict[str, dict[str, str]]:
+    """``lesions.tsv`` of a phantom or of implanted lesions, by subject; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return {row["participant_id"].removeprefix("sub-"): _stratum(row) for row in rows}
+
+
+def _stratum(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"type": str(row["kind"]), "contrast": f"{float(row['contrast']):g}"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from tfds_epilepsy.volumes import Subject
+from tfds_epilepsy.volumes import Subject, voxel_to_world
 
 
 def viewer(
@@ -25,7 +26,7 @@ def viewer(
     Args:
         subject: image and affine.
         score_map: ``(x, y, z)``.
-        centre_mm: where the cross begins; nilearn's choice if None.
+        centre_mm: where the cross begins; the middle of the brain if None.
         threshold: scores below it are transparent.
         limit: score at the top of the colour bar.
 
@@ -34,20 +35,25 @@ def viewer(
     """
     from nilearn import plotting
 
-    view = plotting.view_img(
-        _nifti(np.maximum(score_map, 0), subject.affine),
-        bg_img=_nifti(subject.image[..., 0], subject.affine),
-        cut_coords=None if centre_mm is None else tuple(centre_mm),
-        threshold=threshold,
-        vmin=0.0,
-        vmax=limit,
-        symmetric_cmap=False,
-        cmap="hot",
-        black_bg=True,
-        resampling_interpolation="nearest",
-        title="",
-        opacity=0.8,
-    )
+    if centre_mm is None:
+        centre_mm = voxel_to_world([np.argwhere(subject.brain_mask).mean(axis=0)], subject.affine)[0]
+    with warnings.catch_warnings():
+        # A map that stays under the threshold shows the anatomy alone; nilearn warns.
+        warnings.filterwarnings("ignore", "The given float value must not exceed", UserWarning)
+        view = plotting.view_img(
+            _nifti(np.maximum(score_map, 0), subject.affine),
+            bg_img=_nifti(subject.image[..., 0], subject.affine),
+            cut_coords=tuple(centre_mm),
+            threshold=threshold,
+            vmin=0.0,
+            vmax=limit,
+            symmetric_cmap=False,
+            cmap="hot",
+            black_bg=True,
+            resampling_interpolation="nearest",
+            title="",
+            opacity=0.8,
+        )
     page = view.get_standalone()
     return re.sub(r"<link[^>]*>", "", page)  # nilearn's icon would be fetched from its site
 
