@@ -7,7 +7,7 @@ import tensorflow as tf
 from scipy import ndimage
 
 import epizoo
-from epizoo.models import synthetic
+from epizoo.models import losses, synthetic
 from epizoo.models.context_gan import ContextGAN
 from tfds_epilepsy.errors import InputError
 
@@ -29,7 +29,7 @@ def test_bigan_learns_to_invert_itself():
     """Bars of three widths, at two brightnesses: codes of patches give the patches back."""
     x = np.stack([np.full((5, 5, 1), v, np.float32) * (np.arange(5) < w)[:, None, None]
                   for v in (0.3, 0.9) for w in (1, 3, 5)] * 4)  # fmt: skip
-    model = epizoo.create("bigan", patch_shape=(5, 5), channels=1, latent_dim=4, filters=8)
+    model = epizoo.create("bigan", patch_shape=(5, 5), channels=1, latent_dim=4, filters=8, r1=1.0)
     optimizers = {name: keras.optimizers.Adam(3e-3, beta_1=0.0, beta_2=0.9) for name in model.trains}
     model.compile(**optimizers)
     before = np.mean((model.reconstruct(x) - x) ** 2)
@@ -235,3 +235,17 @@ def test_synthetic_learns_to_name_alterations():
     model.fit(data, steps_per_epoch=300, verbose=0)
     accuracy = model.evaluate(data.take(1), verbose=0, return_dict=True)["accuracy"]
     assert accuracy > 0.65  # to call all healthy is right in half of them
+
+
+# === Losses that they added ===
+
+
+def test_mean_errors_do_not_depend_on_the_size_of_the_patch():
+    x, x_hat = np.zeros((2, 2, 2, 1), np.float32), np.array([[[1, 1], [1, 1]], [[0, 0], [0, 2]]], np.float32)
+    assert np.allclose(losses.mean_squared_error(x, x_hat[..., None]), [1, 1])
+    assert np.allclose(losses.mean_absolute_error(x, x_hat[..., None]), [1, 0.5])
+
+
+def test_cross_entropy_of_hand_worked_logits():
+    logits = np.log(np.array([[1, 3], [1, 1]], np.float32))
+    assert np.allclose(losses.cross_entropy(np.array([1, 0]), logits), np.log([4 / 3, 2]))
