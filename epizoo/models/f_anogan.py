@@ -73,8 +73,8 @@ class FAnoGAN(PatchModel):
 
     def default_optimizers(self) -> dict[str, keras.Optimizer]:
         return {
-            "g_optimizer": keras.optimizers.Adam(1e-4, beta_1=0.0, beta_2=0.9),
-            "c_optimizer": keras.optimizers.Adam(1e-4, beta_1=0.0, beta_2=0.9),
+            "g_optimizer": keras.optimizers.Adam(5e-4, beta_1=0.0, beta_2=0.9),
+            "c_optimizer": keras.optimizers.Adam(5e-4, beta_1=0.0, beta_2=0.9),
             # The paper's RMSProp; its 5e-5 is for an encoder that has the GAN's whole training behind it.
             "e_optimizer": keras.optimizers.RMSprop(5e-4),
         }
