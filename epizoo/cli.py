@@ -242,7 +242,8 @@ def export(
     """The encoder of a run as a SavedModel that needs nothing but TensorFlow."""
     from epizoo import models
     from epizoo.export import export_encoder
-    from epizoo.run_folder import RunFolder, read_json
+    from epizoo.run_folder import RunFolder
+    from tfds_epilepsy.files import read_json
 
     folder = RunFolder(run_dir)
     modalities = read_json(folder.metadata)["modalities"]
@@ -287,7 +288,8 @@ def info(run_dir: RunDir) -> None:
     from rich.console import Console
 
     from epizoo.demo import comparison
-    from epizoo.run_folder import RunFolder, read_json
+    from epizoo.run_folder import RunFolder
+    from tfds_epilepsy.files import read_json
 
     folder, console = RunFolder(run_dir), Console()
     config, metadata = read_json(folder.config), read_json(folder.metadata)

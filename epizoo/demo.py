@@ -55,7 +55,7 @@ def comparison(results: dict[str, dict[str, Any]]) -> Table:
     add("  prevalence", "voxel", "prevalence", digits=4)
     for rank in ("1", "3", "5", "10"):
         add(f"sensitivity at rank {rank}", "lesion", "overlap", "sensitivity", rank)
-    chance = [f"{m['lesion']['overlap']['sensitivity']['5']['chance']:.2f}" for m in results.values()]
-    table.add_row("  chance at rank 5", *chance)
+    chances = [metrics["lesion"]["overlap"]["sensitivity"]["5"]["chance"] for metrics in results.values()]
+    table.add_row("  chance at rank 5", *("-" if c is None else f"{c:.2f}" for c in chances))
     add("false-positive clusters a control", "false_positives", "clusters_at_threshold")
     return table

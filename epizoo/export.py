@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from epizoo.dense import DenseEncoder
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import replacing
 
 FORMAT = 1  # of the metadata; a reader refuses a newer one
 METADATA = (
@@ -130,13 +131,8 @@ def export_onnx(model: keras.Model, path: str | Path, *, overwrite: bool = False
     serve = tf.function(
         lambda patch: {"latent": encoder(patch, training=False)}, input_signature=signature, autograph=False
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as partial:
         tf2onnx.convert.from_function(serve, input_signature=signature, output_path=str(partial))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

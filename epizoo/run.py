@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from epizoo.run_folder import RunFolder, read_json, write_json
+from epizoo.run_folder import RunFolder
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import read_json, replacing, write_json, write_text
 from tfds_epilepsy.volumes import Subject, read_nifti, write_nifti
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Run:
         self._check_data()
         self.folder.path.mkdir(parents=True, exist_ok=True)
         write_json(self.folder.config, asdict(config))
-        write_json(self.folder.path / "dataset_description.json", description("run", self.folder.path))
+        describe(self.folder.path, f"epizoo run {self.folder.path.absolute().name}", config.data)
         self._write_metadata()
 
     @classmethod
@@ -212,7 +213,7 @@ class Run:
             for split in ("validation", "test"):
                 wanted = [subject for s, subject in todo if s == split]
                 for subject in self._progress(self.read(split, wanted), len(wanted), f"score {split}"):
-                    score_subject(normative, subject, self.folder, self.space)
+                    score_subject(normative, subject, self.folder, self.space, self.builder.fingerprint)
 
     def evaluate(self) -> dict[str, Any]:
         """Hold the maps of the test subjects against their lesion masks; write ``metrics.json``.
@@ -248,7 +249,9 @@ class Run:
         from epizoo.report import build_report
 
         with self._step("report"):
-            return build_report(self.folder, lambda wanted: self.read("test", wanted))
+            return build_report(
+                self.folder, lambda wanted: self.read("test", wanted), lambda: self.read("train")
+            )
 
     def read(self, split: str, subjects: Iterable[str] | None = None) -> Iterator[Subject]:
         import tfds_epilepsy
@@ -362,23 +365,37 @@ class Run:
         self.console.print(f"{name}: {seconds:.0f} s, peak memory so far {peak:.1f} GiB")
 
 
-def score_subject(normative: NormativeModel, subject: Subject, folder: RunFolder, space: str) -> None:
+def score_subject(
+    normative: NormativeModel, subject: Subject, folder: RunFolder, space: str, data_hash: str
+) -> None:
     """Write the score map of one subject, its clusters and their labels; the table of clusters comes last."""
     from epizoo.detection.clusters import find_clusters, write_clusters_tsv
 
     score_map = normative.score(subject)
     clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
-    path = write_nifti(folder.score_map(subject.subject, space), score_map, subject.affine)
+    map_path, label_path = folder.score_map(subject.subject, space), folder.labels(subject.subject, space)
+    write_nifti(map_path, score_map, subject.affine)
+    write_nifti(label_path, labels, subject.affine, dtype=np.int16)
     write_json(
-        path.with_name(path.name.replace(".nii.gz", ".json")),
+        sidecar(map_path),
         {
             "Description": "Abnormality of each voxel; higher is more abnormal",
             "Units": "standard deviations above the training controls",
+            "SpatialReference": space,
             "Detector": normative.manifest["detector"],
+            "Encoder": normative.manifest["encoder"],
             "Controls": len(normative.subjects),
+            "DataHash": data_hash,
         },
     )
-    write_nifti(folder.labels(subject.subject, space), labels, subject.affine, dtype=np.int16)
+    write_json(
+        sidecar(label_path),
+        {
+            "Description": "A voxel holds the rank of its cluster, 1 the most suspicious; 0 is background",
+            "SpatialReference": space,
+            "Manual": False,
+        },
+    )
     write_clusters_tsv(folder.clusters(subject.subject, space), clusters)
 
 
@@ -416,14 +433,14 @@ def score_cohort(
     normative = NormativeModel.load(run.detector, model)
     builder = tfds_epilepsy.load(data, data_dir, modalities=metadata["modalities"])
     space = builder.info.metadata["space"]
-    write_json(out.path / "dataset_description.json", description("score maps", out.path))
+    describe(out.path, f"epizoo score maps {out.path.absolute().name}", data)
     for split in SPLITS:
         todo = [s for s in tfds_epilepsy.subjects(builder, split) if not out.clusters(s, space).is_file()]
         subjects = tfds_epilepsy.read(builder, split, todo)
         for subject in track(subjects, f"score {split}", len(todo), console=console or Console(stderr=True)):
             if native:
                 _score_native(normative, subject, out, Path(data))
-            score_subject(normative, subject, out, space)
+            score_subject(normative, subject, out, space, builder.fingerprint)
 
 
 def _score_native(normative: NormativeModel, subject: Subject, out: RunFolder, derivative: Path) -> None:
@@ -433,22 +450,58 @@ def _score_native(normative: NormativeModel, subject: Subject, out: RunFolder, d
     score_map = normative.score(subject)
     _, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
     path = out.score_map(subject.subject, "T1w")
-    path.parent.mkdir(parents=True, exist_ok=True)
     for volume, name, whole in (
         (score_map, path, False),
         (labels, out.labels(subject.subject, "T1w"), True),
     ):
-        partial = name.with_name(f".partial-{os.getpid()}-{name.name}")
-        to_native(volume, derivative, subject.subject, labels=whole).to_filename(partial)
-        os.replace(partial, name)
+        with replacing(name) as partial:
+            to_native(volume, derivative, subject.subject, labels=whole).to_filename(partial)
 
 
-def description(name: str, folder: Path) -> dict[str, Any]:
-    """``dataset_description.json`` of a folder of maps: a BIDS derivative."""
+# What a run holds besides BIDS derivatives; statistical maps and tables of clusters are not in BIDS yet.
+BIDSIGNORE = """\
+*.html
+*.csv
+*.keras
+/config.json
+/metadata.json
+/metrics.json
+detector
+detector/**
+pictures
+pictures/**
+*_statmap.*
+*_desc-clusters.tsv
+*_desc-clusters.json
+"""
+README = """\
+Score maps and clusters by epizoo: where a brain differs from those of healthy controls. For research only;
+nothing here is a diagnosis. `*_desc-abnormality_statmap.nii.gz` holds standard deviations above the controls
+at each voxel, `*_desc-clusters.tsv` the ranked clusters, `*_desc-clusters_dseg.nii.gz` their ranks.
+"""
+
+
+def describe(folder: Path, name: str, source: str) -> None:
+    """What makes a folder of maps a BIDS derivative: its description, README and ``.bidsignore``."""
     version = importlib.metadata.version("epizoo")
-    return {
-        "Name": f"epizoo {name}: {folder.absolute().name}",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "epizoo", "Version": version}],
-    }
+    path = Path(source)
+    url = path.resolve().as_uri() if path.is_dir() else f"urn:epizoo:{source}"
+    write_json(
+        folder / "dataset_description.json",
+        {
+            "Name": name,
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "License": "that of the source data",
+            "Authors": ["epizoo"],
+            "GeneratedBy": [{"Name": "epizoo", "Version": version}],
+            "SourceDatasets": [{"URL": url}],
+        },
+    )
+    write_text(folder / ".bidsignore", BIDSIGNORE)
+    write_text(folder / "README", README)
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON beside a NIfTI."""
+    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tfds_epilepsy.errors import InputError
 
@@ -70,40 +66,3 @@ class RunFolder:
         if any(self.path.iterdir()) and not self.config.is_file():
             raise InputError(f"{self.path}: not empty and not a run (no config.json); choose another folder.")
         shutil.rmtree(self.path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; NaN and infinity become null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        partial.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        InputError: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; is {path.parent} the folder of a run?") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error}).") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy scalars and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

@@ -32,9 +32,9 @@ from epizoo.evaluation import (
     proportion,
     sensitivity,
     split_hash,
-    write_metrics,
 )
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import write_json
 from tfds_epilepsy.volumes import Subject
 
 AFFINE = np.array([[4.0, 0, 0, -40], [0, 4, 0, -30], [0, 0, 4, -20], [0, 0, 0, 1]])
@@ -329,7 +329,7 @@ def test_strata_hold_each_patient_once():
 
 def test_result_is_json_without_nan_and_the_same_each_time(tmp_path):
     metrics = evaluate(cohort(contrast=1), resamples=100)
-    path = write_metrics(tmp_path / "metrics.json", metrics)
+    path = write_json(tmp_path / "metrics.json", metrics)
     assert json.loads(path.read_text()) == metrics == evaluate(cohort(contrast=1), resamples=100)
     assert metrics["lesion"]["overlap"]["at_threshold"] is None
     assert metrics["voxel"]["dice"]["value"] is None

@@ -16,8 +16,9 @@ from epizoo.detection.clusters import find_clusters, write_clusters_tsv
 from epizoo.evaluation import Scored
 from epizoo.report import build_report, figures, native, patient, report, tables
 from epizoo.report.viewer import viewer
-from epizoo.run_folder import RunFolder, read_json, write_json
+from epizoo.run_folder import RunFolder
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import read_json, write_json
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, load_template, write_nifti
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import zlib
@@ -24,6 +23,7 @@ from scipy import ndimage
 
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import replacing, write_json, write_table
 from tfds_epilepsy.volumes import load_template, read_nifti, same_grid, voxel_to_world, write_nifti
 
 KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
@@ -380,35 +380,6 @@ def open_dataset(out_dir: str | Path, made_by: str, settings: Mapping[str, Any])
     return out
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write JSON atomically."""
-    return _write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a TSV atomically; what is empty or NaN becomes ``n/a``."""
-
-    def text(value: Any) -> str:
-        if value in ("", None) or value != value:
-            return "n/a"
-        return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-    lines = ["\t".join(rows[0]) if rows else "participant_id"]
-    lines += ["\t".join(text(value) for value in row.values()) for row in rows]
-    return _write_text(path, "\n".join(lines) + "\n")
-
-
-def _write_text(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name.split(".")[0] + ".json")
 
@@ -416,10 +387,8 @@ def _sidecar(path: Path) -> Path:
 def _copy(path: Path, copy: Path) -> None:
     """Copy a file atomically; what is there already stays."""
     if path.is_file() and not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        partial = copy.with_name(f".partial-{os.getpid()}-{copy.name}")
-        shutil.copyfile(path, partial)
-        os.replace(partial, copy)
+        with replacing(copy) as partial:
+            shutil.copyfile(path, partial)
 
 
 def _implant_in_files(

@@ -23,6 +23,7 @@ from scipy import ndimage
 from scipy.stats import rankdata
 
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import write_json, write_table
 from tfds_epilepsy.lesions import (
     KINDS,
     Implant,
@@ -30,8 +31,6 @@ from tfds_epilepsy.lesions import (
     Tissue,
     implant_in_tissue,
     open_dataset,
-    write_json,
-    write_table,
 )
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, Template, load_template, normalise, write_nifti
 

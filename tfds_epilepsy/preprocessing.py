@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from tfds_epilepsy import bids, quality
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import replacing, write_json
 from tfds_epilepsy.regions import cerebrum_mask
 from tfds_epilepsy.registration import (
     Scan,
@@ -192,7 +193,7 @@ def _preprocess_subjects(
 
     records = {raw.subject: _plan(raw, bids_dir, options) for raw in subjects}
     waiting = _check(subjects, records, out_dir, options, overwrite)
-    _write_json(
+    write_json(
         out_dir / "dataset_description.json",
         {
             "Name": f"{bids_dir.resolve().name}, in {TEMPLATE_SPACE} space",
@@ -326,7 +327,7 @@ def _attempt(raw: bids.RawSubject, out_dir: Path, options: Options, record: dict
         sidecar = (
             f"sub-{raw.subject}_space-{TEMPLATE_SPACE}_res-{options.voxel_size}_desc-preproc_{REFERENCE}.json"
         )
-        _write_json(partial / "anat" / sidecar, record)
+        write_json(partial / "anat" / sidecar, record)
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
@@ -347,9 +348,8 @@ def _write_participants(out_dir: Path) -> None:
             rows.append({"participant_id": folder.name, **record["Participant"]})
     if rows:
         table = pd.DataFrame(rows).dropna(axis="columns", how="all")
-        partial = out_dir / f".partial-{os.getpid()}-participants.tsv"
-        table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
-        os.replace(partial, out_dir / "participants.tsv")
+        with replacing(out_dir / "participants.tsv") as partial:
+            table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
 
 
 # === Histogram matching ===
@@ -373,7 +373,7 @@ def _match_histograms(staging: Path, out_dir: Path) -> None:
                 for name, (volume, mask, _) in _preprocessed(folder).items():
                     learnt.setdefault(name, []).append(deciles(volume[mask]))
         standard = {name: np.mean(values, axis=0).tolist() for name, values in learnt.items()}
-        _write_json(standard_file, {"TrainingControls": controls, "Deciles": standard})
+        write_json(standard_file, {"TrainingControls": controls, "Deciles": standard})
     standard = json.loads(standard_file.read_text())["Deciles"]
     for folder in sorted(staging.glob("sub-*")):
         partial, final = out_dir / f".partial-{folder.name}", out_dir / folder.name
@@ -392,7 +392,7 @@ def _match_histograms(staging: Path, out_dir: Path) -> None:
                 "deciles": own.tolist(),
                 "standard": standard[name],
             }
-            _write_json(sidecar, content)
+            write_json(sidecar, content)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         shutil.rmtree(folder)
@@ -488,9 +488,9 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
     for name, volume in volumes.items():
         write_nifti(anat / f"{space}_desc-preproc_{name}.nii.gz", volume, template.affine)
         if name != REFERENCE:
-            _write_json(anat / f"{space}_desc-preproc_{name}.json", _sidecar(name, fitted[name]))
+            write_json(anat / f"{space}_desc-preproc_{name}.json", _sidecar(name, fitted[name]))
     write_nifti(anat / f"{space}_desc-brain_mask.nii.gz", brain_mask, template.affine, dtype=np.uint8)
-    _write_json(anat / f"{space}_desc-brain_mask.json", {"Type": "Brain"})
+    write_json(anat / f"{space}_desc-brain_mask.json", {"Type": "Brain"})
     if raw.lesion_mask is not None:
         lesion = Scan(*read_nifti(raw.lesion_mask))
         chain = chains[_grid_of_lesion(raw) or REFERENCE]
@@ -498,7 +498,7 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
         if not moved.any():
             raise InputError(f"{raw.lesion_mask}: no lesion is left in the template's box.")
         write_nifti(anat / f"{space}_label-lesion_mask.nii.gz", moved, template.affine, dtype=np.uint8)
-        _write_json(anat / f"{space}_label-lesion_mask.json", {"Type": "Lesion"})
+        write_json(anat / f"{space}_label-lesion_mask.json", {"Type": "Lesion"})
 
     header = _header(raw.images[REFERENCE])
     both = brain_mask & template.brain_mask
@@ -572,12 +572,6 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
         if "Settings" in record:
             return record
     return None
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def _sha256(path: Path) -> str:

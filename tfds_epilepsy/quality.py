@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import write_text
 from tfds_epilepsy.volumes import load_template, read_nifti
 
 OUTLIER = -3.5  # robust z-score (Iglewicz & Hoaglin 1993)
@@ -96,11 +96,7 @@ def write_page(derivative_dir: str | Path) -> Path:
         f"(lowest {dice.min():.3f}). To be looked at first: {len(flagged)}.",
         rows="\n".join(rows),
     )
-    target = folder / "quality.html"
-    partial = folder / f".partial-{os.getpid()}-quality.html"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
-    return target
+    return write_text(folder / "quality.html", page)
 
 
 def slices(volume: NDArray[Any], affine: NDArray[np.float64]) -> list[NDArray[Any]]:

@@ -5,7 +5,6 @@ Every volume is ``(x, y, z)`` or ``(x, y, z, m)`` in RAS+ order and travels with
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import replacing
 
 TEMPLATE_SPACE = "MNI152NLin2009aSym"  # the template that nilearn ships
 # World box (mm) around the template's brain; symmetric in x, so that reversing axis 0 mirrors the brain.
@@ -137,17 +137,12 @@ def write_nifti(path: str | Path, array: ArrayLike, affine: ArrayLike, *, dtype:
     The codes of the header say MNI152 (qform and sform code 4).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(np.asarray(array, dtype=dtype), np.asarray(affine, dtype=np.float64))
     image.set_qform(image.affine, code=4)
     image.set_sform(image.affine, code=4)
     image.header.set_xyzt_units("mm")
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as partial:
         nib.save(image, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

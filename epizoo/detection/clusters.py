@@ -8,8 +8,6 @@ clusters; ``calibrate_threshold`` gives the absolute one at which false positive
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import write_json, write_text
 from tfds_epilepsy.volumes import voxel_to_world
 
 CONNECTIVITY = np.ones((3, 3, 3), dtype=int)  # 26 neighbours
@@ -238,11 +237,10 @@ def cluster_counts(
 def write_clusters_tsv(path: str | Path, clusters: list[Cluster]) -> Path:
     """Write clusters as a BIDS TSV with a JSON sidecar that describes each column, both atomically."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [_row(cluster) for cluster in clusters]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    _replace(path.with_suffix(".json"), json.dumps(COLUMNS, indent=2) + "\n")
-    _replace(path, table.to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n"))
+    write_json(path.with_suffix(".json"), COLUMNS)
+    write_text(path, table.to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n"))
     return path
 
 
@@ -307,15 +305,6 @@ def _row(cluster: Cluster) -> dict[str, object]:
         position = getattr(cluster, f"{key}_mm")
         row |= {f"{key}_{axis}": value for axis, value in zip("xyz", position, strict=True)}
     return row
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _checked(score_map: NDArray[np.floating], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from epizoo.detection.codes import Codes, check_grid, smooth
 from epizoo.detection.detector import Detector, create_detector
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import replacing
 from tfds_epilepsy.volumes import Subject
 
 VERSION = 1
@@ -537,22 +538,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write atomically."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as partial:
         np.savez(partial, allow_pickle=False, **arrays)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _arrays(content: bytes) -> dict[str, NDArray[Any]]:

@@ -2,7 +2,7 @@
 leaderboard."""
 
 from epizoo.evaluation.chance import chance_of_rank, hit_chance, mirrored_hits, more_than_chance
-from epizoo.evaluation.evaluate import Scored, evaluate, write_metrics
+from epizoo.evaluation.evaluate import Scored, evaluate
 from epizoo.evaluation.lesion_level import (
     RANKS,
     RULES,
@@ -55,5 +55,4 @@ __all__ = [
     "sensitivity",
     "split_hash",
     "voxel_metrics",
-    "write_metrics",
 ]

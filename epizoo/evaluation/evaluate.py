@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,7 @@ from epizoo.evaluation.lesion_level import (
 from epizoo.evaluation.metrics import voxel_metrics
 from epizoo.evaluation.statistics import RESAMPLES, Interval, bootstrap, bootstrap_mean, proportion
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import plain
 from tfds_epilepsy.volumes import Subject
 
 VERSION = 1  # of the layout of metrics.json
@@ -133,35 +131,7 @@ def evaluate(
         "strata": _strata(patients, mean),
         "rows": rows,
     }
-    return json_clean(result)
-
-
-def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> Path:
-    """Write ``metrics.json`` atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        partial.write_text(json.dumps(json_clean(metrics), indent=1, allow_nan=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def json_clean(value: Any) -> Any:
-    """The same in plain Python types, NaN and infinity as None."""
-    if isinstance(value, Mapping):
-        return {str(key): json_clean(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_clean(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return json_clean(value.tolist())
-    if isinstance(value, np.generic):
-        return json_clean(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return plain(result)
 
 
 def _row(one: Scored, threshold: float | None) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]] | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -19,6 +18,7 @@ from scipy import stats
 from epizoo.evaluation.lesion_level import RANKS
 from epizoo.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, proportion
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import write_text
 
 SORTED_BY = "froc_strict"  # lesions first, and not won by large clusters that touch everything
 
@@ -214,16 +214,9 @@ def leaderboard(entries: Iterable[Entry], reference: str | None = None, *, seed:
 def write_leaderboard(folder: str | Path, board: Leaderboard) -> list[Path]:
     """Write ``leaderboard.tsv``, ``leaderboard.md`` and ``leaderboard.html``, each atomically."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix, text in (("tsv", board.to_tsv()), ("md", board.to_markdown()), ("html", board.to_html())):
-        path, partial = folder / f"leaderboard.{suffix}", folder / f".partial-{os.getpid()}-leaderboard"
-        try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        paths.append(path)
+        paths.append(write_text(folder / f"leaderboard.{suffix}", text))
     return paths
 
 

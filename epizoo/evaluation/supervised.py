@@ -10,7 +10,6 @@ seeks.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import replacing, write_json
 from tfds_epilepsy.phantom import PhantomConfig
 from tfds_epilepsy.volumes import Subject
 
@@ -162,15 +162,9 @@ class SupervisedReference:
     def save(self, folder: str | Path) -> Path:
         """Write ``supervised.keras`` and ``supervised.json`` into ``folder``, each atomically."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".partial-{os.getpid()}.keras"
-        try:
+        with replacing(folder / "supervised.keras") as partial:
             self.model.save(partial)
-            os.replace(partial, folder / "supervised.keras")
-            partial.write_text(json.dumps({"version": VERSION, "subjects": self.subjects}, indent=1) + "\n")
-            os.replace(partial, folder / "supervised.json")
-        finally:
-            partial.unlink(missing_ok=True)
+        write_json(folder / "supervised.json", {"version": VERSION, "subjects": self.subjects})
         return folder
 
     @classmethod

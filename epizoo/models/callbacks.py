@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from epizoo.models.patch_model import PatchModel
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import replacing
 
 Row = dict[str, float]
 
@@ -118,12 +119,8 @@ def train(
 
 def save(model: PatchModel, path: Path) -> None:
     """``model.save``, atomically: the name appears once the file is whole."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as partial:
         model.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def restore(model: PatchModel, path: Path) -> None:
@@ -173,12 +170,10 @@ class History(keras.callbacks.Callback):
                 "for values outside [0, 1] in the images."
             )
         self.rows.append(row)
-        partial = self.path.with_name(f".partial-{os.getpid()}-{self.path.name}")
-        with partial.open("w", newline="") as file:
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()
             writer.writerows({**row, "epoch": int(row["epoch"])} for row in self.rows)
-        os.replace(partial, self.path)
 
     def stalled(self, monitor: str, patience: int | None) -> bool:
         """Whether a figure has had no new minimum in the last ``patience`` epochs."""
@@ -291,10 +286,8 @@ def draw_patches(rows: Mapping[str, NDArray[np.float32]], paths: Sequence[Path])
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-        FigureCanvasAgg(figure).print_png(partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            FigureCanvasAgg(figure).print_png(partial)
 
 
 def _strip(patches: NDArray[np.float32]) -> NDArray[np.float32]:

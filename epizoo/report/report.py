@@ -7,7 +7,6 @@ import csv
 import itertools
 import json
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ from epizoo.evaluation import RULES
 from epizoo.report import figures
 from epizoo.report.patient import Background, Page, source, subject_page
 from epizoo.report.tables import EDGES, ControlScores, histogram, number, p_value, without_empty
-from epizoo.run_folder import RunFolder, read_json
+from epizoo.run_folder import RunFolder
+from tfds_epilepsy.files import read_json, write_text
 from tfds_epilepsy.volumes import Subject, read_nifti
 
 MAX_BYTES = 5_000_000  # of report.html; a cohort whose pages would pass it gets an index of them
@@ -81,7 +81,7 @@ def build_report(
         content = environment.get_template("subject.html").render(
             page=page.context, cohort=f"{title}. {subtitle}", modality=background.modalities[0]
         )
-        _write(folder.path / f"sub-{subject.subject}" / "report.html", content)
+        write_text(folder.path / f"sub-{subject.subject}" / "report.html", content)
         cohort.add(subject, page)
     cohort.add_thumbnails()
 
@@ -103,7 +103,7 @@ def build_report(
     if len(content) > MAX_BYTES:
         cohort.pages = None
         content = template.render(shared | cohort.subjects(shown))
-    _write(folder.report, content)
+    write_text(folder.report, content)
     return folder.report
 
 
@@ -434,13 +434,3 @@ def _read_history(path: Path) -> dict[str, list[float]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
