@@ -18,6 +18,7 @@ lint: $(INSTALLED)
 
 bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks.patches
+	.venv-bench/bin/python -m benchmarks.dense
 	.venv-bench/bin/python -m benchmarks.detection
 
 $(INSTALLED): setup.cfg pyproject.toml
