@@ -50,7 +50,7 @@ class DCGAN(PatchModel):
         channels: int = 2,
         latent_dim: int = 64,
         *,
-        r1: float = 5.0,
+        r1: float = 0.5,
         filters: int = 32,
         **kwargs: Any,
     ):
