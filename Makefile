@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/epizoo demo --output demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
