@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,9 +20,9 @@ def benchmark(
     baselines: Sequence[str] = (),
     *,
     seeds: int = 3,
-    epochs: int = 10,
     data_dir: Path | None = None,
     console: Console | None = None,
+    **training: int,
 ) -> Path:
     """Run every model with every detector, and every baseline, on one cohort.
 
@@ -35,8 +36,9 @@ def benchmark(
         detectors: on the models' codes.
         baselines: detectors that read intensities.
         seeds: runs of each model; baselines have no random part and run once.
-        epochs: of training.
         data_dir: where prepared data sets live.
+        console: where progress is shown; stderr if None.
+        **training: ``epochs``, ``steps_per_epoch``, ``batch_size`` of ``RunConfig``.
 
     Returns:
         The table in Markdown (beside it as TSV and HTML).
@@ -46,7 +48,7 @@ def benchmark(
     """
     folder, console = Path(folder), console or Console(stderr=True)
     entries = []
-    for name, config in _runs(data, models, detectors, baselines, seeds, epochs):
+    for name, config in _runs(data, models, detectors, baselines, seeds, training):
         console.rule(f"[bold blue]{name}")
         run = Run(config, folder / name, data_dir=data_dir, console=console)
         _share_encoder(run, folder, models, detectors)
@@ -62,14 +64,14 @@ def _runs(
     detectors: Sequence[str],
     baselines: Sequence[str],
     seeds: int,
-    epochs: int,
+    training: Mapping[str, Any],
 ) -> Iterator[tuple[str, RunConfig]]:
     for detector in baselines:
         yield detector, RunConfig(data, model="none", detector=detector)
     for seed in range(seeds):
         for model in models:
             for detector in detectors:
-                config = RunConfig(data, model=model, detector=detector, epochs=epochs, seed=seed)
+                config = RunConfig(data, model=model, detector=detector, seed=seed, **training)
                 yield f"{model}-{detector}-{seed}", config
 
 
