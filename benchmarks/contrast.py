@@ -1,0 +1,71 @@
+"""Detection against lesion contrast: finished runs on the phantom, its test patients made at other contrasts.
+
+    python -m benchmarks.contrast docs/contrast.png demo/siamese demo/voxel-wise-z-score
+
+At contrast 0 the image holds no sign of the lesion, so every method must be at chance (AUROC 0.5); the mask
+is where the lesion would be. The models were fitted on controls, which contrast does not touch.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from epizoo import models
+from epizoo.detection import NormativeModel, find_clusters
+from epizoo.evaluation import Interval, Scored, auroc, bootstrap_mean, evaluate
+from epizoo.run_folder import RunFolder
+from tfds_epilepsy import phantom
+
+CONTRASTS = (0.0, 1.0, 2.0, 4.0)
+
+
+def main(picture: str, *runs: str) -> None:
+    figure = Figure(figsize=(7.5, 3))
+    voxel, lesion = figure.subplots(1, 2)
+    for run in runs:
+        folder = RunFolder(Path(run))
+        model = models.load_model(folder.model) if folder.model.is_file() else None
+        normative = NormativeModel.load(folder.detector, model)
+        areas, found = zip(*(measure(normative, contrast) for contrast in CONTRASTS), strict=True)
+        for contrast, area, share in zip(CONTRASTS, areas, found, strict=True):
+            figures = f"AUROC {show(area)}, in the first 5 {show(share)}"
+            print(f"{folder.path.name:20} contrast {contrast:g}: {figures}")
+        for ax, intervals in ((voxel, areas), (lesion, found)):
+            values = [interval.value for interval in intervals]
+            bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+            ax.errorbar(CONTRASTS, values, np.maximum(bars, 0), marker="o", capsize=3, label=folder.path.name)
+    voxel.axhline(0.5, color="0.5", linestyle=":")
+    voxel.set(xlabel="contrast of the lesions", ylabel="voxel AUROC, mean", ylim=(0.3, 1))
+    lesion.set(xlabel="contrast of the lesions", ylabel="lesions in the first 5 clusters", ylim=(-0.03, 1.03))
+    voxel.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=80)
+
+
+def measure(normative: NormativeModel, contrast: float) -> tuple[Interval, Interval]:
+    """Voxel AUROC and sensitivity at rank 5 over the test patients, with 95 % intervals."""
+    config = replace(phantom.PhantomConfig(), contrast=contrast)
+    areas, scored = [], []
+    for label in phantom.cohort(config)["test"]:
+        if label.startswith("patient"):
+            subject = phantom.subject(config, label)
+            score_map = normative.score(subject)
+            inside = subject.brain_mask
+            areas.append(auroc(score_map[inside], subject.lesion_mask[inside]))
+            clusters, labels = find_clusters(score_map, subject.affine, inside)
+            scored.append(Scored(subject, score_map, clusters, labels))
+    share = evaluate(scored, resamples=10)["lesion"]["overlap"]["sensitivity"]["5"]
+    return bootstrap_mean(areas), Interval(*(share[name] for name in ("value", "low", "high", "n")))
+
+
+def show(interval: Interval) -> str:
+    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
