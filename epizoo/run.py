@@ -366,9 +366,17 @@ class Run:
 
 
 def score_subject(
-    normative: NormativeModel, subject: Subject, folder: RunFolder, space: str, data_hash: str
+    normative: NormativeModel,
+    subject: Subject,
+    folder: RunFolder,
+    space: str,
+    data_hash: str,
+    derivative: Path | None = None,
 ) -> None:
-    """Write the score map of one subject, its clusters and their labels; the table of clusters comes last."""
+    """Write the score map of one subject, its clusters and their labels; the table of clusters comes last.
+
+    With the derivative that ``epizoo preprocess`` made, map and labels also in the subject's own T1w space.
+    """
     from epizoo.detection.clusters import find_clusters, write_clusters_tsv
 
     score_map = normative.score(subject)
@@ -396,6 +404,15 @@ def score_subject(
             "Manual": False,
         },
     )
+    if derivative is not None:
+        from tfds_epilepsy.preprocessing import to_native
+
+        for volume, path, whole in (
+            (score_map, folder.score_map(subject.subject, "T1w"), False),
+            (labels, folder.labels(subject.subject, "T1w"), True),
+        ):
+            with replacing(path) as partial:
+                to_native(volume, derivative, subject.subject, labels=whole).to_filename(partial)
     write_clusters_tsv(folder.clusters(subject.subject, space), clusters)
 
 
@@ -438,24 +455,7 @@ def score_cohort(
         todo = [s for s in tfds_epilepsy.subjects(builder, split) if not out.clusters(s, space).is_file()]
         subjects = tfds_epilepsy.read(builder, split, todo)
         for subject in track(subjects, f"score {split}", len(todo), console=console or Console(stderr=True)):
-            if native:
-                _score_native(normative, subject, out, Path(data))
-            score_subject(normative, subject, out, space, builder.fingerprint)
-
-
-def _score_native(normative: NormativeModel, subject: Subject, out: RunFolder, derivative: Path) -> None:
-    from epizoo.detection.clusters import find_clusters
-    from tfds_epilepsy.preprocessing import to_native
-
-    score_map = normative.score(subject)
-    _, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
-    path = out.score_map(subject.subject, "T1w")
-    for volume, name, whole in (
-        (score_map, path, False),
-        (labels, out.labels(subject.subject, "T1w"), True),
-    ):
-        with replacing(name) as partial:
-            to_native(volume, derivative, subject.subject, labels=whole).to_filename(partial)
+            score_subject(normative, subject, out, space, builder.fingerprint, Path(data) if native else None)
 
 
 # What a run holds besides BIDS derivatives; statistical maps and tables of clusters are not in BIDS yet.
