@@ -11,8 +11,9 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-# Sums over several threads may differ in the last bit; a resumed training is compared bit by bit.
-tf.config.threading.set_intra_op_parallelism_threads(1)
+# Kernels of oneDNN that run side by side differ in the last bit from run to run, and a resumed training is
+# compared bit by bit.
+tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 @pytest.fixture(autouse=True)
