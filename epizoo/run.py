@@ -100,13 +100,13 @@ class Run:
         self.folder = RunFolder(Path(folder))
         self.console = console or Console(stderr=True)
         self._check_names()
-        if overwrite:
-            self.folder.clear()
-        self._check_folder()
+        self._check_folder(overwrite)
         import tfds_epilepsy
 
         self.builder = tfds_epilepsy.load(config.data, data_dir)
-        self._check_data()
+        self._check_data(overwrite)
+        if overwrite:
+            self.folder.clear()  # after every check: what cannot be made anew is not deleted
         self.folder.path.mkdir(parents=True, exist_ok=True)
         write_json(self.folder.config, asdict(config))
         describe(self.folder.path, f"epizoo run {self.folder.path.absolute().name}", config.data)
@@ -139,7 +139,6 @@ class Run:
         if self.finished:
             self.console.print(f"{self.folder.path}: finished already; --overwrite starts it anew.")
             return read_json(self.folder.metrics)
-        self.score()
         metrics = self.evaluate()
         self.report()
         return metrics
@@ -216,7 +215,10 @@ class Run:
                     score_subject(normative, subject, self.folder, self.space, self.builder.fingerprint)
 
     def evaluate(self) -> dict[str, Any]:
-        """Hold the maps of the test subjects against their lesion masks; write ``metrics.json``.
+        """Hold the maps of the test subjects, scored where they are not yet, against their lesion masks.
+
+        Returns:
+            The content of ``metrics.json``.
 
         Raises:
             InputError: a detector that saw a test subject.
@@ -297,9 +299,10 @@ class Run:
         if problems:
             raise InputError(problems)
 
-    def _check_folder(self) -> None:
+    def _check_folder(self, overwrite: bool) -> None:
         path = self.folder.path
-        if self.folder.config.is_file():
+        is_run = self.folder.config.is_file()
+        if is_run and not overwrite:
             stored = read_json(self.folder.config)
             wanted = json.loads(json.dumps(asdict(self.config)))
             changed = [f"{k} {stored.get(k)!r} -> {v!r}" for k, v in wanted.items() if stored.get(k) != v]
@@ -308,18 +311,18 @@ class Run:
                     f"{path} holds a run of other settings ({'; '.join(changed)}): "
                     "choose another folder, or --overwrite to start anew."
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not is_run and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path}: not empty and not a run (no config.json); choose another folder.")
         existing = next(p for p in (path, *path.absolute().parents) if p.exists())
         if not os.access(existing, os.W_OK):
             raise InputError(f"{path}: {existing} cannot be written; choose another folder.")
 
-    def _check_data(self) -> None:
+    def _check_data(self, overwrite: bool) -> None:
         if len(self.subjects("train")) < 2:
             raise InputError(
                 f"{self.config.data}: {len(self.subjects('train'))} training controls; at least 2 are needed."
             )
-        if self.folder.metadata.is_file():
+        if self.folder.metadata.is_file() and not overwrite:
             stored = read_json(self.folder.metadata)["data_hash"]
             if stored != self.builder.fingerprint:
                 raise InputError(

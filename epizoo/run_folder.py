@@ -6,7 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfds_epilepsy.errors import InputError
+# All that a run writes.
+WRITTEN = (
+    *("config.json", "metadata.json", "metrics.json", "report.html"),
+    *("model.keras", "checkpoint.keras", "history.csv", "pictures", "detector", "sub-*"),
+    *("dataset_description.json", "README", ".bidsignore", ".partial-*"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,6 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model.keras"
-
-    @property
-    def training(self) -> Path:
-        return self.path / "training"
 
     @property
     def history(self) -> Path:
@@ -60,9 +61,10 @@ class RunFolder:
         return self.path / f"sub-{subject}" / "anat"
 
     def clear(self) -> None:
-        """Delete the run, and nothing that a run did not write."""
-        if not self.path.exists():
-            return
-        if any(self.path.iterdir()) and not self.config.is_file():
-            raise InputError(f"{self.path}: not empty and not a run (no config.json); choose another folder.")
-        shutil.rmtree(self.path)
+        """Delete what a run writes, and nothing else that lies in the folder."""
+        for pattern in WRITTEN:
+            for path in self.path.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()

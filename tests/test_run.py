@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -140,6 +141,19 @@ def test_a_folder_with_other_things_is_neither_used_nor_deleted(cohort, data_dir
         with pytest.raises(InputError, match="not a run"):
             Run(config(cohort), tmp_path, data_dir=data_dir, overwrite=overwrite)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_overwrite_deletes_what_the_run_wrote_once_all_is_checked(finished, cohort, data_dir, tmp_path):
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("what I saw")
+    with pytest.raises(InputError, match="nowhere"):
+        Run(config("nowhere"), tmp_path / "run", data_dir=data_dir, overwrite=True)
+    assert (tmp_path / "run" / "report.html").exists()
+    Run(config(cohort, epochs=3), tmp_path / "run", data_dir=data_dir, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        *(".bidsignore", "README", "config.json"),
+        *("dataset_description.json", "metadata.json", "notes.txt"),
+    ]
 
 
 def test_names_are_checked_before_the_data(tmp_path):
