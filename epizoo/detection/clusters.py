@@ -203,8 +203,7 @@ def cluster_counts(
     min_voxels: int,
     max_fraction: float = MAX_FRACTION,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """How many clusters of at least ``min_voxels`` voxels each threshold leaves, for every threshold there
-    is.
+    """How many clusters of at least ``min_voxels`` voxels each threshold leaves, for every threshold.
 
     One pass of union-find over the voxels in descending order of score (the component tree of Salembier et
     al. 1998, reduced to its counts).

@@ -69,8 +69,7 @@ def chance_of_rank(chances: ArrayLike, rank: int) -> float:
 
 
 def more_than_chance(found: int, chances: ArrayLike) -> float:
-    """The exact one-sided p value of ``found`` patients, each of whom chance alone finds with its own
-    probability.
+    """The exact one-sided p of ``found`` patients, each of whom chance finds with its own probability.
 
     The null distribution is the Poisson binomial.
 
@@ -85,6 +84,5 @@ def more_than_chance(found: int, chances: ArrayLike) -> float:
 
 
 def mirrored_hits(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
-    """Hits on the lesion's mirror image, the same anatomy on the other side (the template is symmetric in
-    x)."""
+    """Hits on the lesion's mirror image: the same anatomy on the other side of a symmetric template."""
     return match_clusters(labels, lesion[::-1])

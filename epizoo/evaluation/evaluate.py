@@ -79,9 +79,8 @@ def evaluate(
         - ``patients``, ``controls``, ``unannotated``: counts; ``threshold``; ``rules``: what counts as a hit
         - ``voxel``: AUROC, AUROC30, AUPRC, prevalence, AU-PRO, Dice, best Dice: mean over patients
         - ``lesion``: for each rule ``sensitivity`` at ranks 1, 3, 5, 10 (each with ``chance``, ``mirrored``
-        and ``p``,
-          the exact probability that chance finds as many), ``mean_rank`` of those found, ``froc`` and, where
-          there is a threshold, ``at_threshold``
+          and ``p``, the exact probability that chance finds as many), ``mean_rank`` of those found, ``froc``
+          and, where there is a threshold, ``at_threshold``
         - ``false_positives``: clusters a control, by the patients' protocol and at the threshold
         - ``strata``: for each grouping and group: n, AUROC, AUPRC, sensitivity at 5 under each rule
         - ``rows``: one dictionary a subject, in the order given

@@ -29,8 +29,7 @@ class Interval:
 def bootstrap_mean(
     values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """The mean over patients with its percentile bootstrap interval; NaN values are left out (and not
-    counted).
+    """The mean over patients with its percentile bootstrap interval; NaN values are not counted.
 
     Args:
         values: ``(n,)``, one a patient.

@@ -59,8 +59,7 @@ def two_pathways(channels: int = 2, filters: int = 24) -> keras.Model:
 
 
 class Segments(keras.utils.PyDataset):
-    """Batches of training segments, half of them centred on a lesion voxel; the same seed gives the same
-    batches.
+    """Batches of training segments, half of them centred on a lesion voxel; a function of the seed.
 
     Args:
         subjects: annotated patients (and controls, if any).

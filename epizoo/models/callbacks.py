@@ -1,5 +1,4 @@
-"""Training that can be killed: history, checkpoints, pictures and progress in a folder, and one call for
-all."""
+"""Training that can be killed: history, checkpoints, pictures and progress in a folder; one call for all."""
 
 from __future__ import annotations
 
@@ -50,17 +49,17 @@ def train(
 
     Args:
         model: compiled here, with its paper's optimisers, where it is not yet.
-        train_data: endless data set whose batch k is always the same, or a function that makes it from
-        batch k on:
-            ``lambda k: patch_dataset(..., start_step=k)`` resumes without drawing the first k batches again.
+        train_data: endless data set whose batch k is always the same, or a function that makes it from batch
+            k on: ``lambda k: patch_dataset(..., start_step=k)`` resumes without drawing the first k again.
         epochs: in total, those of earlier calls included.
         steps_per_epoch: batches an epoch.
         folder: made if missing.
         validation_data: held-out controls; every epoch sees its first ``validation_steps`` batches.
         validation_steps: all of a finite data set if None.
         patience: stop when ``model.monitor``, which needs no labels, has had no new minimum for so many
-        epochs. callbacks: further Keras callbacks, such as ``keras.callbacks.TensorBoard``. console: where
-        progress is shown; stderr if None.
+            epochs.
+        callbacks: further Keras callbacks, such as ``keras.callbacks.TensorBoard``.
+        console: where progress is shown; stderr if None.
 
     Returns:
         The rows of ``history.csv``.
@@ -149,7 +148,8 @@ class History(keras.callbacks.Callback):
 
     Args:
         path: of the file. Rows past ``epochs`` are dropped: the process ended before their checkpoint was
-        written. epochs: trained so far.
+            written.
+        epochs: trained so far.
     """
 
     def __init__(self, path: Path, epochs: int = 0):

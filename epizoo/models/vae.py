@@ -26,8 +26,7 @@ class VAE(PatchModel):
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`.
         sigma: standard deviation of intensities about their reconstruction. 0.05 is near the noise and
-        texture of
-            normalised MRI; with 1 the prior would win and every code collapse.
+            texture of normalised MRI; with 1 the prior would win and every code collapse.
     """
 
     paper = "Kingma & Welling 2014, arXiv 1312.6114"
