@@ -385,3 +385,20 @@ def test_the_residual_at_the_centre_of_each_patch_is_scored(tmp_path):
     assert np.isfinite(score).all()
     with pytest.raises(InputError, match="no decoder"):
         fit(tmp_path / "other", encoder, controls(4), detector="reconstruction")
+
+
+def test_the_logit_of_the_model_itself_is_scored(tmp_path):
+    import epizoo
+    from epizoo.detection.head import Head
+
+    model = epizoo.create("synthetic", patch_shape=(9, 9, 9), latent_dim=4, filters=4)
+    person = subject(0)
+    logits = Head().codes(model).latents(person.image, person.brain_mask, slice(3, 4))
+    where = np.argwhere(person.brain_mask[:, :, 3])
+    padded = np.pad(person.image, [(4, 4)] * 3 + [(0, 0)])
+    patches = np.stack([padded[i : i + 9, j : j + 9, 3:12] for i, j in where])
+    np.testing.assert_allclose(logits, model.head(model.encode(patches)), atol=1e-5)
+    score = fit(tmp_path, model, controls(4), detector="head").score(person)
+    assert np.isfinite(score).all()
+    with pytest.raises(InputError, match="no head"):
+        fit(tmp_path / "other", epizoo.create("siamese", patch_shape=(5, 5)), controls(4), detector="head")

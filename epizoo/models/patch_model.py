@@ -91,6 +91,8 @@ class PatchModel(keras.Model):
     Attributes:
         encoder: functional Keras model, input ``patch``, output ``latent`` ``(n, latent_dim)`` float32.
         decoder: functional Keras model from ``latent`` to ``patch``, or None.
+        head: functional Keras model from ``latent`` to a logit, higher for what the model itself holds to be
+            abnormal, or None.
         patch_shape, channels, latent_dim, seed: as given.
         epochs, steps: epochs and batches that ``callbacks.train`` has trained so far; saved with the model.
 
@@ -116,6 +118,7 @@ class PatchModel(keras.Model):
 
     encoder: keras.Model
     decoder: Any = None
+    head: Any = None
 
     def __init__(
         self,
