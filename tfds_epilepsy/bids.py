@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,6 +259,7 @@ def read_derivative(
     folder: str | Path,
     modalities: Sequence[str] | None = None,
     *,
+    participant_labels: Sequence[str] | None = None,
     space: str | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str] | None = None,
@@ -269,7 +270,7 @@ def read_derivative(
     Args:
         folder: with ``sub-*/[ses-*/]anat/*_space-*``, ``participants.tsv``, ``dataset_description.json``.
         modalities: which channels, in order; None takes all of ``MODALITIES`` that any subject has.
-        space, group_column, groups: as in ``template_subjects``.
+        participant_labels, space, group_column, groups: as in ``template_subjects``.
         require_controls: fewer than 2 training controls are an error.
 
     Raises:
@@ -278,11 +279,16 @@ def read_derivative(
     """
     folder = Path(folder)
     subjects, problems = template_subjects(
-        folder, modalities=modalities, space=space, group_column=group_column, groups=groups
+        folder,
+        participant_labels,
+        modalities=modalities,
+        space=space,
+        group_column=group_column,
+        groups=groups,
     )
     problems += voxel_problems(subjects)
     if require_controls and subjects:
-        problems += control_problems(folder, subjects)
+        problems += control_problems(folder, sum(subject.split == "train" for subject in subjects))
     if problems:
         raise InputError(problems)
     channels = tuple(subjects[0].images)
@@ -302,6 +308,7 @@ def read_derivative(
 
 def template_subjects(
     folder: str | Path,
+    participant_labels: Sequence[str] | None = None,
     *,
     modalities: Sequence[str] | None = None,
     space: str | None = None,
@@ -316,14 +323,17 @@ def template_subjects(
 
     Args:
         folder: of the derivative.
+        participant_labels: with or without ``sub-``; None takes all.
         modalities: each subject must have all of them; None takes those of ``MODALITIES`` that any has.
         space: of the ``space-`` entity; needed where the folder holds several.
         group_column: of participants.tsv; None tries ``GROUP_COLUMNS``.
         groups: further words for ``control`` and ``patient``.
     """
     folder = Path(folder)
-    people, problems = read_participants(folder, group_column=group_column, groups=groups)
-    scans, found = _scan(folder, None, derivatives=False)
+    people, problems = read_participants(
+        folder, group_column=group_column, groups=groups, labels=participant_labels
+    )
+    scans, found = _scan(folder, participant_labels, derivatives=False)
     problems += found
     templated = {s: [f for f in fs if "space" in f.entities and not f.native] for s, fs in scans.items()}
     spaces = sorted({f.entities["space"] for fs in templated.values() for f in fs if f.modality})
@@ -407,13 +417,12 @@ def split_of(participant: Participant) -> str:
     return next(split for split, share in zip(SPLITS, shares, strict=True) if fraction < share)
 
 
-def control_problems(folder: str | Path, subjects: Iterable[TemplateSubject]) -> list[str]:
-    """Why these subjects cannot train a normative model, if they cannot."""
-    train = [subject.subject for subject in subjects if subject.split == "train"]
-    if len(train) >= 2:
+def control_problems(source: str | Path, count: int) -> list[str]:
+    """Why so many training controls cannot train a normative model, if they cannot."""
+    if count >= 2:
         return []
     return [
-        f"{folder}: {len(train)} controls in split 'train', at least 2 are needed; "
+        f"{source}: {count} controls in split 'train', at least 2 are needed; "
         "a column 'split' in participants.tsv decides who trains."
     ]
 
@@ -556,7 +565,7 @@ def check(
         )
         problems += voxel_problems(found)
         if require_controls and found:
-            problems += control_problems(folder, found)
+            problems += control_problems(folder, sum(subject.split == "train" for subject in found))
         subjects, notes = found, [note for subject in found for note in subject.notes]
         notes += [
             f"sub-{s.subject}: no brain mask; the skull-stripped {next(iter(s.images))} gives it."

@@ -131,7 +131,7 @@ def preprocess(
         raise InputError(f"jobs {jobs!r}: at least one subject at a time.")
     import_ants(seed)
     subjects = bids.raw_subjects(bids_dir, participant_labels)
-    return _preprocess_subjects(subjects, Path(bids_dir), Path(out_dir), options, jobs, overwrite)
+    return preprocess_subjects(subjects, Path(bids_dir), Path(out_dir), options, jobs, overwrite)
 
 
 def to_native(
@@ -179,14 +179,15 @@ def to_native(
 # === The cohort ===
 
 
-def _preprocess_subjects(
+def preprocess_subjects(
     subjects: Sequence[bids.RawSubject],
     bids_dir: Path,
     out_dir: Path,
     options: Options,
-    jobs: int,
-    overwrite: bool,
+    jobs: int = 1,
+    overwrite: bool = False,
 ) -> Path:
+    """``preprocess`` of subjects that were found already."""
     import joblib
     from rich.console import Console
     from rich.progress import track
