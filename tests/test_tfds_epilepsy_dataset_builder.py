@@ -105,12 +105,13 @@ def test_neither_a_config_nor_a_folder(tmp_path):
         tfds_epilepsy.load(tmp_path / "nowhere")
 
 
-def test_the_phantom_is_generated_and_its_splits_are_the_cohorts(tmp_path):
+def test_the_phantom_is_generated_and_its_splits_are_the_cohorts(tmp_path, capsys):
     sizes = dict.fromkeys(("n_validation_controls", "n_validation_patients", "n_test_controls"), 0)
     config = phantom.PhantomConfig(**sizes, n_train=1, n_test_patients=1)
     builder = Builder(
         config=EpilepsyConfig(name="tiny", phantom=config), data_dir=str(tmp_path / "tfds")
     ).prepare()
+    assert "tiny, train" in capsys.readouterr().err  # a progress bar
     assert {split: tfds_epilepsy.subjects(builder, split) for split in bids.SPLITS} == phantom.cohort(config)
     (patient,) = (s for s in tfds_epilepsy.read(builder, "test") if s.group == "patient")
     again = phantom.subject(config, patient.subject)

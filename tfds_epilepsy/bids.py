@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +71,8 @@ class RawSubject:
         site: scanner or centre.
         split: ``train``, ``validation``, ``test`` as the table says, or empty.
         notes: what was chosen among several files.
+        sessions: all that the subject has.
+        others: files of each modality that were not chosen, in any session.
     """
 
     subject: str
@@ -84,6 +86,8 @@ class RawSubject:
     site: str = ""
     split: str = ""
     notes: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    others: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class TemplateSubject:
     sex: str = ""
     site: str = ""
     notes: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -200,7 +205,9 @@ def _raw(
     required = tuple(modalities or ("T1w",))
     subjects = []
     for label, files in scans.items():
-        files = [file for file in files if file.native and file.matches(filters)]
+        files = [file for file in files if file.native]
+        every = [file for file in files if not file.derived]
+        files = [file for file in files if file.matches(filters)]
         files = [file for file in files if session is None or file.session == session.removeprefix("ses-")]
         chosen = _best_session(files, wanted)
         notes = _session_note(label, files, chosen)
@@ -247,6 +254,11 @@ def _raw(
                 person.site,
                 person.split,
                 tuple(notes),
+                _sessions(every),
+                {
+                    modality: [f.path for f in every if f.is_image(modality) and f.path != path]
+                    for modality, path in images.items()
+                },
             )
         )
     return subjects, problems, [note for subject in subjects for note in subject.notes]
@@ -357,7 +369,7 @@ def template_subjects(
     with_split = any(person.split for person in people.values())
     subjects = []
     for label, files in templated.items():
-        chosen = _best_session(files, modalities)
+        chosen, sessions = _best_session(files, modalities), _sessions(files)
         notes = _session_note(label, files, chosen)
         files = [file for file in files if file.session == chosen]
         where = folder / f"sub-{label}"
@@ -403,6 +415,7 @@ def template_subjects(
                 person.sex,
                 person.site,
                 tuple(notes),
+                sessions,
             )
         )
     return subjects, problems
@@ -538,6 +551,8 @@ def check(
     bids_dir: str | Path,
     *,
     modalities: Sequence[str] | None = None,
+    session: str | None = None,
+    filters: Mapping[str, Mapping[str, str]] | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str] | None = None,
     require_controls: bool = False,
@@ -548,13 +563,14 @@ def check(
         bids_dir: the folder. It is a derivative when dataset_description.json says so or when it holds no
             native-space image.
         modalities: that each subject must have; None as in ``raw_subjects`` and ``template_subjects``.
+        session, filters: of raw scans, as in ``raw_subjects``.
         group_column: of participants.tsv.
         groups: further words for ``control`` and ``patient``.
         require_controls: fewer than 2 training controls are a problem too (of a derivative).
 
     Returns:
         A row a subject (subject, session, group, split, one column a modality, masks, problems), the problems
-        and the notes.
+        and the notes. In parentheses: sessions and files that were not taken.
     """
     folder = Path(bids_dir)
     kind = "derivative" if folder.is_dir() and _is_derivative(folder) else "raw"
@@ -574,7 +590,7 @@ def check(
         ]
     else:
         subjects, problems, notes = _raw(
-            folder, None, modalities, None, None, group_column, groups, read_voxels=True
+            folder, None, modalities, session, filters, group_column, groups, read_voxels=True
         )
         notes += [f"sub-{s.subject}: group unknown." for s in subjects if not s.group]
     columns = [m for m in modalities or MODALITIES if any(m in s.images for s in subjects)]
@@ -583,12 +599,15 @@ def check(
         own = re.compile(rf"sub-{re.escape(subject.subject)}(?![0-9A-Za-z])")
         row = {"subject": subject.subject}
         if any(other.session for other in subjects):
-            row["session"] = subject.session or "n/a"
+            row["session"] = _with_rest(subject.session or "n/a", set(subject.sessions) - {subject.session})
         row |= {"group": subject.group or "n/a", "split": subject.split or "n/a"}
-        row |= {m: _short(subject.images.get(m)) for m in columns}
+        others = subject.others if isinstance(subject, RawSubject) else {}
+        for modality in columns:
+            rest = [_short(path, subject.session) for path in others.get(modality, ())]
+            row[modality] = _with_rest(_short(subject.images.get(modality), subject.session), rest)
         if isinstance(subject, TemplateSubject):
-            row["brain mask"] = _short(subject.brain_mask)
-        row["lesion mask"] = _short(subject.lesion_mask)
+            row["brain mask"] = _short(subject.brain_mask, subject.session)
+        row["lesion mask"] = _short(subject.lesion_mask, subject.session)
         row["problems"] = str(sum(bool(own.search(problem)) for problem in problems))
         rows.append(row)
     return Check(kind, rows, problems, notes)
@@ -651,7 +670,7 @@ def read_participants(
         if word and word not in words:
             problems.append(
                 f"{path}: line {number}: group {row[column]!r} of sub-{label} is unknown; "  # type: ignore[index]
-                "say whether it means control or patient."
+                f"say what it means: --group {word}=control (or patient)."
             )
         split = {"val": "validation", "valid": "validation"}.get(
             row.get("split", "").lower(), row.get("split", "").lower()
@@ -790,11 +809,15 @@ def _scan(
 
 
 def _best_session(files: Sequence[_File], modalities: Sequence[str]) -> str:
-    sessions = sorted({file.session for file in files})
+    sessions = _sessions(files)
     held = {
         s: sum(any(f.session == s and f.is_image(m) for f in files) for m in modalities) for s in sessions
     }
     return max(sessions, key=lambda session: held[session]) if sessions else ""
+
+
+def _sessions(files: Sequence[_File]) -> tuple[str, ...]:
+    return tuple(sorted({file.session for file in files}))
 
 
 def _session_note(label: str, files: Sequence[_File], chosen: str) -> list[str]:
@@ -820,9 +843,16 @@ def _grid_owner(mask: _File, images: Mapping[str, Path], grids: Mapping[Path, _G
     return next((m for m in fitting if m.lower() in said), fitting[0] if fitting else None)
 
 
-def _short(path: Path | None) -> str:
-    """What a file's name says beyond subject, session and space."""
-    return re.sub(r"(sub|ses|space)-[^_]+_|\.nii(\.gz)?$", "", path.name) if path else "n/a"
+def _short(path: Path | None, session: str = "") -> str:
+    """What a file's name says beyond subject, space and this session."""
+    if path is None:
+        return "n/a"
+    return re.sub(rf"(sub|space)-[^_]+_|ses-{re.escape(session)}_|\.nii(\.gz)?$", "", path.name)
+
+
+def _with_rest(taken: str, rest: Iterable[str]) -> str:
+    left = ", ".join(sorted(rest))
+    return f"{taken} ({left})" if left else taken
 
 
 def _names(files: Sequence[_File]) -> str:
