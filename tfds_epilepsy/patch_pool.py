@@ -319,8 +319,8 @@ def _copy(
                 offset = a * strides[0] + b * strides[1]
                 start = np.uint64((cells[later] + offset) * channels)
                 for c in range(start, start + width, line):
-                    prefetch(upcoming, c)
-                prefetch(upcoming, start + width - np.uint64(1))
+                    prefetch(upcoming, c)  # type: ignore[call-arg]
+                prefetch(upcoming, start + width - np.uint64(1))  # type: ignore[call-arg]
                 start = np.uint64((cells[row] + offset) * channels)
                 for c in range(width):
                     out[to + np.uint64(c)] = image[start + np.uint64(c)]
