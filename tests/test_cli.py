@@ -69,3 +69,11 @@ def test_check_takes_other_columns_words_and_files(monkeypatch, capsys, tmp_path
     assert run_main(monkeypatch, "check", str(tmp_path), "--filter", "SWI", "--group", "typ") == 2
     assert run_main(monkeypatch, "check", str(tmp_path), "--group", "typ=alien") == 2
     assert "'alien'" in capsys.readouterr().err
+
+
+def test_phantom_takes_a_second_scanner_and_pet(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr("tfds_epilepsy.phantom.write_bids", lambda *arguments: made.append(arguments))
+    assert run_main(monkeypatch, "phantom", str(tmp_path), "--pet", "--second-site", "0.5") == 0
+    [(config, out)] = made
+    assert (config.modalities, config.second_site, out) == (("T1w", "FLAIR", "pet"), 0.5, tmp_path)
