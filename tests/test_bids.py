@@ -378,6 +378,16 @@ def test_check_of_a_derivative_and_its_training_controls(derivative):
     assert "0 controls in split 'train'" in problem
 
 
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL"])
+def test_a_header_alone_gives_the_grid_that_the_voxels_lie_on(tmp_path, codes):
+    image = nib.Nifti1Image(np.ones(SHAPE, np.float32), AFFINE)
+    turn = nib.orientations.axcodes2ornt(codes)
+    nib.save(image.as_reoriented(turn), tmp_path / "a.nii.gz")
+    header, voxels = bids._read_header(tmp_path / "a.nii.gz"), bids._read_voxels(tmp_path / "a.nii.gz")
+    assert header.shape == voxels.shape == SHAPE
+    np.testing.assert_allclose(header.affine, voxels.affine)
+
+
 def test_raw_scans_are_no_derivative(tmp_path):
     raw_scan(tmp_path, "sub-a_T1w.nii.gz")
     assert "epizoo preprocess" in problems_of(tmp_path)[0]

@@ -924,14 +924,17 @@ def _read_voxels(path: Path) -> _Grid | str:
 
 
 def _read_header(path: Path) -> _Grid | str:
+    """The grid in RAS+ order, from the header alone."""
     try:
-        image: Any = nib.as_closest_canonical(nib.load(path))
+        image: Any = nib.load(path)
     except Exception as error:  # nibabel, gzip and zlib each raise their own
         return f"{path}: cannot be read as NIfTI ({error}); the file may be truncated."
     shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
     if len(shape) != 3:
         return f"{path}: {len(shape)}-D of shape {shape}; a 3-D volume is needed."
-    return _Grid(shape, image.affine)
+    turn = nib.io_orientation(image.affine)
+    turned = tuple(shape[axis] for axis in np.argsort(turn[:, 0]))
+    return _Grid(turned, image.affine @ nib.orientations.inv_ornt_aff(turn, shape))
 
 
 def _faces(volume: NDArray[np.floating]) -> NDArray[np.floating]:
