@@ -29,6 +29,20 @@ Detector = Annotated[str, typer.Option(help="Detector fitted on the controls' co
 Epochs = Annotated[int, typer.Option(min=1, help="Training epochs of 500 steps.")]
 Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where prepared data sets live (default: TFDS's own).")]
+Modality = Annotated[
+    list[str] | None,
+    typer.Option(help="Only this file suffix (T1w, SWI, ...), of every subject; several times for several."),
+]
+Session = Annotated[str | None, typer.Option(help="The one session to take.")]
+Filter = Annotated[
+    list[str] | None, typer.Option(help="Entity that a modality's file must carry, such as FLAIR:acq-T2sel.")
+]
+GroupColumn = Annotated[
+    str | None, typer.Option(help="Column of participants.tsv that tells controls from patients.")
+]
+Group = Annotated[
+    list[str] | None, typer.Option(help="What a word in that column means, such as typ=control.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where the folder holds a run.")]
 
 
@@ -143,6 +157,11 @@ def preprocess(
     participant_label: Annotated[
         list[str] | None, typer.Option(help="Only these subjects (without sub-).")
     ] = None,
+    modality: Modality = None,
+    session: Session = None,
+    filter: Filter = None,
+    group_column: GroupColumn = None,
+    group: Group = None,
     voxel_size: Annotated[int, typer.Option(help="Template voxels in mm: 1 or 2.")] = 2,
     skull: Annotated[str, typer.Option(help="auto, stripped or whole: what the scans show.")] = "auto",
     region: Annotated[str, typer.Option(help="brain, or cerebrum: no cerebellum, no brain stem.")] = "brain",
@@ -160,6 +179,11 @@ def preprocess(
         bids_dir,
         out_dir,
         participant_labels=participant_label,
+        modalities=modality,
+        session=session,
+        filters=_filters(filter),
+        group_column=group_column,
+        groups=_groups(group),
         voxel_size=voxel_size,
         skull=skull,
         region=region,
@@ -215,6 +239,14 @@ def implant(
 @app.command()
 def check(
     bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS scans, or a template-space derivative.")],
+    modality: Modality = None,
+    session: Session = None,
+    filter: Filter = None,
+    group_column: GroupColumn = None,
+    group: Group = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Fewer than 2 training controls are a problem too.")
+    ] = False,
 ) -> None:
     """List the subjects of a data set, their files, and every problem."""
     from rich.console import Console
@@ -222,7 +254,15 @@ def check(
 
     from tfds_epilepsy import bids
 
-    found = bids.check(bids_dir)
+    found = bids.check(
+        bids_dir,
+        modalities=modality,
+        session=session,
+        filters=_filters(filter),
+        group_column=group_column,
+        groups=_groups(group),
+        require_controls=training,
+    )
     table = Table(*(found.rows[0] if found.rows else ()), title=f"{bids_dir}: {found.kind}")
     for row in found.rows:
         table.add_row(*row.values())
@@ -301,3 +341,22 @@ def info(run_dir: RunDir) -> None:
         console.print(f"{name:16} {step['seconds']} s, {step['peak_gib']} GiB", highlight=False)
     if folder.metrics.is_file():
         console.print(comparison({run_dir.name: read_json(folder.metrics)}))
+
+
+def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:
+    """``FLAIR:acq-T2sel`` -> ``{"FLAIR": {"acq": "T2sel"}}``."""
+    filters: dict[str, dict[str, str]] = {}
+    for word in words or ():
+        modality, _, entity = word.partition(":")
+        key, _, value = entity.partition("-")
+        if not (modality and key and value):
+            raise InputError(f"--filter {word!r}: write modality:entity-value, such as FLAIR:acq-T2sel.")
+        filters.setdefault(modality, {})[key] = value
+    return filters
+
+
+def _groups(words: list[str] | None) -> dict[str, str]:
+    """``typ=control`` -> ``{"typ": "control"}``."""
+    if wrong := [word for word in words or () if "=" not in word]:
+        raise InputError(f"--group {', '.join(map(repr, wrong))}: write word=control or word=patient.")
+    return dict(word.rsplit("=", 1) for word in words or ())

@@ -103,7 +103,7 @@ class Run:
         self._check_folder(overwrite)
         import tfds_epilepsy
 
-        self.builder = tfds_epilepsy.load(config.data, data_dir)
+        self.builder = tfds_epilepsy.load(config.data, data_dir, require_controls=True)
         self._check_data(overwrite)
         if overwrite:
             self.folder.clear()  # after every check: what cannot be made anew is not deleted
@@ -318,10 +318,6 @@ class Run:
             raise InputError(f"{path}: {existing} cannot be written; choose another folder.")
 
     def _check_data(self, overwrite: bool) -> None:
-        if len(self.subjects("train")) < 2:
-            raise InputError(
-                f"{self.config.data}: {len(self.subjects('train'))} training controls; at least 2 are needed."
-            )
         if self.folder.metadata.is_file() and not overwrite:
             stored = read_json(self.folder.metadata)["data_hash"]
             if stored != self.builder.fingerprint:

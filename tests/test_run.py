@@ -171,7 +171,7 @@ def test_fewer_than_two_training_controls_are_too_few(cohort, data_dir, tmp_path
     write_participants(
         alone, [["sub-c0", "control", "train"], ["sub-p1", "patient", "test"]], "participant_id\tgroup\tsplit"
     )
-    with pytest.raises(InputError, match="1 training controls"):
+    with pytest.raises(InputError, match="1 controls in split 'train'"):
         Run(config(alone), tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
 
