@@ -10,6 +10,7 @@ from rich.console import Console
 
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
 from epizoo.run import Run, RunConfig
+from epizoo.supervised_run import PATIENTS, SupervisedRun, supervised_config
 
 
 def benchmark(
@@ -20,11 +21,12 @@ def benchmark(
     baselines: Sequence[str] = (),
     *,
     seeds: int = 3,
+    supervised: int = PATIENTS,
     data_dir: Path | None = None,
     console: Console | None = None,
     **training: int,
 ) -> Path:
-    """Run every model with every detector, and every baseline, on one cohort.
+    """Run every model with every detector, every baseline and the supervised reference, on one cohort.
 
     Each run is a folder; finished ones are taken as they are, so a killed benchmark goes on. A model is
     trained once a seed: its detectors share the encoder.
@@ -35,10 +37,11 @@ def benchmark(
         models: names of the zoo.
         detectors: on the models' codes.
         baselines: detectors that read intensities.
-        seeds: runs of each model; baselines have no random part and run once.
+        seeds: runs of each model and of the supervised reference; baselines have no random part and run once.
+        supervised: annotated patients that the supervised reference is trained on; 0 leaves it out.
         data_dir: where prepared data sets live.
         console: where progress is shown; stderr if None.
-        **training: ``epochs``, ``steps_per_epoch``, ``batch_size`` of ``RunConfig``.
+        **training: ``epochs``, ``steps_per_epoch``, ``batch_size`` of the models.
 
     Returns:
         The table in Markdown (beside it as TSV and HTML).
@@ -48,9 +51,9 @@ def benchmark(
     """
     folder, console = Path(folder), console or Console(stderr=True)
     entries = []
-    for name, config in _runs(data, models, detectors, baselines, seeds, training):
+    for name, kind, config in _runs(data, models, detectors, baselines, seeds, supervised, training):
         console.rule(f"[bold blue]{name}")
-        run = Run(config, folder / name, data_dir=data_dir, console=console)
+        run = kind(config, folder / name, data_dir=data_dir, console=console)
         _share_encoder(run, folder, models, detectors)
         run()
         entries.append(Entry.read(run.folder.path))
@@ -64,15 +67,18 @@ def _runs(
     detectors: Sequence[str],
     baselines: Sequence[str],
     seeds: int,
+    supervised: int,
     training: Mapping[str, Any],
-) -> Iterator[tuple[str, RunConfig]]:
+) -> Iterator[tuple[str, type[Run], RunConfig]]:
     for detector in baselines:
-        yield detector, RunConfig(data, model="none", detector=detector)
+        yield detector, Run, RunConfig(data, model="none", detector=detector)
     for seed in range(seeds):
+        if supervised:
+            yield f"supervised-{seed}", SupervisedRun, supervised_config(data, patients=supervised, seed=seed)
         for model in models:
             for detector in detectors:
                 config = RunConfig(data, model=model, detector=detector, seed=seed, **training)
-                yield f"{model}-{detector}-{seed}", config
+                yield f"{model}-{detector}-{seed}", Run, config
 
 
 def _share_encoder(run: Run, folder: Path, models: Sequence[str], detectors: Sequence[str]) -> None:

@@ -258,13 +258,30 @@ def benchmark(
     detectors: Annotated[list[str], typer.Option(help="Detectors on their codes.")] = ["ocsvm"],  # noqa: B006
     baselines: Annotated[list[str], typer.Option(help="Detectors on intensities.")] = ["zscore"],  # noqa: B006
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    supervised: Annotated[
+        int,
+        typer.Option(min=0, help="Annotated patients that the supervised reference learns from; 0: none."),
+    ] = 60,
     epochs: Epochs = 10,
     data_dir: DataDir = None,
 ) -> None:
-    """Every model with every detector beside the classical baselines, in one table. Resumable."""
+    """Every model with every detector, classical baselines and the supervised reference, in one table.
+
+    A killed benchmark goes on with the same command.
+    """
     from epizoo.benchmark import benchmark
 
-    benchmark(data, out_dir, models, detectors, baselines, seeds=seeds, epochs=epochs, data_dir=data_dir)
+    benchmark(
+        data,
+        out_dir,
+        models,
+        detectors,
+        baselines,
+        seeds=seeds,
+        supervised=supervised,
+        epochs=epochs,
+        data_dir=data_dir,
+    )
 
 
 @app.command()

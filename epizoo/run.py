@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
     from epizoo.detection.normative import NormativeModel
     from epizoo.evaluation import Scored
+    from epizoo.evaluation.supervised import SupervisedReference
     from epizoo.models.patch_model import PatchModel
 
 SPLITS = ("train", "validation", "test")
+SUPERVISED = "supervised"  # the detector of a SupervisedRun, which no other run can have
 PACKAGES = (
     "epizoo",
     "tensorflow",
@@ -120,7 +122,10 @@ class Run:
             config = RunConfig(**content)
         except TypeError as error:
             raise InputError(f"{folder}: config.json is not one of this version ({error}).") from error
-        return cls(config, folder, data_dir=data_dir, console=console)
+        kind = cls
+        if config.detector == SUPERVISED:
+            from epizoo.supervised_run import SupervisedRun as kind
+        return kind(config, folder, data_dir=data_dir, console=console)
 
     @property
     def finished(self) -> bool:
@@ -182,7 +187,7 @@ class Run:
             )
         return model
 
-    def fit(self) -> NormativeModel:
+    def fit(self) -> NormativeModel | SupervisedReference:
         """Fit the detector on the training controls' codes."""
         from epizoo.detection import fit_normative
 
@@ -369,7 +374,7 @@ class Run:
 
 
 def score_subject(
-    normative: NormativeModel,
+    normative: NormativeModel | SupervisedReference,
     subject: Subject,
     folder: RunFolder,
     space: str,
@@ -391,7 +396,7 @@ def score_subject(
         sidecar(map_path),
         {
             "Description": "Abnormality of each voxel; higher is more abnormal",
-            "Units": "standard deviations above the training controls",
+            "Units": normative.manifest.get("units", "standard deviations above the training controls"),
             "SpatialReference": space,
             "Detector": normative.manifest["detector"],
             "Encoder": normative.manifest["encoder"],

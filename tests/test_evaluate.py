@@ -344,6 +344,12 @@ def test_controls_alone_give_false_positives_and_no_sensitivity():
     json.dumps(metrics, allow_nan=False)
 
 
+def test_a_mean_rank_that_no_patient_has_has_no_interval():
+    metrics = evaluate(cohort(contrast=-5), resamples=50)
+    figure = metrics["lesion"]["strict"]["mean_rank"]
+    assert (figure["value"], figure["low"], figure["high"], figure["n"]) == (None, None, None, 8)
+
+
 def test_a_patient_without_a_lesion_mask_is_counted_apart():
     one = scored("p9", 3)
     unannotated = Scored(

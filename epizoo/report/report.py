@@ -266,10 +266,10 @@ def _subtitle(metrics: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
         "held-out control": metrics["controls"],
     }
     tested = [_plural(count, name) for name, count in groups.items() if count]
-    return (
-        f"Normal model of {_plural(len(metadata['splits']['train']), 'training control')}; tested on "
-        f"{_listed(tested)} that no step had seen."
-    )
+    learnt = f"Normal model of {_plural(len(metadata['splits']['train']), 'training control')}"
+    if metadata.get("supervised"):
+        learnt = f"Supervised reference, an upper bound: learnt from {metadata['fitted_on']}"
+    return f"{learnt}; tested on {_listed(tested)} that no step had seen."
 
 
 def _listed(words: Sequence[str]) -> str:
