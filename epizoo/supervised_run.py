@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from epizoo.evaluation.supervised import (
@@ -73,7 +74,8 @@ class SupervisedRun(Run):
     def _annotated(self, n: int) -> Any:
         config = self.builder.builder_config.phantom
         if config is not None:
-            return annotated_phantoms(config, n)
+            prepared = Path(self.builder.data_dir).parents[2]  # <prepared>/tfds_epilepsy/<config>/<version>
+            return annotated_phantoms(config, n, data_dir=prepared)
         return annotated_controls(self.read("train"), self.builder.modalities, n)
 
     def _check_names(self) -> None:

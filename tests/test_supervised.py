@@ -198,12 +198,15 @@ def test_unusable_input_is_refused(reference, tmp_path):
         SupervisedReference.load(tmp_path)
 
 
-def test_annotated_phantoms_are_of_another_cohort():
+def test_annotated_phantoms_are_of_another_cohort_and_made_once(tmp_path, monkeypatch):
     config = phantom.PhantomConfig(n_train=1, n_test_controls=0, n_test_patients=1)
-    (other,) = annotated_phantoms(config, 1)
+    (other,) = annotated_phantoms(config, 1, data_dir=tmp_path)
     own = phantom.subject(config, "patient001")
     assert other.subject == "annotated001"
     assert other.lesion_mask.any()
     assert not np.array_equal(other.image, own.image)
+    monkeypatch.setattr("tfds_epilepsy.tfds_epilepsy_dataset_builder.generate", None)
+    (again,) = annotated_phantoms(config, 1, data_dir=tmp_path)
+    np.testing.assert_array_equal(again.image, other.image)
     with pytest.raises(InputError, match="at least 1"):
         next(annotated_phantoms(config, 1, seed=0))

@@ -21,12 +21,13 @@ from keras import layers
 from numpy.typing import NDArray
 from rich.console import Console
 
+import tfds_epilepsy
 from epizoo.models.callbacks import Checkpoint, History, ProgressBar, save
-from tfds_epilepsy import lesions, phantom
+from tfds_epilepsy import lesions
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json
 from tfds_epilepsy.phantom import PhantomConfig
-from tfds_epilepsy.tfds_epilepsy_dataset_builder import generate
+from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder, EpilepsyConfig
 from tfds_epilepsy.volumes import Subject
 
 SCALE = 3  # the context is seen 3 times coarser
@@ -274,13 +275,17 @@ def fit_supervised(
     return reference
 
 
-def annotated_phantoms(config: PhantomConfig, n: int = 60, *, seed: int = 1) -> Iterator[Subject]:
+def annotated_phantoms(
+    config: PhantomConfig, n: int = 60, *, seed: int = 1, data_dir: str | Path | None = None
+) -> Iterator[Subject]:
     """Annotated patients of another phantom cohort, like those of ``config`` in all but their seed.
 
     Args:
         config: the cohort that will be evaluated.
         n: number of patients.
         seed: added to the cohort's own, so that no subject of it comes back; at least 1.
+        data_dir: where prepared data sets live: the patients are made once and kept there; TFDS's default if
+            None.
 
     Returns:
         Subjects labelled ``annotated001``, ``annotated002``, ...
@@ -301,7 +306,13 @@ def annotated_phantoms(config: PhantomConfig, n: int = 60, *, seed: int = 1) -> 
         n_test_controls=0,
         n_test_patients=n,
     )
-    for number, made in enumerate(generate(other, phantom.cohort(other)["test"]), start=1):
+    kept = EpilepsyConfig(
+        name=f"phantom_{config.voxel_size}mm_annotated",
+        description="Annotated patients that the supervised reference learns from.",
+        phantom=other,
+    )
+    builder = Builder(config=kept, data_dir=None if data_dir is None else str(data_dir)).prepare()
+    for number, made in enumerate(tfds_epilepsy.read(builder, "test"), start=1):
         yield replace(made, subject=f"annotated{number:03d}")
 
 
