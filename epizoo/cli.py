@@ -262,6 +262,12 @@ def benchmark(
         int,
         typer.Option(min=0, help="Annotated patients that the supervised reference learns from; 0: none."),
     ] = 60,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Controls alone: cross-validate over them, with lesions implanted in those held out."
+        ),
+    ] = None,
     epochs: Epochs = 10,
     data_dir: DataDir = None,
 ) -> None:
@@ -279,6 +285,7 @@ def benchmark(
         baselines,
         seeds=seeds,
         supervised=supervised,
+        folds=folds,
         epochs=epochs,
         data_dir=data_dir,
     )

@@ -6,7 +6,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from epizoo.evaluation.evaluate import pool
 from epizoo.evaluation.lesion_level import RANKS
 from epizoo.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, proportion
 from tfds_epilepsy.errors import InputError
@@ -72,6 +73,24 @@ class Entry:
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder}: not a finished run ({error!r}); run it to its end first.") from error
+
+    @classmethod
+    def pooled(cls, folds: Sequence[Entry]) -> Entry:
+        """The runs of one method and seed on the folds of a cross-validation as one entry.
+
+        Times are summed; a subject is in one fold.
+        """
+        if len(folds) == 1:
+            return folds[0]
+        first = folds[0]
+        steps = {name for fold in folds for name in fold.seconds}
+        return replace(
+            first,
+            metrics=pool([fold.metrics for fold in folds], seed=first.seed),
+            cohort=" ".join(fold.cohort for fold in folds),
+            seconds={name: sum(fold.seconds.get(name, 0.0) for fold in folds) for name in sorted(steps)},
+            peak_gib=max(fold.peak_gib for fold in folds),
+        )
 
 
 @dataclass(frozen=True)
