@@ -9,7 +9,7 @@ import platform
 import resource
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -360,17 +360,33 @@ class Run:
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        """Announce a step; record its wall time and the process's peak memory when it is done."""
+        """Announce a step; record its wall time and the process's peak memory in it when it is done."""
         self.console.rule(f"[bold]{name}", align="left")
+        forget_peak()
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_gib()
         metadata = read_json(self.folder.metadata)
         before = metadata["steps"].get(name, {"seconds": 0.0})["seconds"] if name == "score" else 0.0
         metadata["steps"][name] = {"seconds": round(before + seconds, 1), "peak_gib": round(peak, 2)}
         write_json(self.folder.metadata, metadata)
-        self.console.print(f"{name}: {seconds:.0f} s, peak memory so far {peak:.1f} GiB")
+        self.console.print(f"{name}: {seconds:.0f} s, peak memory {peak:.1f} GiB")
+
+
+def forget_peak() -> None:
+    """Let the peak of the process's memory begin anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gib() -> float:
+    """The most memory that the process has held since ``forget_peak`` (since its start if not on Linux)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
 
 
 def score_subject(

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +94,16 @@ def test_metadata_say_what_was_used(finished):
     assert sorted(metadata["splits"]["train"]) == [f"c{i}" for i in range(5)]
     assert set(metadata["steps"]) == {"train", "fit", "score", "evaluate", "report"}
     assert metadata["versions"]["tensorflow"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system keeps one peak a process")
+def test_the_peak_of_memory_is_that_of_the_step():
+    block = np.ones(2**27, np.uint8)  # 128 MiB
+    before = epizoo.run.peak_gib()
+    del block
+    epizoo.run.forget_peak()
+    assert epizoo.run.peak_gib() < before - 0.1
+    assert epizoo.run.peak_gib() > 0.05
 
 
 def test_a_finished_run_is_left_as_it_is(finished, cohort, data_dir):

@@ -99,6 +99,7 @@ def subject_page(subject: Subject, background: Background) -> Page:
             subject,
             score_map,
             clusters[0].peak_mm if clusters else None,
+            modalities=background.modalities,
             threshold=FIRST,
             limit=background.limit,
         ),

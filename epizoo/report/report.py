@@ -79,7 +79,7 @@ def build_report(
     for subject in read(shown):
         page = subject_page(subject, background)
         content = environment.get_template("subject.html").render(
-            page=page.context, cohort=f"{title}. {subtitle}", modality=background.modalities[0]
+            page=page.context, cohort=f"{title}. {subtitle}"
         )
         write_text(folder.path / f"sub-{subject.subject}" / "report.html", content)
         cohort.add(subject, page)
