@@ -34,7 +34,8 @@ def benchmark(
     """Run every model with every detector, every baseline and the supervised reference, on one cohort.
 
     Each run is a folder; finished ones are taken as they are, so a killed benchmark goes on. A model is
-    trained once a seed: its detectors share the encoder. The table is written anew after each run.
+    trained once a seed: its detectors share the encoder. The table is written anew after each run. Reports
+    are left out: ``epizoo report RUN_DIR`` writes that of any run.
 
     Args:
         data: a config's name or a template-space derivative.
@@ -69,7 +70,8 @@ def benchmark(
             config = replace(planned.config, data=cohort)
             run = planned.kind(config, place / planned.name, data_dir=data_dir, console=console)
             _share_encoder(run, place, models, detectors)
-            run()
+            if not run.folder.metrics.is_file():
+                run.evaluate()
             parts.append(Entry.read(run.folder.path))
         entries.append(Entry.pooled(parts))
         paths = write_leaderboard(folder, leaderboard(entries))

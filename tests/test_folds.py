@@ -11,7 +11,7 @@ from epizoo.folds import make_folds
 from tests.test_bids import write_participants
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, write_json, write_text
+from tfds_epilepsy.files import read_json, write_json
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, load_template, write_nifti
 
 LABELS = [f"{n:02}" for n in range(1, 7)]
@@ -88,7 +88,6 @@ def test_folds_are_pooled_into_one_table_and_a_killed_benchmark_goes_on(
         arguments = {"supervised": 0, "folds": 3, "data_dir": tmp_path / "prepared"}
         return benchmark(str(controls), tmp_path / "out", [], [], ["zscore"], **arguments)
 
-    monkeypatch.setattr("epizoo.report.build_report", lambda folder, *rest: write_text(folder.report, "-"))
     monkeypatch.setattr(epizoo.run, "score_subject", killed)
     with pytest.raises(KeyboardInterrupt):
         run()
