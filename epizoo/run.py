@@ -405,38 +405,40 @@ def score_subject(
 
     score_map = normative.score(subject)
     clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
-    map_path, label_path = folder.score_map(subject.subject, space), folder.labels(subject.subject, space)
-    write_nifti(map_path, score_map, subject.affine)
-    write_nifti(label_path, labels, subject.affine, dtype=np.int16)
-    write_json(
-        sidecar(map_path),
-        {
-            "Description": "Abnormality of each voxel; higher is more abnormal",
-            "Units": normative.manifest.get("units", "standard deviations above the training controls"),
-            "SpatialReference": space,
-            "Detector": normative.manifest["detector"],
-            "Encoder": normative.manifest["encoder"],
-            "Controls": len(normative.subjects),
-            "DataHash": data_hash,
-        },
-    )
-    write_json(
-        sidecar(label_path),
-        {
-            "Description": "A voxel holds the rank of its cluster, 1 the most suspicious; 0 is background",
-            "SpatialReference": space,
-            "Manual": False,
-        },
-    )
+    write_nifti(folder.score_map(subject.subject, space), score_map, subject.affine)
+    write_nifti(folder.labels(subject.subject, space), labels, subject.affine, dtype=np.int16)
+    spaces = {space: space}
     if derivative is not None:
         from tfds_epilepsy.preprocessing import to_native
 
+        spaces["T1w"] = "the voxels of the subject's own T1w"
         for volume, path, whole in (
             (score_map, folder.score_map(subject.subject, "T1w"), False),
             (labels, folder.labels(subject.subject, "T1w"), True),
         ):
             with replacing(path) as partial:
                 to_native(volume, derivative, subject.subject, labels=whole).to_filename(partial)
+    for name, reference in spaces.items():
+        write_json(
+            sidecar(folder.score_map(subject.subject, name)),
+            {
+                "Description": "Abnormality of each voxel; higher is more abnormal",
+                "Units": normative.manifest.get("units", "standard deviations above the training controls"),
+                "SpatialReference": reference,
+                "Detector": normative.manifest["detector"],
+                "Encoder": normative.manifest["encoder"],
+                "Controls": len(normative.subjects),
+                "DataHash": data_hash,
+            },
+        )
+        write_json(
+            sidecar(folder.labels(subject.subject, name)),
+            {
+                "Description": "Rank of the cluster that a voxel belongs to, 1 the most suspicious; 0: none",
+                "SpatialReference": reference,
+                "Manual": False,
+            },
+        )
     write_clusters_tsv(folder.clusters(subject.subject, space), clusters)
 
 

@@ -1,7 +1,9 @@
 import csv
 import json
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +96,20 @@ def test_metadata_say_what_was_used(finished):
     assert sorted(metadata["splits"]["train"]) == [f"c{i}" for i in range(5)]
     assert set(metadata["steps"]) == {"train", "fit", "score", "evaluate", "report"}
     assert metadata["versions"]["tensorflow"]
+
+
+def test_a_run_is_a_bids_derivative_that_the_validator_accepts(finished):
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.is_file():
+        pytest.skip("bids-validator-deno is not installed")
+    command = [validator, "--format", "json", finished.folder.path]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    assert sorted(found["summary"]["subjects"]) == ["h1", "p1", "v0", "v1"]
+    assert [i for i in found["issues"]["issues"] if i["severity"] == "error"] == []
+    (finished.folder.path / "sub-p1" / "anat" / "sub-p1_nonsense.nii.gz").touch()
+    again = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    (finished.folder.path / "sub-p1" / "anat" / "sub-p1_nonsense.nii.gz").unlink()
+    assert "error" in {issue["severity"] for issue in again["issues"]["issues"]}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system keeps one peak a process")
