@@ -14,7 +14,7 @@ from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
 from epizoo.folds import make_folds
 from epizoo.run import Run, RunConfig
 from epizoo.supervised_run import PATIENTS, SupervisedRun, supervised_config
-from tfds_epilepsy.files import replacing
+from tfds_epilepsy.files import read_json, replacing, write_json
 
 
 def benchmark(
@@ -119,4 +119,7 @@ def _share_encoder(run: Run, folder: Path, models: Sequence[str], detectors: Seq
             for name in ("history.csv", "model.keras"):
                 with replacing(run.folder.path / name) as partial:
                     shutil.copyfile(other / name, partial)
+            metadata, trained = read_json(run.folder.metadata), read_json(other / "metadata.json")["steps"]
+            metadata["steps"]["train"] = trained["train"]  # what the method costs, whoever paid
+            write_json(run.folder.metadata, metadata)
             return

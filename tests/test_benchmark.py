@@ -58,6 +58,11 @@ def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_di
         assert method in table.read_text()
     models = [(tmp_path / f"siamese-{name}-0" / "model.keras").read_bytes() for name in ("gaussian", "knn")]
     assert models[0] == models[1]
+    trained = [
+        read_json(tmp_path / f"siamese-{name}-0" / "metadata.json")["steps"]["train"]
+        for name in ("gaussian", "knn")
+    ]
+    assert trained[0] == trained[1]
     assert rows.set_index("method")["supervised"].to_dict() == {
         method: "supervised" in method for method in rows["method"]
     }

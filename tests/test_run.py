@@ -157,6 +157,17 @@ def test_a_classical_baseline_runs_without_a_model(cohort, data_dir, tmp_path):
     assert metrics["voxel"]["auroc"]["value"] > 0.8
 
 
+def test_a_run_whose_detector_saw_a_test_subject_is_refused(finished, data_dir, tmp_path):
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run", data_dir=data_dir)
+    manifest = run.folder.detector / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "subjects": [*content["subjects"], "p1"]}))
+    with pytest.raises(InputError, match="p1"):
+        run.evaluate()
+    assert run.folder.metrics.read_text() == finished.folder.metrics.read_text()
+
+
 def test_another_configuration_does_not_go_into_the_folder(finished, cohort, data_dir):
     with pytest.raises(InputError, match="epochs 2 -> 3"):
         Run(config(cohort, epochs=3), finished.folder.path, data_dir=data_dir)

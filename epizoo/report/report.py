@@ -417,14 +417,15 @@ def _identity(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tu
 
 
 def _pictures(folder: Path) -> list[dict[str, str]]:
-    """Samples of the first and the last epoch."""
-    paths = sorted(folder.glob("epoch-*.png"))
+    """Samples of the first epoch and of the last."""
+    words = {"epoch-0001.png": "the first epoch", "latest.png": "the last epoch"}
     return [
         {
-            "source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
-            "caption": f"Patches and what the model made of them, epoch {int(path.stem.split('-')[1])}.",
+            "source": "data:image/png;base64," + base64.b64encode((folder / name).read_bytes()).decode(),
+            "caption": f"Patches and what the model made of them, after {when}.",
         }
-        for path in dict.fromkeys(paths[:1] + paths[-1:])
+        for name, when in words.items()
+        if (folder / name).is_file()
     ]
 
 
