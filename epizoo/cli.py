@@ -319,6 +319,8 @@ def info(run_dir: RunDir) -> None:
     config, metadata = read_json(folder.config), read_json(folder.metadata)
     for name, value in config.items():
         console.print(f"{name:16} {value}", highlight=False)
+    if metadata.get("supervised"):
+        console.print(f"{'supervised':16} fitted on {metadata['fitted_on']}", highlight=False)
     for split, subjects in metadata["splits"].items():
         console.print(f"{split:16} {len(subjects)} subjects", highlight=False)
     for name, step in metadata["steps"].items():

@@ -469,11 +469,16 @@ def score_cohort(
     import tfds_epilepsy
     from epizoo import models
     from epizoo.detection import NormativeModel
+    from epizoo.evaluation.supervised import SupervisedReference
 
     run, out = RunFolder(Path(run_dir)), RunFolder(Path(out_dir))
     metadata = read_json(run.metadata)
-    model = models.load_model(run.model) if run.model.is_file() else None
-    normative = NormativeModel.load(run.detector, model)
+    normative: NormativeModel | SupervisedReference
+    if metadata.get("supervised"):
+        normative = SupervisedReference.load(run.detector)
+    else:
+        model = models.load_model(run.model) if run.model.is_file() else None
+        normative = NormativeModel.load(run.detector, model)
     builder = tfds_epilepsy.load(data, data_dir, modalities=metadata["modalities"])
     space = builder.info.metadata["space"]
     describe(out.path, f"epizoo score maps {out.path.absolute().name}", data)

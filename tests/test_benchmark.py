@@ -9,11 +9,13 @@ from epizoo import supervised_run
 from epizoo.benchmark import benchmark
 from epizoo.demo import comparison
 from epizoo.evaluation import evaluate
-from epizoo.run import Run
+from epizoo.run import Run, score_cohort
+from epizoo.run_folder import RunFolder
 from tests.test_evaluate import scored
 from tests.test_run import cohort, data_dir
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json
+from tfds_epilepsy.volumes import read_nifti
 
 __all__ = ["cohort", "data_dir"]  # fixtures
 
@@ -86,6 +88,9 @@ def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data
     again = Run.open(run.folder.path, data_dir=data_dir)
     assert isinstance(again, supervised_run.SupervisedRun)
     assert again.evaluate() == read_json(run.folder.metrics)
+    score_cohort(run.folder.path, str(cohort), tmp_path / "maps", data_dir=data_dir)
+    maps = RunFolder(tmp_path / "maps").score_map("p1", run.space)
+    np.testing.assert_array_equal(read_nifti(maps)[0], run.score_map("p1"))
     with pytest.raises(InputError, match="unknown detector 'supervised'"):
         Run(replace(config, model="siamese"), tmp_path / "other", data_dir=data_dir)
     none = supervised_run.supervised_config(str(cohort), patients=0)

@@ -179,8 +179,8 @@ class Leaderboard:
         ]
         if len(self.table) > 1:
             notes.append(
-                f"Second table: each method minus {self.reference} (by default the best unsupervised one of this "
-                "table), paired by patient; p after Holm."
+                f"Second table: each method minus {self.reference} (by default the best unsupervised), "
+                "paired by patient; p after Holm."
             )
         if self.table["supervised"].any():
             notes.append(
