@@ -85,6 +85,9 @@ def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data
     assert metadata["fitted_on"] == "4 annotated lesions implanted in training controls"
     assert read_json(run.folder.detector / "manifest.json")["subjects"] == ["c0", "c1", "c2", "c3"]
     assert "Supervised reference, an upper bound: learnt from 4 annotated" in run.folder.report.read_text()
+    assert "made again by" in run.folder.report.read_text()
+    assert "epizoo.supervised_run.SupervisedRun(epizoo.run.RunConfig(" in run.folder.report.read_text()
+    assert "Around the peaks: a patch of 15 × 15" in run.folder.report.read_text()
     again = Run.open(run.folder.path, data_dir=data_dir)
     assert isinstance(again, supervised_run.SupervisedRun)
     assert again.evaluate() == read_json(run.folder.metrics)

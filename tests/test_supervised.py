@@ -161,6 +161,8 @@ def test_a_killed_training_goes_on_and_ends_as_the_uninterrupted_one(tmp_path, m
     resumed = fit(tmp_path / "killed")
     for one, other in zip(whole.model.weights, resumed.model.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+    again = fit(tmp_path / "killed")  # nothing is left to do
+    np.testing.assert_array_equal(again.model.weights[0], whole.model.weights[0])
     rows = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "killed")]
     assert rows[0] == rows[1]
     assert len(rows[0].splitlines()) == 4

@@ -246,10 +246,10 @@ def _control_scores(folder: RunFolder, space: str, rows: Iterable[Mapping[str, A
     return scores
 
 
-def _patch_shape(model: Path) -> list[int]:
-    """What the encoder sees; the reference's 15 x 15 where there is no encoder."""
+def _patch_shape(model: Path) -> list[int] | None:
+    """What the encoder sees; None where there is no encoder."""
     if not model.is_file():
-        return [15, 15]
+        return None
     with zipfile.ZipFile(model) as archive:
         return json.loads(archive.read("config.json"))["config"]["patch_shape"]
 
@@ -399,8 +399,9 @@ def _subject_cells(row: Mapping[str, Any]) -> list[str]:
 def _identity(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = ", ".join(f"{name} {step['seconds']:.0f} s" for name, step in metadata["steps"].items())
     settings = ", ".join(f"{name}={value!r}" for name, value in config.items())
+    run = "epizoo.supervised_run.SupervisedRun" if metadata.get("supervised") else "epizoo.run.Run"
     return [
-        ("made again by", f"epizoo.run.Run(epizoo.run.RunConfig({settings}), OUT_DIR)()"),
+        ("made again by", f"{run}(epizoo.run.RunConfig({settings}), OUT_DIR)()"),
         *((name, str(value)) for name, value in config.items()),
         *(
             (f"{split} subjects", f"{len(names)}: {', '.join(names)}" if names else "none")
