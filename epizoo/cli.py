@@ -298,13 +298,37 @@ def benchmark(
     detectors: Annotated[list[str], typer.Option(help="Detectors on their codes.")] = ["ocsvm"],  # noqa: B006
     baselines: Annotated[list[str], typer.Option(help="Detectors on intensities.")] = ["zscore"],  # noqa: B006
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    supervised: Annotated[
+        int,
+        typer.Option(min=0, help="Annotated patients that the supervised reference learns from; 0: none."),
+    ] = 60,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Controls alone: cross-validate over them, with lesions implanted in those held out."
+        ),
+    ] = None,
     epochs: Epochs = 10,
     data_dir: DataDir = None,
 ) -> None:
-    """Every model with every detector beside the classical baselines, in one table. Resumable."""
+    """Every model with every detector, classical baselines and the supervised reference, in one table.
+
+    A killed benchmark goes on with the same command.
+    """
     from epizoo.benchmark import benchmark
 
-    benchmark(data, out_dir, models, detectors, baselines, seeds=seeds, epochs=epochs, data_dir=data_dir)
+    benchmark(
+        data,
+        out_dir,
+        models,
+        detectors,
+        baselines,
+        seeds=seeds,
+        supervised=supervised,
+        folds=folds,
+        epochs=epochs,
+        data_dir=data_dir,
+    )
 
 
 @app.command()
@@ -335,6 +359,8 @@ def info(run_dir: RunDir) -> None:
     config, metadata = read_json(folder.config), read_json(folder.metadata)
     for name, value in config.items():
         console.print(f"{name:16} {value}", highlight=False)
+    if metadata.get("supervised"):
+        console.print(f"{'supervised':16} fitted on {metadata['fitted_on']}", highlight=False)
     for split, subjects in metadata["splits"].items():
         console.print(f"{split:16} {len(subjects)} subjects", highlight=False)
     for name, step in metadata["steps"].items():
