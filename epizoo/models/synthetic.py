@@ -58,7 +58,7 @@ class Synthetic(PatchModel):
                 self.patch_shape,
                 channels,
                 latent_dim,
-                blocks.gan_stages(patch_shape, filters),
+                self.stages or blocks.gan_stages(patch_shape, filters),
                 activation="leaky_relu",
                 linear=True,
             )

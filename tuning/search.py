@@ -1,0 +1,210 @@
+"""The command line of the search: ``python -m tuning.search DATA OUT_DIR --model bigan --trials 30``."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from epizoo.cli import Data, DataDir, Seed, start
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import write_json, write_text
+from tuning import spaces
+from tuning.trial import SearchFailed
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Entry point. Exits with 2 on bad input, with 1 when the trials fail, without a traceback."""
+    try:
+        start(app)
+    except SearchFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+@app.command()
+def search(
+    data: Data,
+    out_dir: Annotated[Path, typer.Argument(help="Folder of the search; the same command goes on in it.")],
+    model: Annotated[str, typer.Option(help=f"Model of the zoo: {', '.join(spaces.SPACES)}.")] = "siamese",
+    trials: Annotated[int, typer.Option(min=1, help="Configurations to try.")] = 20,
+    tuner: Annotated[str, typer.Option(help="random, bayesian or hyperband.")] = "random",
+    objective: Annotated[
+        str, typer.Option(help="detection_auc, detection_auprc, froc_auc or sensitivity_5.")
+    ] = "detection_auc",
+    budget: Annotated[str | None, typer.Option(help="Time for the trials: 90s, 20m, 2h.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trials at a time on this machine.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Training epochs a trial.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps an epoch.")] = 250,
+    trial_time: Annotated[str, typer.Option(help="A trial that takes longer fails.")] = "30m",
+    trial_memory: Annotated[
+        float | None, typer.Option(help="GiB; a trial that needs more fails (default: what is free).")
+    ] = None,
+    confirm: Annotated[int, typer.Option(min=0, help="Seeds on which the winner is confirmed; 0: none.")] = 3,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="HParams for TensorBoard, an extra, in OUT_DIR/tensorboard.")
+    ] = False,
+    show_space: Annotated[bool, typer.Option("--show-space", help="Print the space and end.")] = False,
+) -> None:
+    """Search a model's architecture for what detects lesions best in validation subjects."""
+    from rich.console import Console
+
+    if show_space:
+        print_space(model, Console())
+        return
+    from tuning import leaderboard
+    from tuning.detection_tuner import DetectionTuner
+
+    distributed = os.environ.get("KERASTUNER_TUNER_ID")
+    found = DetectionTuner(
+        data,
+        out_dir,
+        model=model,
+        tuner=tuner,
+        trials=trials,
+        objective=objective,
+        budget=None if budget is None else duration(budget),
+        epochs=epochs,
+        steps_per_epoch=steps,
+        seed=seed,
+        trial_seconds=duration(trial_time),
+        trial_gib=trial_memory,
+        workers=workers,
+        data_dir=data_dir,
+    )
+    if distributed:  # the chief, or one of its workers: what they find is put together by who started them
+        found.search()
+        return
+    if workers == 1:
+        found.search()
+    else:
+        run_workers(workers, sys.argv[1:], found.folder, found.console)
+        found.check_outcome()
+    write_best(found, f"python -m tuning.search {shlex.join(sys.argv[1:])}")
+    if confirm:
+        found.confirm(confirm)
+    leaderboard.write(found.folder, found.records(), objective)
+    if tensorboard:
+        leaderboard.write_hparams(found.folder / "tensorboard", found.records(), objective)
+    found.console.print(f"best: {found.folder / 'best'}\nleaderboard: {found.folder / 'leaderboard.html'}")
+
+
+def duration(text: str) -> float:
+    """Seconds of ``90s``, ``20m``, ``2h`` or ``1.5h``.
+
+    Raises:
+        InputError: another form.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"time {text!r}: a number with s, m or h is needed, such as 20m.")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def print_space(model: str, console: Any) -> None:
+    """The space of a model as a table."""
+    from rich.table import Table
+
+    table = Table("parameter", "values", "only where", title=f"search space of {model}")
+    for row in spaces.describe(spaces.space_of(model)):
+        table.add_row(*row)
+    console.print(table)
+
+
+def write_best(tuner: Any, command: str) -> Path:
+    """``best/``: the winner as a preset with its weights, its spec, and the commands that repeat it.
+
+    Written anew after every search: a longer one may have found a better trial.
+    """
+    best = tuner.best()
+    trial, folder = tuner.folder / "trials" / best["trial"], tuner.folder / "best"
+    shutil.rmtree(folder, ignore_errors=True)
+    write_preset(trial, folder, trained_on=tuner.cohort.subjects("train"))
+    shutil.copyfile(trial / "spec.json", folder / "spec.json")
+    score = best["figures"][tuner.spec.objective]
+    write_text(
+        folder / "README.md",
+        f"The best of {len(tuner.records())} trials, {best['trial']}: "
+        f"{tuner.spec.objective} {score:.4f} on validation subjects.\n\n"
+        f"The search, from {Path.cwd()}:\n\n    {command}\n\n"
+        f"This trial alone, again:\n\n    python -m tuning.trial {folder / 'spec.json'} FOLDER\n\n"
+        f"Its encoder and detector on the test subjects:\n\n"
+        f"    epizoo run {shlex.quote(tuner.spec.data)} RUN --preset {shlex.quote(str(folder))}\n",
+    )
+    return folder
+
+
+def write_preset(trial: Path, folder: Path, trained_on: list[str]) -> None:
+    """The model of a trial's folder as a preset, with the detector that it was judged with."""
+    from epizoo import models
+    from tfds_epilepsy.files import read_json
+
+    models.load_model(trial / "model.keras").save_preset(folder)
+    spec = read_json(trial / "spec.json")
+    name, options, fwhm = spaces.detector_config(spec["values"])
+    write_json(
+        folder / "detector.json",
+        {"detector": name, "config": options, "fwhm": fwhm, "trained_on": trained_on},
+    )
+
+
+def run_workers(count: int, arguments: list[str], folder: Path, console: Any) -> None:
+    """keras-tuner's chief and workers on this machine, each with its share of the cores, until they end.
+
+    Raises:
+        SearchFailed: one of them broke; the same command goes on.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = ["chief", *(f"tuner{i}" for i in range(count))]
+    cores = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else []
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for i, name in enumerate(names):
+            place = {
+                "KERASTUNER_TUNER_ID": name,
+                "KERASTUNER_ORACLE_IP": "127.0.0.1",
+                "KERASTUNER_ORACLE_PORT": str(port),
+            }
+            with (folder / f"{name}.log").open("ab") as log:
+                running[name] = subprocess.Popen(
+                    [sys.executable, "-m", "tuning.search", *arguments],
+                    env={**os.environ, **place},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log if name == "chief" else None,
+                    stderr=log if name == "chief" else None,
+                )
+            if name != "chief" and len(cores) >= count:
+                psutil.Process(running[name].pid).cpu_affinity(cores[i - 1 :: count])
+        chief, *workers = running.values()
+        while any(worker.poll() is None for worker in workers):
+            broken = [name for name, process in running.items() if process.poll() not in (None, 0)]
+            if chief.poll() is not None or broken:
+                log_of = " and ".join(broken or ["chief"])
+                raise SearchFailed(f"{log_of} ended early (see {folder}); the same command goes on.")
+            time.sleep(0.5)
+    finally:
+        # The chief waits for its workers for up to 20 s more; all it knows is saved.
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+if __name__ == "__main__":
+    main()
