@@ -13,6 +13,8 @@ import inspect
 import json
 import math
 import os
+import shlex
+import shutil
 import statistics
 import time
 import warnings
@@ -29,10 +31,11 @@ from keras_tuner.engine import base_tuner
 from rich.console import Console
 from rich.status import Status
 
+from epizoo import models
 from epizoo.evaluation import compare
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, write_json
-from tuning import spaces
+from tfds_epilepsy.files import read_json, write_json, write_text
+from tuning import leaderboard, spaces
 from tuning.cases import Visible, write_cases
 from tuning.trial import OBJECTIVES, Result, SearchFailed, Spec, supervise
 from tuning.trial import score as score_of
@@ -177,7 +180,7 @@ class DetectionTuner(base_tuner.BaseTuner):
     def records(self) -> list[Result]:
         """One record a trial, in their order: ``trial``, ``values``, and its ``result.json``."""
         records = []
-        for folder in sorted((self.folder / "trials").glob("*/")):
+        for folder in sorted((self.folder / "trials").glob("*/"), key=lambda path: int(path.name)):
             if (folder / "result.json").is_file():
                 values = read_json(folder / "spec.json")["values"]
                 records.append({"trial": folder.name, "values": values, **read_json(folder / "result.json")})
@@ -240,6 +243,28 @@ class DetectionTuner(base_tuner.BaseTuner):
         write_json(self.folder / "confirmation.json", content)
         return content
 
+    def report(self, seeds: int = SEEDS, command: str = "") -> Path:
+        """Write ``best/``, confirm the winner, and write ``leaderboard.tsv`` and ``leaderboard.html``.
+
+        Args:
+            seeds: of the confirmation; 0 for none.
+            command: that repeats the search, for ``best/README.md``.
+
+        Returns:
+            The page. The chief and the workers of a distributed search leave it to a process that is neither.
+
+        Raises:
+            SearchFailed: no trial was completed, or the confirmation failed.
+        """
+        if self._distributed:
+            return self.folder / "leaderboard.html"
+        self._write_best(command)
+        if seeds:
+            self.confirm(seeds)
+        page = leaderboard.write(self.folder, self.records(), self.spec.objective)
+        self.console.print(f"best: {self.folder / 'best'}\nleaderboard: {page}", highlight=False)
+        return page
+
     # === keras-tuner ===
 
     def run_trial(self, trial: Any, *fit_args: Any, **fit_kwargs: Any) -> dict[str, float]:
@@ -282,6 +307,37 @@ class DetectionTuner(base_tuner.BaseTuner):
         return str(self.folder / "oracle" / "no-state-of-its-own")
 
     # === Helpers ===
+
+    def _write_best(self, command: str) -> None:
+        """``best/``: the winner with its weights, its spec, and what repeats it; anew after every search."""
+        best = self.best()
+        trial, folder = self.folder / "trials" / best["trial"], self.folder / "best"
+        shutil.rmtree(folder, ignore_errors=True)
+        if (trial / "encoder.keras").is_file():
+            folder.mkdir()
+            shutil.copyfile(trial / "encoder.keras", folder / "encoder.keras")
+        else:
+            models.load_model(trial / "model.keras").save_preset(folder)
+        shutil.copyfile(trial / "spec.json", folder / "spec.json")
+        name, options, fwhm = spaces.detector_config(best["values"])
+        chosen = {"detector": name, "config": options, "fwhm": fwhm}
+        trained_on = [control.subject for control in self.cohort.controls("train")]
+        write_json(folder / "detector.json", {**chosen, "trained_on": trained_on})
+        score = best["figures"][self.spec.objective]
+        lines = [
+            f"Trial {best['trial']}, the best of {len(self.records())}: {self.spec.objective} {score:.4f} on "
+            "validation subjects."
+        ]
+        if command:
+            lines += [f"The search, from {Path.cwd()}:", f"    {command}"]
+        lines += ["This trial alone:", f"    python -m tuning.trial {folder / 'spec.json'} FOLDER"]
+        if self.spec.model is not None:
+            data = shlex.quote(self.spec.data)
+            lines += [
+                "On the test subjects:",
+                f"    epizoo run {data} RUN --preset {shlex.quote(str(folder))}",
+            ]
+        write_text(folder / "README.md", "\n\n".join(lines) + "\n")
 
     @property
     def _distributed(self) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from tfds_epilepsy.files import read_json, write_table, write_text
@@ -123,7 +124,8 @@ def page(folder: Path, records: Sequence[Record], rows: Sequence[Mapping[str, An
             _section(
                 "Parallel coordinates",
                 parallel_coordinates(records, objective),
-                "A line a completed trial, through its values, coloured by the objective.",
+                "A line a completed trial, through its values: the darker the better, the best in orange. "
+                "A line passes below an axis that its trial does not have.",
             ),
         ]
         explained = importance(records, objective)
@@ -142,7 +144,7 @@ def page(folder: Path, records: Sequence[Record], rows: Sequence[Mapping[str, An
 
 def convergence(records: Sequence[Record], objective: str) -> str:
     """Objective of each trial in order, and the best so far, as SVG."""
-    numbers = np.arange(1, len(records) + 1)
+    numbers = np.arange(len(records))
     scores = np.array([_figure(r, objective) for r in records])
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axis = figure.subplots()
@@ -155,6 +157,7 @@ def convergence(records: Sequence[Record], objective: str) -> str:
         if at:
             axis.plot(at, [lowest] * len(at), marker, color=GREY, ms=7, label=status)
     axis.set(xlabel="trial", ylabel=objective)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, ncols=4, loc="lower right")
     return _svg(figure)
 
@@ -171,7 +174,7 @@ def parallel_coordinates(records: Sequence[Record], objective: str) -> str:
     scores = np.array([_figure(r, objective) for r in done])
     columns.append((_scaled(scores), [(0.0, f"{scores.min():.3f}"), (1.0, f"{scores.max():.3f}")]))
     heights = np.stack([heights for heights, _ in columns], axis=1)
-    figure = Figure(figsize=(max(9.0, 0.95 * len(columns)), 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     axis = figure.subplots()
     colours = colormaps["viridis"](0.95 * (1 - _scaled(scores)))[:, :3]
     for line, colour in zip(heights, colours, strict=True):
@@ -311,7 +314,7 @@ PAGE = """<!DOCTYPE html>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 75rem;
   color: #1b1f24; }}
 .scroll {{ overflow-x: auto; }}
-svg {{ display: block; }}
+svg {{ display: block; max-width: 100%; height: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }}
 @page {{ size: landscape; }}
 th, td {{ padding: .3rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d8dee4; }}

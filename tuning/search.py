@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import typer
 
 from epizoo.cli import Data, DataDir, Seed, start
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import write_json, write_text
 from tuning import spaces
 from tuning.trial import SearchFailed
 
@@ -66,7 +64,6 @@ def search(
     if show_space:
         print_space(model, Console())
         return
-    from tuning import leaderboard
     from tuning.detection_tuner import DetectionTuner
 
     distributed = os.environ.get("KERASTUNER_TUNER_ID")
@@ -92,15 +89,13 @@ def search(
     if workers == 1:
         found.search()
     else:
-        run_workers(workers, sys.argv[1:], found.folder, found.console)
+        run_workers(workers, [sys.executable, "-m", "tuning.search", *sys.argv[1:]], found.folder)
         found.check_outcome()
-    write_best(found, f"python -m tuning.search {shlex.join(sys.argv[1:])}")
-    if confirm:
-        found.confirm(confirm)
-    leaderboard.write(found.folder, found.records(), objective)
+    found.report(confirm, f"python -m tuning.search {shlex.join(sys.argv[1:])}")
     if tensorboard:
+        from tuning import leaderboard
+
         leaderboard.write_hparams(found.folder / "tensorboard", found.records(), objective)
-    found.console.print(f"best: {found.folder / 'best'}\nleaderboard: {found.folder / 'leaderboard.html'}")
 
 
 def duration(text: str) -> float:
@@ -125,44 +120,7 @@ def print_space(model: str, console: Any) -> None:
     console.print(table)
 
 
-def write_best(tuner: Any, command: str) -> Path:
-    """``best/``: the winner as a preset with its weights, its spec, and the commands that repeat it.
-
-    Written anew after every search: a longer one may have found a better trial.
-    """
-    best = tuner.best()
-    trial, folder = tuner.folder / "trials" / best["trial"], tuner.folder / "best"
-    shutil.rmtree(folder, ignore_errors=True)
-    write_preset(trial, folder, trained_on=tuner.cohort.subjects("train"))
-    shutil.copyfile(trial / "spec.json", folder / "spec.json")
-    score = best["figures"][tuner.spec.objective]
-    write_text(
-        folder / "README.md",
-        f"The best of {len(tuner.records())} trials, {best['trial']}: "
-        f"{tuner.spec.objective} {score:.4f} on validation subjects.\n\n"
-        f"The search, from {Path.cwd()}:\n\n    {command}\n\n"
-        f"This trial alone, again:\n\n    python -m tuning.trial {folder / 'spec.json'} FOLDER\n\n"
-        f"Its encoder and detector on the test subjects:\n\n"
-        f"    epizoo run {shlex.quote(tuner.spec.data)} RUN --preset {shlex.quote(str(folder))}\n",
-    )
-    return folder
-
-
-def write_preset(trial: Path, folder: Path, trained_on: list[str]) -> None:
-    """The model of a trial's folder as a preset, with the detector that it was judged with."""
-    from epizoo import models
-    from tfds_epilepsy.files import read_json
-
-    models.load_model(trial / "model.keras").save_preset(folder)
-    spec = read_json(trial / "spec.json")
-    name, options, fwhm = spaces.detector_config(spec["values"])
-    write_json(
-        folder / "detector.json",
-        {"detector": name, "config": options, "fwhm": fwhm, "trained_on": trained_on},
-    )
-
-
-def run_workers(count: int, arguments: list[str], folder: Path, console: Any) -> None:
+def run_workers(count: int, command: list[str], folder: Path) -> None:
     """keras-tuner's chief and workers on this machine, each with its share of the cores, until they end.
 
     Raises:
@@ -183,7 +141,7 @@ def run_workers(count: int, arguments: list[str], folder: Path, console: Any) ->
             }
             with (folder / f"{name}.log").open("ab") as log:
                 running[name] = subprocess.Popen(
-                    [sys.executable, "-m", "tuning.search", *arguments],
+                    command,
                     env={**os.environ, **place},
                     stdin=subprocess.DEVNULL,
                     stdout=log if name == "chief" else None,

@@ -286,7 +286,7 @@ def _train_plain(
             shuffle=False,
             verbose=0,
         )
-    model.save(folder / "model.keras")
+    model.encoder.save(folder / "encoder.keras")
     return watcher.rows, first
 
 
