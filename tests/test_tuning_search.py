@@ -46,17 +46,19 @@ def make(cohort, data, data_dir, monkeypatch):
     """Tuners whose trials cost nothing."""
     monkeypatch.setattr(detection_tuner, "Visible", lambda *_: cohort)
     monkeypatch.setattr(detection_tuner, "supervise", cheap)
-    open_locks = []
+    opened = []
 
     def make(folder, **options):
         options = {"model": "siamese", "trials": 5, "console": Console(quiet=True), **options}
-        for lock in open_locks:
-            lock.close()
+        for earlier in opened:
+            earlier.close()
         tuner = DetectionTuner(data, folder, data_dir=data_dir, **options)
-        open_locks.append(tuner._lock)
+        opened.append(tuner)
         return tuner
 
-    return make
+    yield make
+    for tuner in opened:
+        tuner.close()
 
 
 def found(tuner):
@@ -92,11 +94,11 @@ def test_each_tuner_runs_its_trials_and_follows_its_seed(make, tmp_path, tuner):
 
 
 def test_bayesian_search_learns_where_it_is_good(make, tmp_path):
-    tuner = make(tmp_path / "s", tuner="bayesian", trials=24)
+    tuner = make(tmp_path / "s", tuner="bayesian", trials=18)
     scores = [record["figures"]["detection_auc"] for record in tuner.search()]
-    assert np.mean(scores[12:]) > np.mean(scores[:8])
+    assert np.mean(scores[10:]) > np.mean(scores[:6])
     configurations = {json.dumps(record["values"], sort_keys=True) for record in tuner.records()}
-    assert len(configurations) == 24
+    assert len(configurations) == 18
 
 
 def test_bayesian_search_goes_on_past_failed_trials(make, tmp_path, monkeypatch):
@@ -179,7 +181,7 @@ def test_killed_at_any_write_it_goes_on_as_if_nothing_had_been(make, tmp_path, m
     whole = make(tmp_path / "whole", **options)
     whole.search()
     write = detection_tuner.write_json
-    for point in range(1, 30):
+    for point in range(1, 40, 1 if tuner == "random" else 7):  # a Gaussian process takes its time
         writes = 0
 
         def dying(path, content, point=point):
@@ -191,16 +193,20 @@ def test_killed_at_any_write_it_goes_on_as_if_nothing_had_been(make, tmp_path, m
 
         monkeypatch.setattr(detection_tuner, "write_json", dying)
         folder = tmp_path / f"killed{point}"
+        killed = False
         try:
             make(folder, **options).search()
         except Killed:
-            monkeypatch.setattr(detection_tuner, "write_json", write)
-            make(folder, **options).search()
+            killed = True
+        monkeypatch.setattr(detection_tuner, "write_json", write)
         resumed = make(folder, **options)
+        if killed:
+            resumed.search()
         assert found(resumed) == found(whole), point
-        if writes < point:
+        if not killed:
             break
-    assert 12 < point < 29  # every write has been a last one
+    assert point > 12
+    assert not killed  # every write has been the last one
 
 
 def test_killed_in_its_first_trial_the_search_repeats_that_trial(make, tmp_path, monkeypatch):
@@ -249,7 +255,7 @@ def test_a_cohort_that_has_changed_is_refused(make, tmp_path, monkeypatch):
 
 def test_a_folder_with_other_things_is_not_touched(make, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="not a search"):
+    with pytest.raises(InputError, match="no search"):
         make(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -1,6 +1,6 @@
 """A search whose trials cost nothing: the objective is a formula of the values.
 
-``python tests/tuning_cheap.py DATA DATA_DIR FOLDER TRIALS`` runs one, as chief or worker where it is told to be.
+``python tests/tuning_cheap.py DATA DATA_DIR FOLDER TRIALS`` runs one, as chief or worker where it is told to.
 """
 
 import math

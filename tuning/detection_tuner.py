@@ -110,12 +110,7 @@ class DetectionTuner(base_tuner.BaseTuner):
     ):
         _check(model, build, tuner, trials, objective, epochs)
         self.folder = Path(folder).absolute()
-        if (
-            self.folder.exists()
-            and any(self.folder.iterdir())
-            and not (self.folder / "search.json").is_file()
-        ):
-            raise InputError(f"{self.folder}: not empty and not a search (no search.json); choose another.")
+        self._check_folder()
         self.console = console or Console(stderr=True)
         self.trials, self.workers, self.trial_seconds = trials, workers, trial_seconds
         self.trial_gib = trial_gib or 0.8 * psutil.virtual_memory().available / 2**30 / workers
@@ -144,22 +139,25 @@ class DetectionTuner(base_tuner.BaseTuner):
             seed=seed,
         )
         self._lock: IO[str] | None = None
-        self._take_up(
-            {
-                "model": model or _digest(inspect.getsource(build)),  # type: ignore[arg-type]
-                "space": _digest(json.dumps(oracle.hyperparameters.get_config()["space"], sort_keys=True)),
-                "cohort": self.cohort.fingerprint,
-                "tuner": tuner,
-                "objective": objective,
-                "training": [epochs, steps_per_epoch, batch_size],
-                "seed": seed,
-            }
-        )
-        if not self._is_worker():
-            write_cases(self.cohort, Path(self.spec.cases), seed)
-            if Path(oracle._get_oracle_fname()).is_file():
-                oracle.reload()
-            oracle.save()
+        identity = {
+            "model": model or _digest(inspect.getsource(build)),  # type: ignore[arg-type]
+            "space": _digest(json.dumps(oracle.hyperparameters.get_config()["space"], sort_keys=True)),
+            "cohort": self.cohort.fingerprint,
+            "tuner": tuner,
+            "objective": objective,
+            "training": [epochs, steps_per_epoch, batch_size],
+            "seed": seed,
+        }
+        try:
+            self._take_up(identity)
+            if not self._is_worker():
+                write_cases(self.cohort, Path(self.spec.cases), seed)
+                if Path(oracle._get_oracle_fname()).is_file():
+                    oracle.reload()
+                oracle.save()
+        except BaseException:
+            self.close()
+            raise
 
     # === What users call ===
 
@@ -264,6 +262,11 @@ class DetectionTuner(base_tuner.BaseTuner):
         page = leaderboard.write(self.folder, self.records(), self.spec.objective)
         self.console.print(f"best: {self.folder / 'best'}\nleaderboard: {page}", highlight=False)
         return page
+
+    def close(self) -> None:
+        """Let another search have the folder; ending the process does it too."""
+        if self._lock is not None:
+            self._lock.close()
 
     # === keras-tuner ===
 
@@ -370,6 +373,13 @@ class DetectionTuner(base_tuner.BaseTuner):
             for epoch, seen in shares.items()
             if len(seen) >= EARLIER
         }
+
+    def _check_folder(self) -> None:
+        """Refuse a folder with other things; what a search leaves that was killed as it began is none."""
+        if self.folder.exists() and not (self.folder / "search.json").is_file():
+            names = {path.name for path in self.folder.iterdir()} - {"oracle", ".lock"}
+            if any(not name.startswith(".partial-") for name in names):
+                raise InputError(f"{self.folder}: not empty and no search (no search.json); choose another.")
 
     def _take_up(self, identity: dict[str, Any]) -> None:
         """Begin in the folder, or go on with the search that it holds."""
