@@ -18,7 +18,7 @@ import typer
 from epizoo.cli import Data, DataDir, Seed, start
 from tfds_epilepsy.errors import InputError
 from tuning import spaces
-from tuning.trial import SearchFailed
+from tuning.trial import POLL_SECONDS, SearchFailed
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -144,18 +144,21 @@ def run_workers(count: int, command: list[str], folder: Path) -> None:
                     command,
                     env={**os.environ, **place},
                     stdin=subprocess.DEVNULL,
-                    stdout=log if name == "chief" else None,
+                    stdout=log,  # keras-tuner prints what it reads of messages
                     stderr=log if name == "chief" else None,
                 )
             if name != "chief" and len(cores) >= count:
                 psutil.Process(running[name].pid).cpu_affinity(cores[i - 1 :: count])
         chief, *workers = running.values()
-        while any(worker.poll() is None for worker in workers):
+        patience = 60 / POLL_SECONDS  # for the workers, once the chief has told all of them to stop
+        while any(worker.poll() is None for worker in workers) and patience > 0:
             broken = [name for name, process in running.items() if process.poll() not in (None, 0)]
-            if chief.poll() is not None or broken:
-                log_of = " and ".join(broken or ["chief"])
-                raise SearchFailed(f"{log_of} ended early (see {folder}); the same command goes on.")
-            time.sleep(0.5)
+            if broken:
+                raise SearchFailed(
+                    f"{' and '.join(broken)} broke, see {folder}/*.log; the same command goes on."
+                )
+            patience -= chief.poll() is not None
+            time.sleep(POLL_SECONDS)
     finally:
         # The chief waits for its workers for up to 20 s more; all it knows is saved.
         for process in running.values():
