@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -115,7 +116,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         self.trials, self.workers, self.trial_seconds = trials, workers, trial_seconds
         self.trial_gib = trial_gib or 0.8 * psutil.virtual_memory().available / 2**30 / workers
         self.cohort = Visible(data, data_dir)
-        if len(list(self.cohort.subjects("train"))) < 2:
+        if len(self.cohort.subjects("train")) < 2:
             raise InputError(f"{data}: at least 2 training controls are needed.")
         space = keras_tuner.HyperParameters()
         if model is not None:
@@ -280,16 +281,15 @@ class DetectionTuner(base_tuner.BaseTuner):
             limits=self._limits(),
             begun=None if begun is None or self.spec.build else str(self.folder / "trials" / begun),
         )
-        with Status(f"trial {trial.trial_id}", console=self.console) as status:
-            result = supervise(
-                spec,
-                folder,
-                seconds=self.trial_seconds,
-                gib=self.trial_gib,
-                watch=lambda stage, gib: status.update(
-                    f"trial {trial.trial_id} of {self.trials}: {stage}, {gib:.1f} GiB"
-                ),
-            )
+        # Two workers would write over each other's line.
+        status = None if self._distributed else Status("", console=self.console)
+
+        def watch(stage: str, gib: float) -> None:
+            if status is not None:
+                status.update(f"trial {trial.trial_id}, {self.trials} in all: {stage}, {gib:.1f} GiB")
+
+        with status or nullcontext():
+            result = supervise(spec, folder, seconds=self.trial_seconds, gib=self.trial_gib, watch=watch)
         self.console.print(f"trial {trial.trial_id}: {_outcome(result, spec.objective)}", highlight=False)
         if result["status"] != "completed":
             raise keras_tuner.errors.FailedTrialError(result["reason"])
@@ -324,8 +324,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         shutil.copyfile(trial / "spec.json", folder / "spec.json")
         name, options, fwhm = spaces.detector_config(best["values"])
         chosen = {"detector": name, "config": options, "fwhm": fwhm}
-        trained_on = [control.subject for control in self.cohort.controls("train")]
-        write_json(folder / "detector.json", {**chosen, "trained_on": trained_on})
+        write_json(folder / "detector.json", {**chosen, "trained_on": self.cohort.subjects("train")})
         score = best["figures"][self.spec.objective]
         lines = [
             f"Trial {best['trial']}, the best of {len(self.records())}: {self.spec.objective} {score:.4f} on "
