@@ -47,7 +47,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where t
 
 
 def main() -> None:
-    """Entry point. Exits with 2 on bad input, without a traceback."""
+    """Entry point."""
+    start(app)
+
+
+def start(app: typer.Typer) -> None:
+    """Run a command line. Exits with 2 on bad input, without a traceback."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes, not the user's concern
     try:
         app()
@@ -83,13 +88,22 @@ def run(
     detector: Detector = "ocsvm",
     epochs: Epochs = 10,
     seed: Seed = 0,
+    preset: Annotated[
+        Path | None,
+        typer.Option(
+            help="A trained model and its detector, of an architecture search, in place of training."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train, fit, score, evaluate and report. A killed run goes on with the same command."""
     from epizoo.run import Run, RunConfig
 
-    config = RunConfig(data, model=model, detector=detector, epochs=epochs, seed=seed)
+    if preset is not None:
+        config = RunConfig.of_preset(data, preset, seed=seed)
+    else:
+        config = RunConfig(data, model=model, detector=detector, epochs=epochs, seed=seed)
     Run(config, out_dir, data_dir=data_dir, overwrite=overwrite)()
 
 

@@ -59,6 +59,9 @@ class RunConfig:
         epochs, steps_per_epoch, batch_size: 10 x 500 x 256 shows the siamese 1.3 million pairs, as many
             patches as the paper's 75 controls x 17 000.
         seed: seeds weights, patches, folds and bootstrap.
+        detector_config: options of the detector beyond its defaults.
+        fwhm: smoothing of the score map, millimetres.
+        preset: folder with a trained model of this name (``PatchModel.save_preset``), in place of training.
     """
 
     data: str
@@ -69,6 +72,33 @@ class RunConfig:
     steps_per_epoch: int = 500
     batch_size: int = 256
     seed: int = 0
+    detector_config: dict[str, Any] = field(default_factory=dict)
+    fwhm: float = 0.0
+    preset: str | None = None
+
+    @classmethod
+    def of_preset(cls, data: str, preset: str | Path, *, seed: int = 0) -> RunConfig:
+        """A run of a trained model, with the detector that its ``detector.json`` names, if it has one.
+
+        Raises:
+            InputError: no preset of a model of the zoo.
+        """
+        from epizoo.models import REGISTRY
+
+        folder = Path(preset).absolute()
+        name = read_json(folder / "config.json").get("model", "")
+        known = [key for key, model in REGISTRY.items() if name == f"epizoo>{model.__name__}"]
+        if not known:
+            raise InputError(f"{folder}: no preset of a model of the zoo ({name!r}).")
+        chosen = {}
+        if (folder / "detector.json").is_file():
+            stored = read_json(folder / "detector.json")
+            chosen = {
+                "detector": stored["detector"],
+                "detector_config": stored["config"],
+                "fwhm": stored["fwhm"],
+            }
+        return cls(data, model=known[0], preset=str(folder), seed=seed, **chosen)
 
 
 class Run:
@@ -158,6 +188,10 @@ class Run:
 
         if self.folder.model.is_file():
             return models.load_model(self.folder.model)
+        if self.config.preset is not None:
+            model = models.from_preset(self.config.preset)
+            callbacks.save(model, self.folder.model)
+            return model
         with self._step("train"):
             config = {"channels": len(self.builder.modalities), "seed": self.config.seed}
             model = models.create(self.config.model, **config, **self.config.model_config)
@@ -189,7 +223,7 @@ class Run:
 
     def fit(self) -> NormativeModel | SupervisedReference:
         """Fit the detector on the training controls' codes."""
-        from epizoo.detection import fit_normative
+        from epizoo.detection import create_detector, fit_normative
 
         model = self.train()
         with self._step("fit"):
@@ -197,7 +231,8 @@ class Run:
                 model,
                 lambda: self.read("train"),
                 self.folder.detector,
-                detector=self.config.detector,
+                detector=create_detector(self.config.detector, **self.config.detector_config),
+                fwhm=self.config.fwhm,
                 seed=self.config.seed,
                 console=self.console,
             )
@@ -233,7 +268,7 @@ class Run:
 
         self.score()
         fitted_on = read_json(self.folder.detector / "manifest.json")["subjects"]
-        evaluation.check_no_leak(fitted_on, self.subjects("test"))
+        evaluation.check_no_leak([*fitted_on, *self._preset_saw()], self.subjects("test"))
         with self._step("evaluate"):
             controls = [s for s in self.read("validation") if s.group == "control"]
             threshold = None
@@ -287,6 +322,11 @@ class Run:
             strata=self.builder.lesions().get(subject.subject, {}),
         )
 
+    def _preset_saw(self) -> list[str]:
+        """Subjects that a preset says it was trained on."""
+        chosen = Path(self.config.preset or "") / "detector.json"
+        return read_json(chosen).get("trained_on", []) if self.config.preset and chosen.is_file() else []
+
     def _progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
         return iter(track(items, description, total=total, console=self.console))
 
@@ -308,7 +348,7 @@ class Run:
         path = self.folder.path
         is_run = self.folder.config.is_file()
         if is_run and not overwrite:
-            stored = read_json(self.folder.config)
+            stored = {**asdict(RunConfig("")), **read_json(self.folder.config)}
             wanted = json.loads(json.dumps(asdict(self.config)))
             changed = [f"{k} {stored.get(k)!r} -> {v!r}" for k, v in wanted.items() if stored.get(k) != v]
             if changed:

@@ -20,18 +20,28 @@ class Autoencoder(PatchModel):
 
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`.
+        norm: ``batch`` or None.
     """
 
     paper = "Masci et al. 2011, ICANN; Alaverdyan et al. 2020, Med Image Anal 60:101618"
 
     def __init__(
-        self, patch_shape: Sequence[int] = (15, 15), channels: int = 2, latent_dim: int = 64, **kwargs: Any
+        self,
+        patch_shape: Sequence[int] = (15, 15),
+        channels: int = 2,
+        latent_dim: int = 64,
+        *,
+        norm: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
         # === Layers ===
+        sizes = self.patch_shape, self.channels, self.latent_dim, self.stages
         with self.building():
-            self.encoder = blocks.conv_encoder(patch_shape, channels, latent_dim)
-            self.decoder = blocks.conv_decoder(patch_shape, channels, latent_dim)
+            self.encoder = blocks.conv_encoder(*sizes, norm=norm)
+            self.decoder = blocks.conv_decoder(*sizes, norm=norm)
+        # === Config ===
+        self.norm = norm
 
     # === Losses ===
 
@@ -39,3 +49,6 @@ class Autoencoder(PatchModel):
         x = batch["patch"]
         x_hat = self.decoder(self.encoder(x, training=training), training=training)
         return {"loss": tf.reduce_mean(losses.squared_error(x, x_hat))}
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "norm": self.norm}

@@ -232,8 +232,8 @@ class ContextGAN(PatchModel):
             blocks.conv_stack(view, self._stages(view.shape[1:-1]), activation="leaky_relu")
         )
 
-    def _stages(self, shape: Sequence[int]) -> list[blocks.Stage]:
-        return blocks.gan_stages(shape, self.filters)
+    def _stages(self, shape: Sequence[int]) -> Sequence[blocks.Stage]:
+        return self.stages or blocks.gan_stages(shape, self.filters)
 
     # === Helpers ===
 

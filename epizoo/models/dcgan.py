@@ -56,7 +56,7 @@ class DCGAN(PatchModel):
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
         # === Layers ===
-        stages = blocks.gan_stages(patch_shape, filters)
+        stages = self.stages or blocks.gan_stages(patch_shape, filters)
         with self.building():
             self.live_features = self._features(stages)
             width = self.live_features.output_shape[-1]

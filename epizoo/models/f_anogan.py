@@ -58,7 +58,7 @@ class FAnoGAN(PatchModel):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
         # === Layers ===
         sizes = self.patch_shape, self.channels, self.latent_dim
-        stages = blocks.gan_stages(patch_shape, filters)
+        stages = self.stages or blocks.gan_stages(patch_shape, filters)
         with self.building():
             self.live_encoder = blocks.conv_encoder(*sizes, stages, activation="leaky_relu", linear=True)
             self.live_generator = blocks.conv_decoder(*sizes, stages, norm="group")

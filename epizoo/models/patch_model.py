@@ -11,6 +11,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -19,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
+from epizoo.models.blocks import Stage
 from tfds_epilepsy.errors import InputError
 
 Model = TypeVar("Model", bound="PatchModel")
@@ -94,6 +96,7 @@ class PatchModel(keras.Model):
         head: functional Keras model from ``latent`` to a logit, higher for what the model itself holds to be
             abnormal, or None.
         patch_shape, channels, latent_dim, seed: as given.
+        stages: the architecture that was asked for, as ``blocks.Stage``; None for the model's own.
         epochs, steps: epochs and batches that ``callbacks.train`` has trained so far; saved with the model.
 
     Args:
@@ -101,6 +104,8 @@ class PatchModel(keras.Model):
         channels: number of modalities.
         latent_dim: size of the code.
         seed: of initial weights and noise.
+        stages: another stack of convolutions than the model's own: ``(filters, kernel, stride, pool)`` each,
+            the last three 3, 1, 1 where left out (``blocks.Stage``).
         **kwargs: ``name``, ``dtype`` (``mixed_bfloat16`` for half the memory traffic on accelerators).
 
     Raises:
@@ -127,9 +132,10 @@ class PatchModel(keras.Model):
         latent_dim: int = 64,
         *,
         seed: int = 0,
+        stages: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ):
-        _check_arguments(patch_shape, channels, latent_dim)
+        _check_arguments(patch_shape, channels, latent_dim, stages)
         kwargs["name"] = kwargs.get("name") or type(self).__name__
         super().__init__(**kwargs)
         # === Config ===
@@ -137,6 +143,7 @@ class PatchModel(keras.Model):
         self.channels = int(channels)
         self.latent_dim = int(latent_dim)
         self.seed = int(seed)
+        self.stages = None if stages is None else tuple(Stage(*stage) for stage in stages)
         self.epochs = 0
         self.steps = 0
         self._trackers = [keras.metrics.Mean(name) for name in self.tracked]
@@ -306,6 +313,7 @@ class PatchModel(keras.Model):
             "channels": self.channels,
             "latent_dim": self.latent_dim,
             "seed": self.seed,
+            "stages": None if self.stages is None else [list(astuple(stage)) for stage in self.stages],
         }
 
     # === What a model's own steps use ===
@@ -538,7 +546,9 @@ def _kernel_size(model: keras.Model) -> int:
     )
 
 
-def _check_arguments(patch_shape: Sequence[int], channels: int, latent_dim: int) -> None:
+def _check_arguments(
+    patch_shape: Sequence[int], channels: int, latent_dim: int, stages: Sequence[Sequence[int]] | None
+) -> None:
     problems = []
     if len(patch_shape) not in (2, 3) or any(n < 3 or n % 2 == 0 for n in patch_shape):
         problems.append(
@@ -549,5 +559,7 @@ def _check_arguments(patch_shape: Sequence[int], channels: int, latent_dim: int)
         problems.append(f"channels {channels}: at least one modality is needed.")
     if latent_dim < 1:
         problems.append(f"latent_dim {latent_dim}: at least 1 is needed.")
+    if stages is not None and (not stages or any(not 1 <= len(s) <= 4 or min(s) < 1 for s in stages)):
+        problems.append(f"stages {stages}: (filters, kernel, stride, pool) each, 1 or more, are needed.")
     if problems:
         raise InputError(problems)

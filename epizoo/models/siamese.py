@@ -25,6 +25,7 @@ class Siamese(PatchModel):
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`.
         alpha: weight of the similarity; 0.005 as in Munoz-Ramirez et al. 2021.
+        norm: ``batch`` or None.
     """
 
     sampling = "pair"
@@ -38,18 +39,20 @@ class Siamese(PatchModel):
         latent_dim: int = 64,
         *,
         alpha: float = 0.005,
+        norm: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
+        # === Config ===
+        self.alpha = alpha
+        self.norm = norm
         # === Layers ===
         with self.building():
             self.encoder, self.decoder = self.build_networks()
-        # === Config ===
-        self.alpha = alpha
 
     def build_networks(self) -> tuple[keras.Model, keras.Model]:
-        sizes = self.patch_shape, self.channels, self.latent_dim
-        return blocks.conv_encoder(*sizes), blocks.conv_decoder(*sizes)
+        sizes = self.patch_shape, self.channels, self.latent_dim, self.stages
+        return blocks.conv_encoder(*sizes, norm=self.norm), blocks.conv_decoder(*sizes, norm=self.norm)
 
     # === Losses ===
 
@@ -66,7 +69,7 @@ class Siamese(PatchModel):
         }
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "alpha": self.alpha}
+        return {**super().get_config(), "alpha": self.alpha, "norm": self.norm}
 
 
 @register
@@ -77,7 +80,7 @@ class DeepSiamese(Siamese):
     (ISBI), Zotova et al. 2025 (arXiv 2505.07364).
 
     Args:
-        patch_shape, channels, latent_dim, alpha, **kwargs: see :class:`Siamese`.
+        patch_shape, channels, latent_dim, alpha, norm, **kwargs: see :class:`Siamese`.
     """
 
     paper = "Zotova et al. 2025, arXiv 2505.07364"
@@ -87,17 +90,19 @@ class DeepSiamese(Siamese):
         patch_shape: Sequence[int] = (15, 15),
         channels: int = 2,
         latent_dim: int = 16,
+        *,
+        norm: str | None = "batch",
         **kwargs: Any,
     ):
-        super().__init__(patch_shape, channels, latent_dim, **kwargs)
+        super().__init__(patch_shape, channels, latent_dim, norm=norm, **kwargs)
 
     def build_networks(self) -> tuple[keras.Model, keras.Model]:
-        stages = [
+        stages = self.stages or [
             blocks.Stage(filters, kernel, stride)
             for filters, kernel, stride in zip((3, 4, 12, 16), (5, 3, 3, 3), (1, 1, 3, 1), strict=True)
         ]
         sizes = self.patch_shape, self.channels, self.latent_dim, stages
         return (
-            blocks.conv_encoder(*sizes, activation="gelu", norm="batch"),
-            blocks.conv_decoder(*sizes, activation="gelu", norm="batch"),
+            blocks.conv_encoder(*sizes, activation="gelu", norm=self.norm),
+            blocks.conv_decoder(*sizes, activation="gelu", norm=self.norm),
         )

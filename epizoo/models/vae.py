@@ -27,6 +27,7 @@ class VAE(PatchModel):
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`.
         sigma: standard deviation of intensities about their reconstruction. 0.05 is near the noise and
             texture of normalised MRI; with 1 the prior would win and every code collapse.
+        norm: ``batch`` or None.
     """
 
     paper = "Kingma & Welling 2014, arXiv 1312.6114"
@@ -41,21 +42,24 @@ class VAE(PatchModel):
         latent_dim: int = 64,
         *,
         sigma: float = 0.05,
+        norm: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
         # === Layers ===
         with self.building():
             patch = keras.Input((*self.patch_shape, channels), name="patch")
-            features = blocks.conv_stack(patch, blocks.default_stages(patch_shape, 2 * latent_dim))
+            stages = self.stages or blocks.default_stages(patch_shape, 2 * latent_dim)
+            features = blocks.conv_stack(patch, stages, norm=norm)
             flat = layers.Flatten()(features)
             mean = layers.Dense(latent_dim, name="latent", dtype="float32")(flat)
             log_var = layers.Dense(latent_dim, name="log_var", dtype="float32")(flat)
             self.posterior = keras.Model(patch, {"latent": mean, "log_var": log_var}, name="posterior")
             self.encoder = keras.Model(patch, mean, name="encoder")
-            self.decoder = blocks.conv_decoder(patch_shape, channels, latent_dim)
+            self.decoder = blocks.conv_decoder(patch_shape, channels, latent_dim, self.stages, norm=norm)
         # === Config ===
         self.sigma = sigma
+        self.norm = norm
 
     # === Losses ===
 
@@ -74,4 +78,4 @@ class VAE(PatchModel):
         }
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "sigma": self.sigma}
+        return {**super().get_config(), "sigma": self.sigma, "norm": self.norm}

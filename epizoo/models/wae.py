@@ -23,6 +23,7 @@ class WAE(PatchModel):
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`.
         weight: of the discrepancy; 10 as in the paper's experiments.
+        norm: ``batch`` or None.
     """
 
     paper = "Tolstikhin et al. 2018, arXiv 1711.01558"
@@ -36,15 +37,18 @@ class WAE(PatchModel):
         latent_dim: int = 64,
         *,
         weight: float = 10.0,
+        norm: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
         # === Layers ===
         with self.building():
-            self.encoder = blocks.conv_encoder(patch_shape, channels, latent_dim, linear=True)
-            self.decoder = blocks.conv_decoder(patch_shape, channels, latent_dim)
+            sizes = self.patch_shape, self.channels, self.latent_dim, self.stages
+            self.encoder = blocks.conv_encoder(*sizes, norm=norm, linear=True)
+            self.decoder = blocks.conv_decoder(*sizes, norm=norm)
         # === Config ===
         self.weight = weight
+        self.norm = norm
 
     # === Losses ===
 
@@ -57,4 +61,4 @@ class WAE(PatchModel):
         return {"loss": reconstruction + self.weight * mmd, "reconstruction": reconstruction, "mmd": mmd}
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "weight": self.weight}
+        return {**super().get_config(), "weight": self.weight, "norm": self.norm}

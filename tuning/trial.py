@@ -1,0 +1,484 @@
+"""One trial: train on controls, fit the detector, score validation subjects. A process of its own.
+
+``python -m tuning.trial SPEC FOLDER`` reads ``SPEC`` and leaves ``result.json`` in ``FOLDER``;
+:func:`supervise` starts it, watches its time and memory, and gives the result back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import read_json, write_json, write_text
+from tfds_epilepsy.volumes import Subject
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from tuning.cases import Visible
+
+# What a trial can be judged by: higher is better. The first two are voxel figures.
+OBJECTIVES = ("detection_auc", "detection_auprc", "froc_auc", "sensitivity_5")
+VALIDATION_STEPS = 10
+SLICES = 2  # voxel figures are taken, and detectors fitted, in every second axial slice: half the time
+POLL_SECONDS = 0.25
+
+
+class SearchFailed(RuntimeError):
+    """A search that ended because its trials fail; their reasons are in the message."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one trial does; stored as ``spec.json``, with which it can be repeated.
+
+    Attributes:
+        data, data_dir, fingerprint: the cohort, and what it must still be.
+        cases: folder of the validation subjects to score.
+        model: name in the zoo; or
+        build: ``file.py:function``, which makes a user's model of keras-tuner's ``hp``.
+        hyperparameters: that ``hp`` (``HyperParameters.get_config()``), for ``build``.
+        values: of the search space.
+        objective: one of ``OBJECTIVES``.
+        epochs, steps_per_epoch, batch_size, seed: of the training.
+        limits: by epoch, the share of its first label-free figure above which a trial is given up.
+        begun: folder of the trial whose training this one goes on with, or None.
+    """
+
+    data: str
+    data_dir: str | None
+    fingerprint: str
+    cases: str
+    model: str | None = None
+    build: str | None = None
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    objective: str = "detection_auc"
+    epochs: int = 4
+    steps_per_epoch: int = 250
+    batch_size: int = 256
+    seed: int = 0
+    limits: dict[str, float] = field(default_factory=dict)
+    begun: str | None = None
+
+
+Result = dict[str, Any]
+
+
+def supervise(
+    spec: Spec,
+    folder: Path,
+    *,
+    seconds: float,
+    gib: float,
+    watch: Callable[[str, float], None] = lambda stage, gib: None,
+) -> Result:
+    """Run a trial in a process of its own and wait for it; a finished one of the same spec is taken as it is.
+
+    Args:
+        spec: what to do.
+        folder: of the trial; made if missing.
+        seconds: the process is ended when it takes longer,
+        gib: or its memory, its children's included, exceeds this.
+        watch: called several times a second with what it is doing and its memory in GiB.
+
+    Returns:
+        The content of ``result.json``: ``status`` is ``completed``, ``pruned`` or ``failed``, ``reason`` says
+        why.
+    """
+    result_path, spec_path = folder / "result.json", folder / "spec.json"
+    if result_path.is_file():
+        stored, result = read_json(spec_path), read_json(result_path)
+        if stored == json.loads(json.dumps(asdict(spec))) | {"limits": stored["limits"]}:
+            return result
+    folder.mkdir(parents=True, exist_ok=True)
+    result_path.unlink(missing_ok=True)
+    write_json(spec_path, asdict(spec))
+    started, peak, reason = time.monotonic(), 0.0, ""
+    with (folder / "log.txt").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tuning.trial", str(spec_path), str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+        )
+        try:
+            process = psutil.Process(child.pid)
+            while child.poll() is None:
+                now = _memory(process)
+                peak = max(peak, now)
+                watch(_stage(folder), now)
+                if time.monotonic() - started > seconds:
+                    reason = f"took longer than {seconds:.0f} s ({_stage(folder)})"
+                elif now > gib:
+                    reason = f"used {now:.2f} GiB, more than {gib:.2f} GiB ({_stage(folder)})"
+                if reason:
+                    break
+                time.sleep(POLL_SECONDS)
+        finally:
+            _end(child)
+    if result_path.is_file() and not reason:
+        result = read_json(result_path)
+    else:
+        reason = reason or f"ended with code {child.returncode}: {_last_line(folder / 'log.txt')}"
+        result = {"status": "failed", "reason": reason}
+    result |= {"seconds": round(time.monotonic() - started, 1), "peak_gib": round(peak, 2)}
+    write_json(result_path, result)
+    (folder / "stage").unlink(missing_ok=True)
+    shutil.rmtree(folder / "detector", ignore_errors=True)
+    return result
+
+
+def run(spec: Spec, folder: Path) -> Result:
+    """Do a trial in this process; its training goes on where it was killed."""
+    from epizoo.models.patch_model import PatchModel
+    from tuning.cases import Visible, read_cases
+
+    steps = _Steps(folder)
+    cohort = Visible(spec.data, spec.data_dir)
+    if cohort.fingerprint != spec.fingerprint:
+        raise InputError(f"{spec.data} has changed since the search began: {cohort.fingerprint} now.")
+    model = build_model(spec, channels=len(cohort.modalities))
+    with steps("train"):
+        train = _train if isinstance(model, PatchModel) else _train_plain
+        history, first = train(model, spec, folder, cohort, steps)
+    result = {"history": history, "first": first, "parameters": model.count_params()}
+    if history and _hopeless(spec, history, first):
+        return {"status": "pruned", "reason": f"given up after epoch {len(history)}", **result}
+    figures = _detect(model, spec, folder, cohort, read_cases(Path(spec.cases)), steps)
+    return {"status": "completed", "reason": "", **figures, **result, "steps": steps.seconds}
+
+
+def build_model(spec: Spec, channels: int) -> Any:
+    """The compiled model of a trial.
+
+    Raises:
+        InputError: a user's model without an encoder.
+    """
+    if spec.build is None:
+        from tuning import spaces
+
+        assert spec.model is not None  # a spec has one of the two
+        return spaces.create(spec.model, spec.values, channels=channels, seed=spec.seed)
+    import keras
+    import keras_tuner
+
+    keras.utils.set_random_seed(spec.seed)
+    hp = keras_tuner.HyperParameters.from_config(spec.hyperparameters)
+    model = load_function(spec.build)(hp)
+    if not hasattr(model, "encoder"):
+        raise InputError(f"{spec.build}: the model it makes has no 'encoder', which the detector reads.")
+    return model
+
+
+def load_function(where: str) -> Callable[[Any], Any]:
+    """The function of ``file.py:function``."""
+    path, _, name = where.rpartition(":")
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert module_spec is not None  # it is the path of a .py file
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # classes that it registers with Keras find their module
+    module_spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def score(values: Sequence[Mapping[str, Any]], objective: str) -> float:
+    """The objective of the figures of each case: their mean."""
+    known = [row[objective] for row in values if row[objective] is not None and np.isfinite(row[objective])]
+    return float(np.mean(known)) if known else float("nan")
+
+
+# === Training ===
+
+
+class _Steps:
+    """Wall time of each step; the name of the present one lies in the trial's folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.now(name)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+    def now(self, name: str) -> None:
+        write_text(self.folder / "stage", name)
+
+
+def _train(
+    model: Any, spec: Spec, folder: Path, cohort: Visible, steps: _Steps
+) -> tuple[list[dict[str, float]], float | None]:
+    """Train a model of the zoo, or one with its interface, resumably."""
+    from rich.console import Console
+
+    from epizoo.models import callbacks
+
+    train, validation = _patches(spec, cohort, model.patch_shape, model.sampling)
+    first = None
+    if validation is not None:
+        figures = model.evaluate(validation, verbose=0, return_dict=True)
+        first = float(figures[model.monitor.removeprefix("val_")])
+    if spec.begun is not None and not (folder / "checkpoint.keras").is_file():
+        for name in ("model.keras", "history.csv"):
+            if not (folder / name).is_file():
+                shutil.copyfile(Path(spec.begun) / name, folder / name)
+    try:
+        history = callbacks.train(
+            model,
+            train,
+            epochs=spec.epochs,
+            steps_per_epoch=spec.steps_per_epoch,
+            folder=folder,
+            validation_data=validation,
+            callbacks=[_watcher(spec, steps, model.monitor, first)],
+            console=Console(file=sys.stdout),
+        )
+    except _Hopeless as end:
+        history = callbacks.History(folder / "history.csv", end.epoch).rows
+    monitored = model.monitor if first is not None else None
+    return [_row(row, monitored) for row in history], first
+
+
+def _train_plain(
+    model: keras.Model, spec: Spec, folder: Path, cohort: Visible, steps: _Steps
+) -> tuple[list[dict[str, float]], float | None]:
+    """Train any compiled Keras model to give back its patches."""
+    shape = tuple(model.encoder.input_shape[1:-1])
+    train, validation = _patches(spec, cohort, shape, "patch")
+
+    def pairs(batches: tf.data.Dataset) -> tf.data.Dataset:
+        return batches.map(lambda batch: (batch["patch"], batch["patch"]))
+
+    held_out = None if validation is None else pairs(validation)
+    first = None
+    if held_out is not None:
+        first = float(model.evaluate(held_out, verbose=0, return_dict=True)["loss"])
+    watcher = _watcher(spec, steps, "val_loss", first)
+    with contextlib.suppress(_Hopeless):
+        model.fit(
+            pairs(train(0)),
+            epochs=spec.epochs,
+            steps_per_epoch=spec.steps_per_epoch,
+            validation_data=held_out,
+            callbacks=[watcher],
+            shuffle=False,
+            verbose=0,
+        )
+    model.encoder.save(folder / "encoder.keras")
+    return watcher.rows, first
+
+
+def _patches(
+    spec: Spec, cohort: Visible, shape: Sequence[int], sampling: str
+) -> tuple[Callable[[int], tf.data.Dataset], tf.data.Dataset | None]:
+    from tfds_epilepsy.patches import patch_dataset
+
+    def patches(subjects: list[Subject], seed: int, step: int = 0) -> tf.data.Dataset:
+        return patch_dataset(
+            subjects, shape, sampling=sampling, batch_size=spec.batch_size, seed=seed, start_step=step
+        )
+
+    controls, held_out = list(cohort.controls("train")), list(cohort.controls("validation"))
+    enough = len(held_out) >= (2 if sampling == "pair" else 1)
+    validation = patches(held_out, spec.seed + 1).take(VALIDATION_STEPS) if enough else None
+    return lambda step: patches(controls, spec.seed, step), validation
+
+
+class _Hopeless(Exception):
+    """A trial that is given up after ``epoch`` epochs."""
+
+    def __init__(self, epoch: int):
+        super().__init__(epoch)
+        self.epoch = epoch
+
+
+def _watcher(spec: Spec, steps: _Steps, monitor: str, first: float | None) -> Any:
+    """A callback that says how far training is and gives up what is hopeless."""
+    import keras
+
+    class Watcher(keras.callbacks.Callback):
+        rows: list[dict[str, float]]
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.rows = []
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            steps.now(f"train {epoch + 1}/{spec.epochs}")
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs = {name: float(value) for name, value in (logs or {}).items()}
+            self.rows.append(_row({"epoch": epoch + 1.0, **logs}, monitor if first is not None else None))
+            if _hopeless(spec, self.rows, first):
+                raise _Hopeless(epoch + 1)
+
+    return Watcher()
+
+
+def _row(row: Mapping[str, float], monitor: str | None) -> dict[str, float]:
+    """The epoch and its label-free figure."""
+    return {"epoch": row["epoch"], **({} if monitor is None else {"figure": row[monitor]})}
+
+
+def _hopeless(spec: Spec, rows: Sequence[Mapping[str, float]], first: float | None) -> bool:
+    """Whether more is left of the first figure than the limit of the last epoch allows."""
+    if first is None or first <= 0:
+        return False
+    last = rows[-1]
+    return last["figure"] / first > spec.limits.get(f"{last['epoch']:g}", float("inf"))
+
+
+# === Detection ===
+
+
+def _detect(
+    model: Any, spec: Spec, folder: Path, cohort: Visible, cases: Iterable[Subject], steps: _Steps
+) -> Result:
+    """Fit the detector on training controls, score the cases: the figures of each, and their means."""
+    from rich.console import Console
+
+    from epizoo.detection import create_detector, fit_normative
+    from tuning.spaces import detector_config
+
+    name, options, fwhm = detector_config(spec.values)
+    thin = SLICES if spec.objective in OBJECTIVES[:2] else 1
+    with steps("fit"):
+        normative = fit_normative(
+            model,
+            lambda: (_thinned(control, thin) for control in cohort.controls("train")),
+            folder / "detector",
+            create_detector(name, **options),
+            fwhm=fwhm,
+            seed=spec.seed,
+            overwrite=True,
+            console=Console(file=sys.stdout),
+        )
+    with steps("score"):
+        rows: list[dict[str, Any]] = []
+        for case in cases:
+            scored = _thinned(case, thin)
+            rows.append({"case": case.subject, **_figures(scored, normative.score(scored), thin == 1)})
+    names = OBJECTIVES[: 2 if thin > 1 else None]
+    figures = {name: score(rows, name) for name in names}
+    if not np.isfinite(figures[spec.objective]):
+        raise InputError(f"{spec.objective} cannot be computed: no case has a lesion inside its brain mask.")
+    return {"figures": figures, "cases": rows}
+
+
+def _figures(case: Subject, score_map: np.ndarray, whole: bool) -> dict[str, float]:
+    """The figures of one case; those of clusters need the whole volume."""
+    from epizoo import evaluation
+    from epizoo.detection import find_clusters
+
+    voxels = evaluation.voxel_metrics(score_map, case.lesion_mask & case.brain_mask, case.brain_mask)
+    figures = {"detection_auc": voxels.auroc, "detection_auprc": voxels.auprc}
+    if whole:
+        _, labels = find_clusters(score_map, case.affine, case.brain_mask)
+        hits = evaluation.match_clusters(labels, case.lesion_mask & case.brain_mask)["overlap"]
+        figures["froc_auc"] = evaluation.froc([hits]).area
+        figures["sensitivity_5"] = float(evaluation.first_hit(hits) <= 5)
+    return figures
+
+
+def _thinned(subject: Subject, every: int) -> Subject:
+    """A subject whose brain is looked at in every so many axial slices."""
+    if every == 1:
+        return subject
+    mask = np.zeros_like(subject.brain_mask)
+    mask[:, :, ::every] = subject.brain_mask[:, :, ::every]
+    return replace(subject, brain_mask=mask)
+
+
+# === The process ===
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The process of a trial: what goes wrong in it is its result."""
+    spec_path, folder = (Path(argument) for argument in arguments)
+    _end_with(os.getppid())
+    import keras
+
+    keras.config.disable_interactive_logging()
+    try:
+        result = run(Spec(**read_json(spec_path)), folder)
+    except MemoryError as error:
+        result = {"status": "failed", "reason": f"out of memory ({error})"}
+    except Exception as error:  # a trial fails, a search goes on
+        import traceback
+
+        traceback.print_exc()
+        result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    write_json(folder / "result.json", result)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however that ended."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a process and its children."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(child.pid).children(recursive=True)
+        for process in [*family, psutil.Process(child.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    child.wait()
+
+
+def _memory(process: psutil.Process) -> float:
+    """GiB that a process and its children hold."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += one.memory_info().rss
+    return total / 2**30
+
+
+def _environment() -> dict[str, str]:
+    """As this process's, with the packages of this one to import, and TensorFlow quiet."""
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _stage(folder: Path) -> str:
+    path = folder / "stage"
+    return path.read_text() if path.is_file() else "start"
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
