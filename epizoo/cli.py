@@ -290,18 +290,30 @@ def check(
 @app.command()
 def export(
     run_dir: RunDir,
-    out_dir: Annotated[Path, typer.Argument(help="Where the SavedModel goes.")],
-    overwrite: Overwrite = False,
+    out_dir: Annotated[Path, typer.Argument(help="Where the export goes.")],
+    what: Annotated[
+        str, typer.Option(help="encoder: patches or volumes to codes; pipeline: volumes to the score map.")
+    ] = "encoder",
+    format: Annotated[str, typer.Option(help="savedmodel, onnx or tflite.")] = "savedmodel",
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16, of an encoder.")] = "float32",
+    normalisation: Annotated[
+        str | None, typer.Option(help="unit, zscore or none: of raw intensities, if the run's data are gone.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that exists.")] = False,
 ) -> None:
-    """The encoder of a run as a SavedModel that needs nothing but TensorFlow."""
-    from epizoo import models
-    from epizoo.export import export_encoder
-    from epizoo.run_folder import RunFolder
-    from tfds_epilepsy.files import read_json
+    """A finished run for other teams: needs nothing but TensorFlow, or an ONNX or TFLite runtime."""
+    from epizoo.export import export_run
 
-    folder = RunFolder(run_dir)
-    modalities = read_json(folder.metadata)["modalities"]
-    export_encoder(models.load_model(folder.model), out_dir, modalities=modalities, overwrite=overwrite)
+    folder = export_run(
+        run_dir,
+        out_dir,
+        what=what,
+        format=format,
+        precision=precision,
+        normalisation=normalisation,
+        overwrite=overwrite,
+    )
+    typer.echo(f"{folder}: written and verified; read {folder / 'model_card.md'}.")
 
 
 @app.command()

@@ -276,7 +276,7 @@ def test_codes_of_an_encoder_are_those_of_its_patches(tmp_path, patch_shape):
 
     latents = np.stack([latent(s) for s in people], axis=1)
     raw = LocalOneClassSVM(nu=0.1).fit(latents).score(latent(subject(99))[None])[0, 0]
-    z = (raw - thick._mean[voxel]) / thick._sd[voxel]
+    z = (raw - thick.mean[voxel]) / thick.sd[voxel]
     np.testing.assert_allclose(thick.score(subject(99))[voxel], z, atol=1e-2)
 
     NormativeModel.load(thick.folder, keras.models.clone_model(encoder, clone_function=lambda layer: layer))
@@ -325,7 +325,7 @@ def test_neighbours_are_further_samples_of_a_voxel(tmp_path):
     samples = np.array([[p.image[tuple(np.add(voxel, s))] for s in steps] for p in people])
     patient = subject(99)
     expected = LocalOneClassSVM(nu=0.1).fit(samples.reshape(1, -1, 2)).score(patient.image[voxel][None, None])
-    raw = model.score(patient)[voxel] * model._sd[voxel] + model._mean[voxel]
+    raw = model.score(patient)[voxel] * model.sd[voxel] + model.mean[voxel]
     np.testing.assert_allclose(raw, expected[0, 0], atol=1e-4)
     thin = fit(tmp_path / "thin", subjects=people, neighbours=True, slab_bytes=1)
     np.testing.assert_array_equal(thin.score(patient), model.score(patient))
