@@ -21,7 +21,7 @@ def benchmark(
     data: str,
     folder: str | Path,
     models: Sequence[str],
-    detectors: Sequence[str],
+    detectors: Sequence[str] = (),
     baselines: Sequence[str] = (),
     *,
     seeds: int = 3,
@@ -29,7 +29,7 @@ def benchmark(
     folds: int | None = None,
     data_dir: Path | None = None,
     console: Console | None = None,
-    **training: int,
+    **training: int | None,
 ) -> Path:
     """Run every model with every detector, every baseline and the supervised reference, on one cohort.
 
@@ -41,7 +41,7 @@ def benchmark(
         data: a config's name or a template-space derivative.
         folder: where runs and tables go.
         models: names of the zoo.
-        detectors: on the models' codes.
+        detectors: on the models' codes; each model's own if empty.
         baselines: detectors that read intensities.
         seeds: runs of each model and of the supervised reference; baselines have no random part and run once.
         supervised: annotated patients that the supervised reference is trained on; 0 leaves it out.
@@ -103,7 +103,7 @@ def _plan(
             config = supervised_config(data, patients=supervised, seed=seed)
             yield _Planned(f"supervised-{seed}", config, SupervisedRun)
         for model in models:
-            for detector in detectors:
+            for detector in detectors or [RunConfig(data, model=model).detector]:
                 config = RunConfig(data, model=model, detector=detector, seed=seed, **training)
                 yield _Planned(f"{model}-{detector}-{seed}", config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,8 +25,10 @@ Data = Annotated[
 ]
 RunDir = Annotated[Path, typer.Argument(help="The folder of the run.")]
 Model = Annotated[str, typer.Option(help="Model of the zoo; 'epizoo models' lists them.")]
-Detector = Annotated[str, typer.Option(help="Detector fitted on the controls' codes.")]
-Epochs = Annotated[int, typer.Option(min=1, help="Training epochs of 500 steps.")]
+Detector = Annotated[
+    str | None, typer.Option(help="Detector fitted on the controls' codes; the model's own if left out.")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Training epochs; the model's own if left out.")]
 Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where prepared data sets live (default: TFDS's own).")]
 Modality = Annotated[
@@ -84,9 +86,9 @@ def demo(
 def run(
     data: Data,
     out_dir: RunDir,
-    model: Model = "siamese",
-    detector: Detector = "ocsvm",
-    epochs: Epochs = 10,
+    model: Model = "synthetic",
+    detector: Detector = None,
+    epochs: Epochs = None,
     seed: Seed = 0,
     preset: Annotated[
         Path | None,
@@ -103,7 +105,7 @@ def run(
     if preset is not None:
         config = RunConfig.of_preset(data, preset, seed=seed)
     else:
-        config = RunConfig(data, model=model, detector=detector, epochs=epochs, seed=seed)
+        config = RunConfig(data, model=model, seed=seed, **_given(detector=detector, epochs=epochs))
     Run(config, out_dir, data_dir=data_dir, overwrite=overwrite)()
 
 
@@ -111,9 +113,9 @@ def run(
 def train(
     data: Data,
     out_dir: RunDir,
-    model: Model = "siamese",
-    detector: Detector = "ocsvm",
-    epochs: Epochs = 10,
+    model: Model = "synthetic",
+    detector: Detector = None,
+    epochs: Epochs = None,
     seed: Seed = 0,
     data_dir: DataDir = None,
     overwrite: Overwrite = False,
@@ -121,7 +123,7 @@ def train(
     """Train an encoder and fit the detector on its codes: a run without its scores yet."""
     from epizoo.run import Run, RunConfig
 
-    config = RunConfig(data, model=model, detector=detector, epochs=epochs, seed=seed)
+    config = RunConfig(data, model=model, seed=seed, **_given(detector=detector, epochs=epochs))
     Run(config, out_dir, data_dir=data_dir, overwrite=overwrite).fit()
 
 
@@ -320,8 +322,10 @@ def export(
 def benchmark(
     data: Data,
     out_dir: Annotated[Path, typer.Argument(help="A run folder for each method is made in it.")],
-    models: Annotated[list[str], typer.Option(help="Models of the zoo.")] = ["siamese"],  # noqa: B006
-    detectors: Annotated[list[str], typer.Option(help="Detectors on their codes.")] = ["ocsvm"],  # noqa: B006
+    models: Annotated[list[str], typer.Option(help="Models of the zoo.")] = ["synthetic", "siamese"],  # noqa: B006
+    detectors: Annotated[
+        list[str] | None, typer.Option(help="Detectors on their codes; each model's own if left out.")
+    ] = None,
     baselines: Annotated[list[str], typer.Option(help="Detectors on intensities.")] = ["zscore"],  # noqa: B006
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
     supervised: Annotated[
@@ -334,7 +338,7 @@ def benchmark(
             help="Controls alone: cross-validate over them, with lesions implanted in those held out."
         ),
     ] = None,
-    epochs: Epochs = 10,
+    epochs: Epochs = None,
     data_dir: DataDir = None,
 ) -> None:
     """Every model with every detector, classical baselines and the supervised reference, in one table.
@@ -347,7 +351,7 @@ def benchmark(
         data,
         out_dir,
         models,
-        detectors,
+        detectors or (),
         baselines,
         seeds=seeds,
         supervised=supervised,
@@ -405,6 +409,11 @@ def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:
             raise InputError(f"--filter {word!r}: write modality:entity-value, such as FLAIR:acq-T2sel.")
         filters.setdefault(modality, {})[key] = value
     return filters
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _groups(words: list[str] | None) -> dict[str, str]:

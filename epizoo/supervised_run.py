@@ -16,7 +16,7 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
 
 PATIENTS = 60  # annotated ones, of its own
-TRAINING = {"epochs": 20, "steps_per_epoch": 50, "batch_size": 16}
+TRAINING: dict[str, Any] = {"epochs": 20, "steps_per_epoch": 50, "batch_size": 16}
 
 
 def supervised_config(data: str, *, patients: int = PATIENTS, seed: int = 0) -> RunConfig:

@@ -60,7 +60,9 @@ def data_dir(tmp_path_factory):
 
 
 def config(cohort, **changes):
-    return RunConfig(str(cohort), **{"epochs": 2, "steps_per_epoch": 4, "batch_size": 32, **changes})
+    return RunConfig(
+        str(cohort), **{"model": "siamese", "epochs": 2, "steps_per_epoch": 4, "batch_size": 32, **changes}
+    )
 
 
 @pytest.fixture(scope="module")

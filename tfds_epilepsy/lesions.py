@@ -75,7 +75,7 @@ class LesionSpec:
     def draw(
         cls, rng: np.random.Generator, kind: str, visible: bool = False, contrast: float = 1.0
     ) -> LesionSpec:
-        """A lesion of random size and signs: subtle signs (10 to 25 mm, MRI-negative) or visible (15 to 35 mm)."""
+        """A lesion of random size and signs: subtle (10 to 25 mm, MRI-negative) or visible (15 to 35 mm)."""
 
         def between(subtle: tuple[float, float], plain: tuple[float, float]) -> float:
             return float(rng.uniform(*(plain if visible else subtle)))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from tfds_epilepsy.errors import InputError
 
 SCALE = 3  # the context is seen 3 times coarser
 LOCAL_DEPTH = 4  # convolutions at full resolution, at most: they look at 9 voxels
@@ -28,11 +29,11 @@ class Synthetic(PatchModel):
     - *foreign*: mixed with another patch of the batch (FPI: Tan et al. 2020, arXiv 2011.04197), in every
       second case at the mean of what it replaces, so that its borders do not give it away (NSA: Schlüter
       et al. 2022, arXiv 2109.15222);
-    - *warped*: magnified or shrunk about a point of the blob, by up to 1.8, as thick or thin cortex is;
+    - *warped*: magnified or shrunk about a point of the blob, by up to 1.5, as thick or thin cortex is;
     - *blurred*: by .4 to 1.3 voxels, as a junction is;
     - *replaced*: its signal, but for the fine texture, goes toward that of another voxel of the patch: tissue
       of one kind where another belongs;
-    - *shifted*: brighter or darker by 2 to 25 %, some modalities and not others, each by its own amount;
+    - *shifted*: brighter or darker by 2 to 12 %, some modalities and not others, each by its own amount;
     - *tinted*: the same for those voxels alone whose signal in one modality is like that of one voxel: one
       tissue of several.
 
@@ -48,6 +49,9 @@ class Synthetic(PatchModel):
         patch_shape: 33x33x33 looks 27 voxels wide and judges 9x9x9 voxels of each patch at once in training.
         channels, latent_dim, **kwargs: see :class:`PatchModel`.
         filters: of the convolutions.
+
+    Raises:
+        InputError: ``stages`` were given.
     """
 
     paper = "Edited tissue: Tan et al. 2020, arXiv 2011.04197; two pathways: Kamnitsas et al. 2017"
@@ -63,12 +67,18 @@ class Synthetic(PatchModel):
         **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
+        if self.stages is not None:
+            raise InputError("synthetic has two pathways of its own: give 'filters', not 'stages'.")
         # === Config ===
         self.filters = filters
         self.judged_shape = tuple(9 if n >= 27 else 3 for n in self.patch_shape)
         # === Layers ===
         with self.building():
             self.encoder, self.head, self.segmenter = self.build_networks()
+
+    def default_optimizers(self) -> dict[str, keras.Optimizer]:
+        rate = keras.optimizers.schedules.ExponentialDecay(2e-3, 1000, 1 / 3)
+        return {"optimizer": keras.optimizers.Adam(rate)}
 
     def build_networks(self) -> tuple[keras.Model, keras.Model, keras.Model]:
         """Of the same layers: a patch's code, its logit, and the logits of all judged voxels of a patch."""
@@ -132,7 +142,7 @@ class Synthetic(PatchModel):
             return values * tf.sign(draw(f"{name} sign", *values.shape[1:]) - 0.5)
 
         def gains(name: str) -> Any:
-            amount = tf.exp(draw(name, *ones, m, low=np.log(0.02), high=np.log(0.25)))
+            amount = tf.exp(draw(name, *ones, m, low=np.log(0.02), high=np.log(0.12)))
             return signed(name, amount) * tf.cast(draw(f"{name} any", *ones, m) < 0.6, tf.float32)
 
         centre = (0.36 * draw("centre", *ones, rank) - 0.18) * size
@@ -158,14 +168,14 @@ class Synthetic(PatchModel):
 
         opacity = draw("opacity", *ones, 1, low=0.2)
         fits = tf.round(draw("fits", *ones, 1))
-        x = sometimes(foreign, 0.15, neighbour(healthy), fits, opacity)
-        zoom = tf.exp(signed("zoom", draw("zoom", *ones, 1, low=0.05, high=0.6)))
+        x = sometimes(foreign, 0.1, neighbour(healthy), fits, opacity)
+        zoom = tf.exp(signed("zoom", draw("zoom", *ones, 1, low=0.05, high=0.4)))
         point = centre + radius * draw("point", *ones, rank, low=-0.7, high=0.7)
-        x = sometimes(warped, 0.5, zoom, point)
-        x = sometimes(blurred, 0.5, draw("sigma", *ones, 1, low=0.4, high=1.3))
+        x = sometimes(warped, 0.4, zoom, point)
+        x = sometimes(blurred, 0.4, draw("sigma", *ones, 1, low=0.4, high=1.3))
         there = tf.cast((0.2 + 0.6 * draw("there", rank)) * size, tf.int32)
         signal = tf.reshape(tf.gather_nd(healthy, there, batch_dims=1), (-1, *ones, m))
-        x = sometimes(replaced, 0.25, signal, draw("strength", *ones, 1, low=0.2))
+        x = sometimes(replaced, 0.15, signal, draw("strength", *ones, 1, low=0.2))
         x = sometimes(shifted, 0.6, gains("shift"))
         here = size // 2 + tf.reshape(centre, (-1, rank)) + draw("here", rank, low=-2, high=2)
         here = tf.cast(tf.clip_by_value(here, 0, size - 1), tf.int32)
