@@ -213,6 +213,26 @@ def test_a_finished_subject_is_not_done_again(raw, tmp_path, counted):
     assert len(pd.read_csv(tmp_path / "participants.tsv", sep="\t")) == 3
 
 
+def test_other_columns_words_and_scans_can_be_named(raw, tmp_path, counted):
+    source = tmp_path / "raw"
+    shutil.copytree(raw, source)
+    (source / "participants.tsv").write_text("participant_id\tarm\nsub-01\ttyp\nsub-02\tcase\nsub-03\ttyp\n")
+    words = {"group_column": "arm", "groups": {"typ": "control"}}
+    with pytest.raises(InputError, match="no FLAIR") as caught:
+        preprocess(source, tmp_path / "out", modalities=["T1w", "FLAIR"], **words)
+    assert len(caught.value.problems) == 2
+    with pytest.raises(InputError, match="T1w is needed"):
+        preprocess(source, tmp_path / "out", modalities=["FLAIR"], **words)
+    filters = {"T1w": {"acq": "x"}}
+    with pytest.raises(InputError, match="no T1w"):
+        preprocess(source, tmp_path / "out", participant_labels=["01"], filters=filters, **words)
+    assert counted == []
+    out = preprocess(source, tmp_path / "out", **words)
+    assert counted == ["01", "02", "03"]
+    table = pd.read_csv(out / "participants.tsv", sep="\t")
+    assert table["group"].tolist() == ["control", "patient", "control"]
+
+
 def test_a_killed_subject_leaves_nothing_under_its_name_and_is_done_again(
     raw, tmp_path, monkeypatch, counted
 ):
