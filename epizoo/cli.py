@@ -254,9 +254,13 @@ def export(
 def benchmark(
     data: Data,
     out_dir: Annotated[Path, typer.Argument(help="A run folder for each method is made in it.")],
-    models: Annotated[list[str], typer.Option(help="Models of the zoo.")] = ["siamese"],  # noqa: B006
-    detectors: Annotated[list[str], typer.Option(help="Detectors on their codes.")] = ["ocsvm"],  # noqa: B006
-    baselines: Annotated[list[str], typer.Option(help="Detectors on intensities.")] = ["zscore"],  # noqa: B006
+    models: Annotated[list[str] | None, typer.Option(help="Models of the zoo; all by default.")] = None,
+    detectors: Annotated[
+        list[str] | None, typer.Option(help="Detectors on their codes; ocsvm, gaussian and knn by default.")
+    ] = None,
+    baselines: Annotated[
+        list[str] | None, typer.Option(help="Classical detectors on intensities; all by default.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
     supervised: Annotated[
         int,
@@ -271,18 +275,18 @@ def benchmark(
     epochs: Epochs = 10,
     data_dir: DataDir = None,
 ) -> None:
-    """Every model with every detector, classical baselines and the supervised reference, in one table.
+    """Every model with every detector, every classical baseline, the supervised reference: one table.
 
     A killed benchmark goes on with the same command.
     """
-    from epizoo.benchmark import benchmark
+    from epizoo.benchmark import NORMATIVE, benchmark
 
     benchmark(
         data,
         out_dir,
-        models,
-        detectors,
-        baselines,
+        models or None,
+        detectors or NORMATIVE,
+        baselines or None,
         seeds=seeds,
         supervised=supervised,
         folds=folds,
