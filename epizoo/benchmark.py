@@ -78,11 +78,11 @@ def benchmark(
     if not plan:
         raise InputError("no method to run: name a model with a detector, or a baseline.")
     entries: list[Entry] = []
-    for planned in plan:
+    for number, planned in enumerate(plan, start=1):
         parts = []
         for place, cohort in cohorts.items():
             title = planned.name if folds is None else f"{planned.name}, {place.name}"
-            console.rule(f"[bold blue]{title}")
+            console.rule(f"[bold blue]{title} ({number} of {len(plan)})")
             config = replace(planned.config, data=cohort)
             run = planned.kind(config, place / planned.name, data_dir=data_dir, console=console)
             _share_encoder(run, place, models, detectors)
