@@ -10,19 +10,25 @@ from typing import Any
 
 from rich.console import Console
 
+import tfds_epilepsy
+from epizoo.detection import DETECTORS
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
 from epizoo.folds import make_folds
+from epizoo.models import REGISTRY
 from epizoo.run import Run, RunConfig
 from epizoo.supervised_run import PATIENTS, SupervisedRun, supervised_config
+from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json
+
+BASELINES = ("zscore", "flair", "junction_extension", "spm")  # they read intensities
 
 
 def benchmark(
     data: str,
     folder: str | Path,
-    models: Sequence[str],
+    models: Sequence[str] | None = None,
     detectors: Sequence[str] = (),
-    baselines: Sequence[str] = (),
+    baselines: Sequence[str] | None = None,
     *,
     seeds: int = 3,
     supervised: int = PATIENTS,
@@ -40,9 +46,10 @@ def benchmark(
     Args:
         data: a config's name or a template-space derivative.
         folder: where runs and tables go.
-        models: names of the zoo.
+        models: names of the zoo; all of it if None.
         detectors: on the models' codes; each model's own if empty.
-        baselines: detectors that read intensities.
+        baselines: detectors that read intensities; all of ``BASELINES`` that the data has the images for if
+            None.
         seeds: runs of each model and of the supervised reference; baselines have no random part and run once.
         supervised: annotated patients that the supervised reference is trained on; 0 leaves it out.
         folds: for a derivative of controls alone: cross-validate over subjects, with lesions implanted in
@@ -55,18 +62,26 @@ def benchmark(
         The table in Markdown (beside it as TSV and HTML).
 
     Raises:
-        InputError: as ``Run`` and ``make_folds``.
+        InputError: unknown names, before any work; as ``Run`` and ``make_folds``.
     """
     folder, console = Path(folder), console or Console(stderr=True)
+    models = list(REGISTRY) if models is None else models
+    _check_names(models, detectors, baselines or ())
     cohorts = {folder: data}
     if folds is not None:
         cohorts = {path.parent: str(path) for path in make_folds(data, folder, folds)}
+    if baselines is None:
+        modalities = tfds_epilepsy.load(next(iter(cohorts.values())), data_dir).modalities
+        baselines = [name for name in BASELINES if name != "flair" or "FLAIR" in modalities[1:2]]
+    plan = list(_plan(data, models, detectors, baselines, seeds, supervised, training))
+    if not plan:
+        raise InputError("no method to run: name a model with a detector, or a baseline.")
     entries: list[Entry] = []
-    for planned in _plan(data, models, detectors, baselines, seeds, supervised, training):
+    for number, planned in enumerate(plan, start=1):
         parts = []
         for place, cohort in cohorts.items():
             title = planned.name if folds is None else f"{planned.name}, {place.name}"
-            console.rule(f"[bold blue]{title}")
+            console.rule(f"[bold blue]{title} ({number} of {len(plan)})")
             config = replace(planned.config, data=cohort)
             run = planned.kind(config, place / planned.name, data_dir=data_dir, console=console)
             _share_encoder(run, place, models, detectors)
@@ -74,8 +89,27 @@ def benchmark(
                 run.evaluate()
             parts.append(Entry.read(run.folder.path))
         entries.append(Entry.pooled(parts))
-        paths = write_leaderboard(folder, leaderboard(entries))
-    return next(path for path in paths if path.suffix == ".md")
+        write_leaderboard(folder, leaderboard(entries))
+    return folder / "leaderboard.md"
+
+
+def _check_names(models: Sequence[str], detectors: Sequence[str], baselines: Sequence[str]) -> None:
+    problems = [
+        f"unknown model {m!r}: choose among {', '.join(REGISTRY)}." for m in models if m not in REGISTRY
+    ]
+    problems += [
+        f"{name!r} is no classical baseline: choose among {', '.join(BASELINES)}."
+        for name in baselines
+        if name not in BASELINES
+    ]
+    encoders = [name for name in DETECTORS if name not in BASELINES]
+    problems += [
+        f"{name!r} is no detector on an encoder's codes: choose among {', '.join(encoders)}."
+        for name in detectors
+        if name not in encoders
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 @dataclass(frozen=True)

@@ -322,11 +322,13 @@ def export(
 def benchmark(
     data: Data,
     out_dir: Annotated[Path, typer.Argument(help="A run folder for each method is made in it.")],
-    models: Annotated[list[str], typer.Option(help="Models of the zoo.")] = ["synthetic", "siamese"],  # noqa: B006
+    models: Annotated[list[str] | None, typer.Option(help="Models of the zoo; all by default.")] = None,
     detectors: Annotated[
-        list[str] | None, typer.Option(help="Detectors on their codes; each model's own if left out.")
+        list[str] | None, typer.Option(help="Detectors on their codes; each model's own by default.")
     ] = None,
-    baselines: Annotated[list[str], typer.Option(help="Detectors on intensities.")] = ["zscore"],  # noqa: B006
+    baselines: Annotated[
+        list[str] | None, typer.Option(help="Classical detectors on intensities; all by default.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
     supervised: Annotated[
         int,
@@ -341,7 +343,7 @@ def benchmark(
     epochs: Epochs = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Every model with every detector, classical baselines and the supervised reference, in one table.
+    """Every model with every detector, every classical baseline, the supervised reference: one table.
 
     A killed benchmark goes on with the same command.
     """
@@ -350,9 +352,9 @@ def benchmark(
     benchmark(
         data,
         out_dir,
-        models,
+        models or None,
         detectors or (),
-        baselines,
+        baselines or None,
         seeds=seeds,
         supervised=supervised,
         folds=folds,

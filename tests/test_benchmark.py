@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from epizoo import supervised_run
-from epizoo.benchmark import benchmark
+from epizoo.benchmark import BASELINES, benchmark
 from epizoo.demo import comparison
 from epizoo.evaluation import evaluate
+from epizoo.models import REGISTRY
 from epizoo.run import Run, score_cohort
 from epizoo.run_folder import RunFolder
 from tests.test_evaluate import scored
@@ -99,6 +100,29 @@ def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data
     none = supervised_run.supervised_config(str(cohort), patients=0)
     with pytest.raises(InputError, match="0 annotated patients"):
         supervised_run.SupervisedRun(none, tmp_path / "other", data_dir=data_dir)
+
+
+def test_names_are_checked_before_any_work(tmp_path):
+    with pytest.raises(InputError) as error:
+        benchmark("phantom_2mm", tmp_path / "out", ["siamese", "mamba"], ["zscore"], ["ocsvm", "flair"])
+    assert len(error.value.problems) == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_by_default_everything_is_planned(cohort, data_dir, tmp_path, monkeypatch):
+    asked = []
+
+    def plan(data, *methods):
+        asked.append(methods)
+        return iter(())
+
+    monkeypatch.setattr("epizoo.benchmark._plan", plan)
+    with pytest.raises(InputError, match="no method"):
+        benchmark(str(cohort), tmp_path, data_dir=data_dir)
+    models, detectors, baselines, seeds, supervised, _ = asked[0]
+    assert list(models) == list(REGISTRY)
+    assert (list(baselines), list(detectors)) == (list(BASELINES), ["ocsvm", "gaussian", "knn"])
+    assert (seeds, supervised) == (3, 60)
 
 
 def test_methods_are_compared_where_no_patient_is_annotated():

@@ -325,6 +325,10 @@ def test_strata_hold_each_patient_once():
     for groups in metrics["strata"].values():
         assert sum(group["n"] for group in groups.values()) == 8
     assert metrics["strata"]["type"]["fcd_iib"]["n"] == 4
+    assert set(metrics["strata"]["size"]) <= {"under 15 mm", "15 mm or more"}
+    for row in metrics["rows"][:8]:
+        diameter = (6 * row["lesion_mm3"] / np.pi) ** (1 / 3)
+        assert row["strata"]["size"] == ("under 15 mm" if diameter < 15 else "15 mm or more")
     assert metrics["strata"]["site"]["a"]["sensitivity_at_5_overlap"]["value"] == 1
 
 

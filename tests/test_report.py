@@ -192,7 +192,9 @@ def test_a_quiet_map_shows_the_anatomy_alone():
     subject = SUBJECTS["p2"]
     for height in (0.0, 0.5, -3.0):
         quiet = height * subject.brain_mask.astype(np.float32)
-        assert "spriteImg" in viewer(subject, quiet)
+        page = viewer(subject, quiet)
+        assert "spriteImg" in page
+        assert '<input type="radio"' not in page  # one modality: nothing to choose
         assert figures.lightbox(subject, quiet, (37, 40, 40), ("T1w", "FLAIR"))
 
 

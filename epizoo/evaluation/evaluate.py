@@ -29,7 +29,7 @@ from tfds_epilepsy.volumes import Subject
 
 VERSION = 2  # of the layout of metrics.json
 VOXEL_FIGURES = ("auroc", "auroc30", "auprc", "prevalence", "aupro", "dice", "best_dice")
-VISIBLE_MM = 15.0  # lesions of this diameter and more are the visible ones
+LARGE_MM = 15.0  # diameter of the ball of a lesion's volume that parts the small from the large
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Scored:
         clusters: from ``find_clusters`` with the patient's own threshold.
         labels: ``(x, y, z)`` their label volume.
         strata: what to group patients by besides lesion size and site, for example
-            ``{"type": "fcd_iib", "contrast": "subtle"}``.
+            ``{"type": "fcd_2b", "contrast": "0.5"}``.
     """
 
     subject: Subject
@@ -191,7 +191,7 @@ def _row(one: Scored, threshold: float | None) -> dict[str, Any]:
     volume = float(np.count_nonzero(lesion)) * voxel_mm3
     row["lesion_mm3"] = volume
     row["lesion_diameter_mm"] = (6 * volume / math.pi) ** (1 / 3)
-    size = "visible" if row["lesion_diameter_mm"] >= VISIBLE_MM else "subtle"
+    size = f"{LARGE_MM:g} mm or more" if row["lesion_diameter_mm"] >= LARGE_MM else f"under {LARGE_MM:g} mm"
     row["strata"] = {"size": size, "site": subject.site, **one.strata}
     row |= asdict(voxel_metrics(one.score_map, lesion, mask, threshold))
 

@@ -51,7 +51,7 @@ def viewer(
         f"{html.escape(name)}</label>\n"
         for name, sprite in zip(modalities, sprites, strict=True)
     )
-    return page.replace("<p>Opacity</p>", switch + _SWITCH)
+    return page.replace("<p>Opacity</p>", (switch if others else "") + _SWITCH)
 
 
 _SPRITE = re.compile(r'id="spriteImg[^>]*?src="([^"]*)"')
