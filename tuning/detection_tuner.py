@@ -31,6 +31,7 @@ import psutil
 from keras_tuner.engine import base_tuner
 from rich.console import Console
 from rich.status import Status
+from threadpoolctl import threadpool_limits
 
 from epizoo import models
 from epizoo.evaluation import compare
@@ -295,6 +296,14 @@ class DetectionTuner(base_tuner.BaseTuner):
             raise keras_tuner.errors.FailedTrialError(result["reason"])
         return {spec.objective: result["figures"][spec.objective]}
 
+    def _try_run_and_update_trial(self, trial: Any, *fit_args: Any, **fit_kwargs: Any) -> None:
+        """As keras-tuner's, but only a failed trial is one: what else goes wrong ends the search."""
+        try:
+            self._run_and_update_trial(trial, *fit_args, **fit_kwargs)
+            trial.status = "COMPLETED"
+        except keras_tuner.errors.FailedTrialError as error:
+            trial.status, trial.message = "FAILED", str(error)
+
     def pre_create_trial(self) -> None:
         if self._distributed:
             time.sleep(0.2)  # an idle worker asks again and again
@@ -431,7 +440,7 @@ class _Durable(keras_tuner.Oracle):
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         if self._enough():
             return {"status": "STOPPED", "values": None}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1):  # threads would wait for each other here
             warnings.simplefilter("ignore")  # the Gaussian process' hints at its bounds
             return super().populate_space(trial_id)
 
@@ -505,6 +514,11 @@ class _Bayesian(_Durable, keras_tuner.oracles.BayesianOptimizationOracle):
             values = self._random_values()
             return {"status": "RUNNING" if values else "STOPPED", "values": values}
         return proposal
+
+    def _make_gpr(self) -> Any:
+        process = super()._make_gpr()
+        process.n_restarts_optimizer = 2  # its kernel has one parameter; keras-tuner's 20 take seconds
+        return process
 
     def _vectorize_trials(self) -> tuple[np.ndarray, np.ndarray]:
         x, y = [], []
