@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
+from epizoo.folds import make_folds
 from epizoo.run import Run, RunConfig
+from epizoo.supervised_run import PATIENTS, SupervisedRun, supervised_config
+from tfds_epilepsy.files import read_json, replacing, write_json
 
 
 def benchmark(
@@ -20,14 +25,17 @@ def benchmark(
     baselines: Sequence[str] = (),
     *,
     seeds: int = 3,
+    supervised: int = PATIENTS,
+    folds: int | None = None,
     data_dir: Path | None = None,
     console: Console | None = None,
     **training: int,
 ) -> Path:
-    """Run every model with every detector, and every baseline, on one cohort.
+    """Run every model with every detector, every baseline and the supervised reference, on one cohort.
 
     Each run is a folder; finished ones are taken as they are, so a killed benchmark goes on. A model is
-    trained once a seed: its detectors share the encoder.
+    trained once a seed: its detectors share the encoder. The table is written anew after each run. Reports
+    are left out: ``epizoo report RUN_DIR`` writes that of any run.
 
     Args:
         data: a config's name or a template-space derivative.
@@ -35,44 +43,69 @@ def benchmark(
         models: names of the zoo.
         detectors: on the models' codes.
         baselines: detectors that read intensities.
-        seeds: runs of each model; baselines have no random part and run once.
+        seeds: runs of each model and of the supervised reference; baselines have no random part and run once.
+        supervised: annotated patients that the supervised reference is trained on; 0 leaves it out.
+        folds: for a derivative of controls alone: cross-validate over subjects, with lesions implanted in
+            the held-out ones (``epizoo.folds``); the table pools the folds.
         data_dir: where prepared data sets live.
         console: where progress is shown; stderr if None.
-        **training: ``epochs``, ``steps_per_epoch``, ``batch_size`` of ``RunConfig``.
+        **training: ``epochs``, ``steps_per_epoch``, ``batch_size`` of the models.
 
     Returns:
         The table in Markdown (beside it as TSV and HTML).
 
     Raises:
-        InputError: as ``Run``.
+        InputError: as ``Run`` and ``make_folds``.
     """
     folder, console = Path(folder), console or Console(stderr=True)
-    entries = []
-    for name, config in _runs(data, models, detectors, baselines, seeds, training):
-        console.rule(f"[bold blue]{name}")
-        run = Run(config, folder / name, data_dir=data_dir, console=console)
-        _share_encoder(run, folder, models, detectors)
-        run()
-        entries.append(Entry.read(run.folder.path))
-    paths = write_leaderboard(folder, leaderboard(entries))
+    cohorts = {folder: data}
+    if folds is not None:
+        cohorts = {path.parent: str(path) for path in make_folds(data, folder, folds)}
+    entries: list[Entry] = []
+    for planned in _plan(data, models, detectors, baselines, seeds, supervised, training):
+        parts = []
+        for place, cohort in cohorts.items():
+            title = planned.name if folds is None else f"{planned.name}, {place.name}"
+            console.rule(f"[bold blue]{title}")
+            config = replace(planned.config, data=cohort)
+            run = planned.kind(config, place / planned.name, data_dir=data_dir, console=console)
+            _share_encoder(run, place, models, detectors)
+            if not run.folder.metrics.is_file():
+                run.evaluate()
+            parts.append(Entry.read(run.folder.path))
+        entries.append(Entry.pooled(parts))
+        paths = write_leaderboard(folder, leaderboard(entries))
     return next(path for path in paths if path.suffix == ".md")
 
 
-def _runs(
+@dataclass(frozen=True)
+class _Planned:
+    """A run to do: the name of its folder, and what it is."""
+
+    name: str
+    config: RunConfig
+    kind: type[Run] = Run
+
+
+def _plan(
     data: str,
     models: Sequence[str],
     detectors: Sequence[str],
     baselines: Sequence[str],
     seeds: int,
+    supervised: int,
     training: Mapping[str, Any],
-) -> Iterator[tuple[str, RunConfig]]:
+) -> Iterator[_Planned]:
     for detector in baselines:
-        yield detector, RunConfig(data, model="none", detector=detector)
+        yield _Planned(detector, RunConfig(data, model="none", detector=detector))
     for seed in range(seeds):
+        if supervised:
+            config = supervised_config(data, patients=supervised, seed=seed)
+            yield _Planned(f"supervised-{seed}", config, SupervisedRun)
         for model in models:
             for detector in detectors:
                 config = RunConfig(data, model=model, detector=detector, seed=seed, **training)
-                yield f"{model}-{detector}-{seed}", config
+                yield _Planned(f"{model}-{detector}-{seed}", config)
 
 
 def _share_encoder(run: Run, folder: Path, models: Sequence[str], detectors: Sequence[str]) -> None:
@@ -84,5 +117,9 @@ def _share_encoder(run: Run, folder: Path, models: Sequence[str], detectors: Seq
         other = folder / f"{config.model}-{detector}-{config.seed}"
         if (other / "model.keras").is_file():
             for name in ("history.csv", "model.keras"):
-                (run.folder.path / name).write_bytes((other / name).read_bytes())
+                with replacing(run.folder.path / name) as partial:
+                    shutil.copyfile(other / name, partial)
+            metadata, trained = read_json(run.folder.metadata), read_json(other / "metadata.json")["steps"]
+            metadata["steps"]["train"] = trained["train"]  # what the method costs, whoever paid
+            write_json(run.folder.metadata, metadata)
             return

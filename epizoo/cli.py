@@ -29,6 +29,20 @@ Detector = Annotated[str, typer.Option(help="Detector fitted on the controls' co
 Epochs = Annotated[int, typer.Option(min=1, help="Training epochs of 500 steps.")]
 Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where prepared data sets live (default: TFDS's own).")]
+Modality = Annotated[
+    list[str] | None,
+    typer.Option(help="Only this file suffix (T1w, SWI, ...), of every subject; several times for several."),
+]
+Session = Annotated[str | None, typer.Option(help="The one session to take.")]
+Filter = Annotated[
+    list[str] | None, typer.Option(help="Entity that a modality's file must carry, such as FLAIR:acq-T2sel.")
+]
+GroupColumn = Annotated[
+    str | None, typer.Option(help="Column of participants.tsv that tells controls from patients.")
+]
+Group = Annotated[
+    list[str] | None, typer.Option(help="What a word in that column means, such as typ=control.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where the folder holds a run.")]
 
 
@@ -157,6 +171,11 @@ def preprocess(
     participant_label: Annotated[
         list[str] | None, typer.Option(help="Only these subjects (without sub-).")
     ] = None,
+    modality: Modality = None,
+    session: Session = None,
+    filter: Filter = None,
+    group_column: GroupColumn = None,
+    group: Group = None,
     voxel_size: Annotated[int, typer.Option(help="Template voxels in mm: 1 or 2.")] = 2,
     skull: Annotated[str, typer.Option(help="auto, stripped or whole: what the scans show.")] = "auto",
     region: Annotated[str, typer.Option(help="brain, or cerebrum: no cerebellum, no brain stem.")] = "brain",
@@ -174,6 +193,11 @@ def preprocess(
         bids_dir,
         out_dir,
         participant_labels=participant_label,
+        modalities=modality,
+        session=session,
+        filters=_filters(filter),
+        group_column=group_column,
+        groups=_groups(group),
         voxel_size=voxel_size,
         skull=skull,
         region=region,
@@ -229,6 +253,14 @@ def implant(
 @app.command()
 def check(
     bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS scans, or a template-space derivative.")],
+    modality: Modality = None,
+    session: Session = None,
+    filter: Filter = None,
+    group_column: GroupColumn = None,
+    group: Group = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Fewer than 2 training controls are a problem too.")
+    ] = False,
 ) -> None:
     """List the subjects of a data set, their files, and every problem."""
     from rich.console import Console
@@ -236,7 +268,15 @@ def check(
 
     from tfds_epilepsy import bids
 
-    found = bids.check(bids_dir)
+    found = bids.check(
+        bids_dir,
+        modalities=modality,
+        session=session,
+        filters=_filters(filter),
+        group_column=group_column,
+        groups=_groups(group),
+        require_controls=training,
+    )
     table = Table(*(found.rows[0] if found.rows else ()), title=f"{bids_dir}: {found.kind}")
     for row in found.rows:
         table.add_row(*row.values())
@@ -250,18 +290,30 @@ def check(
 @app.command()
 def export(
     run_dir: RunDir,
-    out_dir: Annotated[Path, typer.Argument(help="Where the SavedModel goes.")],
-    overwrite: Overwrite = False,
+    out_dir: Annotated[Path, typer.Argument(help="Where the export goes.")],
+    what: Annotated[
+        str, typer.Option(help="encoder: patches or volumes to codes; pipeline: volumes to the score map.")
+    ] = "encoder",
+    format: Annotated[str, typer.Option(help="savedmodel, onnx or tflite.")] = "savedmodel",
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16, of an encoder.")] = "float32",
+    normalisation: Annotated[
+        str | None, typer.Option(help="unit, zscore or none: of raw intensities, if the run's data are gone.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that exists.")] = False,
 ) -> None:
-    """The encoder of a run as a SavedModel that needs nothing but TensorFlow."""
-    from epizoo import models
-    from epizoo.export import export_encoder
-    from epizoo.run_folder import RunFolder
-    from tfds_epilepsy.files import read_json
+    """A finished run for other teams: needs nothing but TensorFlow, or an ONNX or TFLite runtime."""
+    from epizoo.export import export_run
 
-    folder = RunFolder(run_dir)
-    modalities = read_json(folder.metadata)["modalities"]
-    export_encoder(models.load_model(folder.model), out_dir, modalities=modalities, overwrite=overwrite)
+    folder = export_run(
+        run_dir,
+        out_dir,
+        what=what,
+        format=format,
+        precision=precision,
+        normalisation=normalisation,
+        overwrite=overwrite,
+    )
+    typer.echo(f"{folder}: written and verified; read {folder / 'model_card.md'}.")
 
 
 @app.command()
@@ -272,13 +324,37 @@ def benchmark(
     detectors: Annotated[list[str], typer.Option(help="Detectors on their codes.")] = ["ocsvm"],  # noqa: B006
     baselines: Annotated[list[str], typer.Option(help="Detectors on intensities.")] = ["zscore"],  # noqa: B006
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    supervised: Annotated[
+        int,
+        typer.Option(min=0, help="Annotated patients that the supervised reference learns from; 0: none."),
+    ] = 60,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Controls alone: cross-validate over them, with lesions implanted in those held out."
+        ),
+    ] = None,
     epochs: Epochs = 10,
     data_dir: DataDir = None,
 ) -> None:
-    """Every model with every detector beside the classical baselines, in one table. Resumable."""
+    """Every model with every detector, classical baselines and the supervised reference, in one table.
+
+    A killed benchmark goes on with the same command.
+    """
     from epizoo.benchmark import benchmark
 
-    benchmark(data, out_dir, models, detectors, baselines, seeds=seeds, epochs=epochs, data_dir=data_dir)
+    benchmark(
+        data,
+        out_dir,
+        models,
+        detectors,
+        baselines,
+        seeds=seeds,
+        supervised=supervised,
+        folds=folds,
+        epochs=epochs,
+        data_dir=data_dir,
+    )
 
 
 @app.command()
@@ -309,9 +385,30 @@ def info(run_dir: RunDir) -> None:
     config, metadata = read_json(folder.config), read_json(folder.metadata)
     for name, value in config.items():
         console.print(f"{name:16} {value}", highlight=False)
+    if metadata.get("supervised"):
+        console.print(f"{'supervised':16} fitted on {metadata['fitted_on']}", highlight=False)
     for split, subjects in metadata["splits"].items():
         console.print(f"{split:16} {len(subjects)} subjects", highlight=False)
     for name, step in metadata["steps"].items():
         console.print(f"{name:16} {step['seconds']} s, {step['peak_gib']} GiB", highlight=False)
     if folder.metrics.is_file():
         console.print(comparison({run_dir.name: read_json(folder.metrics)}))
+
+
+def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:
+    """``FLAIR:acq-T2sel`` -> ``{"FLAIR": {"acq": "T2sel"}}``."""
+    filters: dict[str, dict[str, str]] = {}
+    for word in words or ():
+        modality, _, entity = word.partition(":")
+        key, _, value = entity.partition("-")
+        if not (modality and key and value):
+            raise InputError(f"--filter {word!r}: write modality:entity-value, such as FLAIR:acq-T2sel.")
+        filters.setdefault(modality, {})[key] = value
+    return filters
+
+
+def _groups(words: list[str] | None) -> dict[str, str]:
+    """``typ=control`` -> ``{"typ": "control"}``."""
+    if wrong := [word for word in words or () if "=" not in word]:
+        raise InputError(f"--group {', '.join(map(repr, wrong))}: write word=control or word=patient.")
+    return dict(word.rsplit("=", 1) for word in words or ())

@@ -13,6 +13,8 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,8 +140,7 @@ class DenseEncoder:
     def in_graph(self, volume: tf.Tensor) -> tf.Tensor:
         """The whole volume in TensorFlow operations alone, for graphs and exports.
 
-        Axial patches: slice after slice. 3-D patches: in one block, so some tens of maps of the volume must
-        fit in memory.
+        Runs of slices one after the other, so that memory beyond the result is ``STEP_BYTES`` or a slice.
 
         Args:
             volume: ``(x, y, z, m)`` float32, of unknown size if need be.
@@ -147,20 +148,60 @@ class DenseEncoder:
         Returns:
             ``(x, y, z, d)`` float32.
         """
-        reach = [[size // 2, size // 2] for size in (*self.patch_shape, 1)[:3]]
-        padded = tf.pad(volume, [*reach, [0, 0]])
-        if not self._axial:
-            return self._convert(padded[tf.newaxis])[0]
-        codes = tf.map_fn(
-            lambda plane: self._convert(plane[tf.newaxis])[0],
-            tf.transpose(padded, (2, 0, 1, 3)),
-            fn_output_signature=tf.TensorSpec((None, None, self.latent_dim), tf.float32),
+        padded = self.padded_in_graph(volume)
+        plane = tf.cast(tf.reduce_prod(tf.shape(padded)[:2]), tf.int64)
+        count = tf.cast(STEP_BYTES // (4 * self._floats_a_voxel * plane), tf.int32)
+        codes = in_runs(
+            tf.shape(volume)[2],
+            tf.maximum(count - self._halo, self._halo + 1),
+            lambda start, stop: self.slices_in_graph(padded, start, stop),
+            tf.TensorSpec((None, None, None, self.latent_dim), tf.float32),
         )
         return tf.transpose(codes, (1, 2, 0, 3))
+
+    def padded_in_graph(self, volume: tf.Tensor) -> tf.Tensor:
+        """A volume ``(x, y, z, m)`` with the zeros around it that patches at its border see."""
+        return tf.pad(volume, [*([size // 2] * 2 for size in (*self.patch_shape, 1)[:3]), [0, 0]])
+
+    def slices_in_graph(
+        self, padded: tf.Tensor, start: Any, stop: Any, voxels: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """The codes of some axial slices in TensorFlow operations alone.
+
+        Args:
+            padded: what ``padded_in_graph`` makes of the volume.
+            start, stop: the slices, scalars.
+            voxels: ``(v, 3)`` int32, indices (x, y, z) in the volume, within the slices; None for all.
+
+        Returns:
+            ``(stop - start, x, y, d)`` float32, or ``(v, d)``.
+        """
+        block = padded[:, :, start : stop + self._halo]
+        block = tf.transpose(block, (2, 0, 1, 3)) if self._axial else block[tf.newaxis]
+        if voxels is not None:
+            x, y, z = tf.unstack(voxels, axis=1)
+            z -= start
+            order = (z, x, y) if self._axial else (tf.zeros_like(z), x, y, z)
+            return self._convert(block, tf.stack(order, 1))
+        codes = self._convert(block)
+        return codes if self._axial else tf.transpose(codes[0], (2, 0, 1, 3))
+
+    def slices_at_once(self, padded: Sequence[int]) -> int:
+        """How many slices of a padded volume fit in ``STEP_BYTES``.
+
+        The halo is worked on again in each block of slices: blocks are at least as thick as it is.
+        """
+        count = STEP_BYTES // (4 * self._floats_a_voxel * math.prod(padded[:2]))
+        return max(count - self._halo, self._halo + 1)
 
     @property
     def _axial(self) -> bool:
         return len(self.patch_shape) == 2
+
+    @property
+    def _halo(self) -> int:
+        """Slices beyond its own that a patch sees."""
+        return 0 if self._axial else self.patch_shape[2] - 1
 
     def _convert(self, padded: tf.Tensor, voxels: tf.Tensor | None = None) -> tf.Tensor:
         """Slices or blocks ``(n, *extent + patch - 1, m)`` to codes ``(n, *extent, d)``, or ``(v, d)``."""
@@ -176,13 +217,9 @@ class DenseEncoder:
 
     def _steps(self, slices: range, shape: tuple[int, ...]) -> Iterator[range]:
         """Runs of slices whose maps fit in ``STEP_BYTES``."""
-        plane = math.prod(
-            size + patch - 1 for size, patch in zip(shape[:2], self.patch_shape[:2], strict=True)
+        count = self.slices_at_once(
+            [size + patch - 1 for size, patch in zip(shape[:2], self.patch_shape[:2], strict=True)]
         )
-        count = STEP_BYTES // (4 * self._floats_a_voxel * plane)
-        if not self._axial:  # the halo is worked on again in each block: blocks at least as thick as it is
-            count = max(count - self.patch_shape[2] + 1, self.patch_shape[2])
-        count = max(1, count)
         for start in range(slices.start, slices.stop, count):
             yield range(start, min(start + count, slices.stop))
 
@@ -250,6 +287,28 @@ class DenseEncoder:
                 f"codes reach {scale:.3g}. A layer depends on chance, on its batch, or on where in the patch "
                 "a position lies (a custom activation or layer?): it has no dense form."
             )
+
+
+def in_runs(total: Any, size: Any, work: Any, spec: tf.TensorSpec) -> tf.Tensor:
+    """``work(start, stop)`` on runs of ``range(total)`` one after the other, results concatenated.
+
+    Args:
+        total: scalar; ``size``: of a run, at most.
+        work: gives a tensor whose first axis has ``stop - start`` or any other number of rows.
+        spec: of that tensor.
+    """
+    total, size = tf.convert_to_tensor(total, tf.int32), tf.convert_to_tensor(size, tf.int32)
+    count = (total + size - 1) // size
+    results = tf.TensorArray(
+        spec.dtype, size=count, infer_shape=False, element_shape=spec.shape, clear_after_read=True
+    )
+
+    def step(i: tf.Tensor, results: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        start = i * size
+        return i + 1, results.write(i, work(start, tf.minimum(start + size, total)))
+
+    _, results = tf.while_loop(lambda i, _: i < count, step, (tf.constant(0), results), parallel_iterations=1)
+    return results.concat()
 
 
 @dataclass(frozen=True)
@@ -600,9 +659,25 @@ def _conv(values: tf.Tensor, kernel: tf.Tensor, rates: Sequence[int]) -> tf.Tens
     rates = [r if k > 1 else 1 for k, r in zip(kernel.shape, rates, strict=False)]
     if len(rates) == 2:
         return tf.nn.conv2d(values, kernel, 1, "VALID", dilations=rates)
-    if _dilates_in_3d():
+    if _DILATE_3D.get() or (_DILATE_3D.get() is None and _dilates_in_3d()):
         return tf.nn.conv3d(values, kernel, (1,) * 5, "VALID", dilations=(1, *rates, 1))
     return tf.nn.convolution(values, kernel, 1, "VALID", dilations=rates)
+
+
+_DILATE_3D: ContextVar[bool | None] = ContextVar("dilate_3d", default=None)
+
+
+@contextmanager
+def dilating_in_3d(dilate: bool) -> Iterator[None]:
+    """Graphs that are made in here dilate 3-D convolutions themselves, or reorder their input instead.
+
+    The second runs everywhere; by default it is what the machine that makes the graph can do.
+    """
+    token = _DILATE_3D.set(dilate)
+    try:
+        yield
+    finally:
+        _DILATE_3D.reset(token)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import platform
 import resource
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
     from epizoo.detection.normative import NormativeModel
     from epizoo.evaluation import Scored
+    from epizoo.evaluation.supervised import SupervisedReference
     from epizoo.models.patch_model import PatchModel
 
 SPLITS = ("train", "validation", "test")
+SUPERVISED = "supervised"  # the detector of a SupervisedRun, which no other run can have
 PACKAGES = (
     "epizoo",
     "tensorflow",
@@ -133,7 +135,7 @@ class Run:
         self._check_folder(overwrite)
         import tfds_epilepsy
 
-        self.builder = tfds_epilepsy.load(config.data, data_dir)
+        self.builder = tfds_epilepsy.load(config.data, data_dir, require_controls=True)
         self._check_data(overwrite)
         if overwrite:
             self.folder.clear()  # after every check: what cannot be made anew is not deleted
@@ -150,7 +152,10 @@ class Run:
             config = RunConfig(**content)
         except TypeError as error:
             raise InputError(f"{folder}: config.json is not one of this version ({error}).") from error
-        return cls(config, folder, data_dir=data_dir, console=console)
+        kind = cls
+        if config.detector == SUPERVISED:
+            from epizoo.supervised_run import SupervisedRun as kind
+        return kind(config, folder, data_dir=data_dir, console=console)
 
     @property
     def finished(self) -> bool:
@@ -216,7 +221,7 @@ class Run:
             )
         return model
 
-    def fit(self) -> NormativeModel:
+    def fit(self) -> NormativeModel | SupervisedReference:
         """Fit the detector on the training controls' codes."""
         from epizoo.detection import create_detector, fit_normative
 
@@ -358,10 +363,6 @@ class Run:
             raise InputError(f"{path}: {existing} cannot be written; choose another folder.")
 
     def _check_data(self, overwrite: bool) -> None:
-        if len(self.subjects("train")) < 2:
-            raise InputError(
-                f"{self.config.data}: {len(self.subjects('train'))} training controls; at least 2 are needed."
-            )
         if self.folder.metadata.is_file() and not overwrite:
             stored = read_json(self.folder.metadata)["data_hash"]
             if stored != self.builder.fingerprint:
@@ -395,21 +396,37 @@ class Run:
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
-        """Announce a step; record its wall time and the process's peak memory when it is done."""
+        """Announce a step; record its wall time and the process's peak memory in it when it is done."""
         self.console.rule(f"[bold]{name}", align="left")
+        forget_peak()
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_gib()
         metadata = read_json(self.folder.metadata)
         before = metadata["steps"].get(name, {"seconds": 0.0})["seconds"] if name == "score" else 0.0
         metadata["steps"][name] = {"seconds": round(before + seconds, 1), "peak_gib": round(peak, 2)}
         write_json(self.folder.metadata, metadata)
-        self.console.print(f"{name}: {seconds:.0f} s, peak memory so far {peak:.1f} GiB")
+        self.console.print(f"{name}: {seconds:.0f} s, peak memory {peak:.1f} GiB")
+
+
+def forget_peak() -> None:
+    """Let the peak of the process's memory begin anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gib() -> float:
+    """The most memory that the process has held since ``forget_peak`` (since its start if not on Linux)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
 
 
 def score_subject(
-    normative: NormativeModel,
+    normative: NormativeModel | SupervisedReference,
     subject: Subject,
     folder: RunFolder,
     space: str,
@@ -424,38 +441,40 @@ def score_subject(
 
     score_map = normative.score(subject)
     clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
-    map_path, label_path = folder.score_map(subject.subject, space), folder.labels(subject.subject, space)
-    write_nifti(map_path, score_map, subject.affine)
-    write_nifti(label_path, labels, subject.affine, dtype=np.int16)
-    write_json(
-        sidecar(map_path),
-        {
-            "Description": "Abnormality of each voxel; higher is more abnormal",
-            "Units": "standard deviations above the training controls",
-            "SpatialReference": space,
-            "Detector": normative.manifest["detector"],
-            "Encoder": normative.manifest["encoder"],
-            "Controls": len(normative.subjects),
-            "DataHash": data_hash,
-        },
-    )
-    write_json(
-        sidecar(label_path),
-        {
-            "Description": "A voxel holds the rank of its cluster, 1 the most suspicious; 0 is background",
-            "SpatialReference": space,
-            "Manual": False,
-        },
-    )
+    write_nifti(folder.score_map(subject.subject, space), score_map, subject.affine)
+    write_nifti(folder.labels(subject.subject, space), labels, subject.affine, dtype=np.int16)
+    spaces = {space: space}
     if derivative is not None:
         from tfds_epilepsy.preprocessing import to_native
 
+        spaces["T1w"] = "the voxels of the subject's own T1w"
         for volume, path, whole in (
             (score_map, folder.score_map(subject.subject, "T1w"), False),
             (labels, folder.labels(subject.subject, "T1w"), True),
         ):
             with replacing(path) as partial:
                 to_native(volume, derivative, subject.subject, labels=whole).to_filename(partial)
+    for name, reference in spaces.items():
+        write_json(
+            sidecar(folder.score_map(subject.subject, name)),
+            {
+                "Description": "Abnormality of each voxel; higher is more abnormal",
+                "Units": normative.manifest.get("units", "standard deviations above the training controls"),
+                "SpatialReference": reference,
+                "Detector": normative.manifest["detector"],
+                "Encoder": normative.manifest["encoder"],
+                "Controls": len(normative.subjects),
+                "DataHash": data_hash,
+            },
+        )
+        write_json(
+            sidecar(folder.labels(subject.subject, name)),
+            {
+                "Description": "Rank of the cluster that a voxel belongs to, 1 the most suspicious; 0: none",
+                "SpatialReference": reference,
+                "Manual": False,
+            },
+        )
     write_clusters_tsv(folder.clusters(subject.subject, space), clusters)
 
 
@@ -486,11 +505,16 @@ def score_cohort(
     import tfds_epilepsy
     from epizoo import models
     from epizoo.detection import NormativeModel
+    from epizoo.evaluation.supervised import SupervisedReference
 
     run, out = RunFolder(Path(run_dir)), RunFolder(Path(out_dir))
     metadata = read_json(run.metadata)
-    model = models.load_model(run.model) if run.model.is_file() else None
-    normative = NormativeModel.load(run.detector, model)
+    normative: NormativeModel | SupervisedReference
+    if metadata.get("supervised"):
+        normative = SupervisedReference.load(run.detector)
+    else:
+        model = models.load_model(run.model) if run.model.is_file() else None
+        normative = NormativeModel.load(run.detector, model)
     builder = tfds_epilepsy.load(data, data_dir, modalities=metadata["modalities"])
     space = builder.info.metadata["space"]
     describe(out.path, f"epizoo score maps {out.path.absolute().name}", data)

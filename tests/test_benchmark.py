@@ -1,15 +1,40 @@
-import pandas as pd
+import itertools
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
+import pytest
+
+from epizoo import supervised_run
 from epizoo.benchmark import benchmark
 from epizoo.demo import comparison
 from epizoo.evaluation import evaluate
+from epizoo.run import Run, score_cohort
+from epizoo.run_folder import RunFolder
 from tests.test_evaluate import scored
 from tests.test_run import cohort, data_dir
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import read_json
+from tfds_epilepsy.volumes import read_nifti
 
 __all__ = ["cohort", "data_dir"]  # fixtures
 
 
-def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_dir, tmp_path):
+@pytest.fixture
+def quick(monkeypatch):
+    """A supervised reference that is trained in a second, on spots: the cohort has no cortex."""
+
+    def spots(controls, modalities, n):
+        for control in itertools.islice(controls, n):
+            lesion = np.zeros_like(control.brain_mask)
+            lesion[10:13, 10:13, 4:7] = True
+            yield replace(control, image=np.maximum(control.image, lesion[..., None]), lesion_mask=lesion)
+
+    monkeypatch.setattr(supervised_run, "annotated_controls", spots)
+    monkeypatch.setattr(supervised_run, "TRAINING", {"epochs": 2, "steps_per_epoch": 2, "batch_size": 2})
+
+
+def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_dir, tmp_path, quick):
     def run():
         return benchmark(
             str(cohort),
@@ -18,6 +43,7 @@ def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_di
             ["gaussian", "knn"],
             ["zscore"],
             seeds=1,
+            supervised=3,
             data_dir=data_dir,
             epochs=1,
             steps_per_epoch=3,
@@ -26,15 +52,53 @@ def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_di
 
     table = run()
     rows = pd.read_csv(tmp_path / "leaderboard.tsv", sep="\t")
-    assert set(rows["method"]) == {"siamese + gaussian", "siamese + knn", "zscore"}
+    assert set(rows["method"]) == {
+        *("siamese + gaussian", "siamese + knn", "zscore"),
+        "two_pathways + supervised",
+    }
     for method in rows["method"]:
         assert method in table.read_text()
     models = [(tmp_path / f"siamese-{name}-0" / "model.keras").read_bytes() for name in ("gaussian", "knn")]
     assert models[0] == models[1]
-    report = tmp_path / "zscore" / "report.html"
-    before = report.stat().st_mtime_ns
+    trained = [
+        read_json(tmp_path / f"siamese-{name}-0" / "metadata.json")["steps"]["train"]
+        for name in ("gaussian", "knn")
+    ]
+    assert trained[0] == trained[1]
+    assert rows.set_index("method")["supervised"].to_dict() == {
+        method: "supervised" in method for method in rows["method"]
+    }
+    assert "two_pathways + supervised †" in table.read_text()
+    assert "two_pathways + supervised †" in (tmp_path / "leaderboard.html").read_text()
+    metrics = list(tmp_path.glob("*/metrics.json"))
+    before = [path.stat().st_mtime_ns for path in metrics]
     run()
-    assert report.stat().st_mtime_ns == before
+    assert [path.stat().st_mtime_ns for path in metrics] == before
+
+
+def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data_dir, tmp_path, quick):
+    config = supervised_run.supervised_config(str(cohort), patients=4)
+    run = supervised_run.SupervisedRun(config, tmp_path / "cnn", data_dir=data_dir)
+    run()
+    metadata = read_json(run.folder.metadata)
+    assert metadata["supervised"] is True
+    assert metadata["fitted_on"] == "4 annotated lesions implanted in training controls"
+    assert read_json(run.folder.detector / "manifest.json")["subjects"] == ["c0", "c1", "c2", "c3"]
+    assert "Supervised reference, an upper bound: learnt from 4 annotated" in run.folder.report.read_text()
+    assert "made again by" in run.folder.report.read_text()
+    assert "epizoo.supervised_run.SupervisedRun(epizoo.run.RunConfig(" in run.folder.report.read_text()
+    assert "Around the peaks: a patch of 15 × 15" in run.folder.report.read_text()
+    again = Run.open(run.folder.path, data_dir=data_dir)
+    assert isinstance(again, supervised_run.SupervisedRun)
+    assert again.evaluate() == read_json(run.folder.metrics)
+    score_cohort(run.folder.path, str(cohort), tmp_path / "maps", data_dir=data_dir)
+    maps = RunFolder(tmp_path / "maps").score_map("p1", run.space)
+    np.testing.assert_array_equal(read_nifti(maps)[0], run.score_map("p1"))
+    with pytest.raises(InputError, match="unknown detector 'supervised'"):
+        Run(replace(config, model="siamese"), tmp_path / "other", data_dir=data_dir)
+    none = supervised_run.supervised_config(str(cohort), patients=0)
+    with pytest.raises(InputError, match="0 annotated patients"):
+        supervised_run.SupervisedRun(none, tmp_path / "other", data_dir=data_dir)
 
 
 def test_methods_are_compared_where_no_patient_is_annotated():

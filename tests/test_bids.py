@@ -242,16 +242,57 @@ def test_acquisitions_can_be_told(tmp_path):
     assert subject.images["FLAIR"].name == "sub-a_acq-b_FLAIR.nii.gz"
 
 
-def test_lesion_masks_of_any_usual_name_are_found_and_are_no_images(tmp_path):
-    names = ("label-lesion_mask", "desc-lesion_mask", "label-lesion_T1w", "T1w_roi", "label-lesion_roi")
-    for index, name in enumerate(names):
-        raw_scan(tmp_path, f"sub-{index}_T1w.nii.gz")
-        raw_scan(tmp_path, f"sub-{index}_{name}.nii.gz")
-    for subject, name in zip(bids.raw_subjects(tmp_path), names, strict=True):
-        assert subject.images["T1w"].name == f"sub-{subject.subject}_T1w.nii.gz"
-        if name != "label-lesion_T1w":
-            assert subject.lesion_mask.name.endswith(f"{name}.nii.gz")
-            assert subject.lesion_modality == "T1w"
+@pytest.mark.parametrize("place", ["", "derivatives/manual_masks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("T1w_roi", "FLAIR_roi", "label-lesion_roi", "label-lesion_mask", "desc-lesion_mask"),
+        *("label-lesion_dseg", "space-T1w_label-lesion_mask", "desc-lesionManual_mask"),
+    ],
+)
+def test_lesion_masks_of_any_usual_name_are_found_and_are_no_images(tmp_path, place, name):
+    for image in ("T1w", "FLAIR"):
+        raw_scan(tmp_path, f"sub-a_{image}.nii.gz", (9, 10, 8) if image == "T1w" else (5, 6, 7))
+    raw_scan(tmp_path / place, f"sub-a_{name}.nii.gz", (5, 6, 7) if "FLAIR" in name else (9, 10, 8))
+    (subject,) = bids.raw_subjects(tmp_path)
+    assert {m: path.name for m, path in subject.images.items()} == {
+        m: f"sub-a_{m}.nii.gz" for m in ("T1w", "FLAIR")
+    }
+    assert subject.lesion_mask == tmp_path / place / "sub-a" / "anat" / f"sub-a_{name}.nii.gz"
+    assert subject.lesion_modality == ("FLAIR" if "FLAIR" in name else "T1w")
+    assert not any(subject.others.values())
+
+
+@pytest.mark.parametrize("name", ["label-lesion_T1w", "desc-lesion_T1w", "T1w_mask", "desc-brain_mask"])
+def test_other_masks_are_neither_images_nor_lesions(tmp_path, name):
+    raw_scan(tmp_path, "sub-a_acq-z_T1w.nii.gz")  # the mask comes first by name
+    raw_scan(tmp_path, f"sub-a_{name}.nii.gz")
+    (subject,) = bids.raw_subjects(tmp_path)
+    assert subject.images["T1w"].name == "sub-a_acq-z_T1w.nii.gz"
+    assert subject.lesion_mask is None
+
+
+def test_a_lesion_mask_beside_the_image_comes_before_one_in_derivatives(tmp_path):
+    for name in ("T1w", "T1w_roi"):
+        raw_scan(tmp_path, f"sub-a_{name}.nii.gz")
+    raw_scan(tmp_path / "derivatives/masks", "sub-a_label-lesion_mask.nii.gz")
+    assert bids.raw_subjects(tmp_path)[0].lesion_mask.name == "sub-a_T1w_roi.nii.gz"
+    raw_scan(tmp_path, "sub-a_desc-lesion_mask.nii.gz")
+    with pytest.raises(InputError, match="2 lesion masks of sub-a; leave one"):
+        bids.raw_subjects(tmp_path)
+
+
+def test_sidecars_may_be_absent_in_upper_case_or_broken(derivative):
+    paths = [next((derivative / f"sub-c{n}").glob("anat/*T1w.nii.gz")) for n in (1, 2, 3)]
+    paths[0].with_name(paths[0].name.replace(".nii.gz", ".JSON")).write_text('{"Normalisation": {}}')
+    paths[1].with_name(paths[1].name.replace(".nii.gz", ".json")).write_text("\ufeff{}")
+    found = bids.read_derivative(derivative)
+    highest = [bids.read_subject(found.subjects[f"c{n}"], ["T1w"]).image.max() for n in (1, 2, 3)]
+    assert highest[0] > 50  # said to be normalised: taken as it is
+    assert highest[1:] == [1, 1]
+    paths[2].with_name(paths[2].name.replace(".nii.gz", ".json")).write_text("{")
+    with pytest.raises(InputError, match=r"c3.*cannot be read as JSON"):
+        bids.read_subject(found.subjects["c3"], ["T1w"])
 
 
 def test_a_lesion_mask_in_another_space_is_left_alone(tmp_path):
@@ -311,6 +352,20 @@ def test_check_lists_every_subject_and_every_problem_of_raw_scans(tmp_path):
     assert len(found.problems) == 2
 
 
+def test_check_shows_sessions_runs_and_acquisitions_that_were_not_taken(tmp_path):
+    for name in ("ses-1_T1w", "ses-2_run-1_T1w", "ses-2_run-2_T1w", "ses-2_acq-a_FLAIR", "ses-2_acq-b_FLAIR"):
+        raw_scan(tmp_path, f"sub-a_{name}.nii.gz")
+    raw_scan(tmp_path, "sub-b_ses-1_T1w.nii.gz")
+    first, second = bids.check(tmp_path).rows
+    assert first["session"] == "2 (1)"
+    assert first["T1w"] == "run-1_T1w (run-2_T1w, ses-1_T1w)"
+    assert first["FLAIR"] == "acq-a_FLAIR (acq-b_FLAIR)"
+    assert (second["session"], second["T1w"], second["FLAIR"]) == ("1", "T1w", "n/a")
+    told = bids.check(tmp_path, session="2", filters={"FLAIR": {"acq": "b"}})
+    assert told.rows[0]["FLAIR"] == "acq-b_FLAIR (acq-a_FLAIR)"
+    assert any("no T1w" in problem and "sub-b" in problem for problem in told.problems)
+
+
 def test_check_of_a_derivative_and_its_training_controls(derivative):
     found = bids.check(derivative, require_controls=True)
     assert (found.kind, found.problems) == ("derivative", [])
@@ -321,6 +376,16 @@ def test_check_of_a_derivative_and_its_training_controls(derivative):
     assert bids.check(derivative).problems == []
     (problem,) = bids.check(derivative, require_controls=True).problems
     assert "0 controls in split 'train'" in problem
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL"])
+def test_a_header_alone_gives_the_grid_that_the_voxels_lie_on(tmp_path, codes):
+    image = nib.Nifti1Image(np.ones(SHAPE, np.float32), AFFINE)
+    turn = nib.orientations.axcodes2ornt(codes)
+    nib.save(image.as_reoriented(turn), tmp_path / "a.nii.gz")
+    header, voxels = bids._read_header(tmp_path / "a.nii.gz"), bids._read_voxels(tmp_path / "a.nii.gz")
+    assert header.shape == voxels.shape == SHAPE
+    np.testing.assert_allclose(header.affine, voxels.affine)
 
 
 def test_raw_scans_are_no_derivative(tmp_path):

@@ -1,9 +1,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from epizoo import cli
+from tfds_epilepsy.volumes import write_nifti
 
 COMMANDS = (
     *("demo", "preprocess", "run", "train", "score", "evaluate"),
@@ -50,3 +52,28 @@ def test_bad_input_exits_with_2_and_a_sentence(arguments, word, monkeypatch, cap
     assert word in shown.err
     assert "Traceback" not in shown.err
     assert not (tmp_path / "OUT").exists()
+
+
+def test_check_takes_other_columns_words_and_files(monkeypatch, capsys, tmp_path):
+    for name in ("sub-a_T1w", "sub-a_acq-x_SWI", "sub-a_acq-y_SWI", "sub-b_T1w", "sub-b_acq-y_SWI"):
+        write_nifti(tmp_path / name[:5] / "anat" / f"{name}.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+    (tmp_path / "participants.tsv").write_text("participant_id\tarm\nsub-a\ttyp\nsub-b\tcase\n")
+    monkeypatch.setenv("COLUMNS", "150")
+    options = ["--group-column", "arm", "--group", "typ=control", "--modality", "T1w", "--modality", "SWI"]
+    assert run_main(monkeypatch, "check", str(tmp_path), *options, "--filter", "SWI:acq-y") == 0
+    shown = capsys.readouterr().out
+    for word in ("control", "patient", "acq-y_SWI (acq-x_SWI)"):
+        assert word in shown
+    assert run_main(monkeypatch, "check", str(tmp_path), *options[:2]) == 2
+    assert "'typ' of sub-a is unknown" in capsys.readouterr().err
+    assert run_main(monkeypatch, "check", str(tmp_path), "--filter", "SWI", "--group", "typ") == 2
+    assert run_main(monkeypatch, "check", str(tmp_path), "--group", "typ=alien") == 2
+    assert "'alien'" in capsys.readouterr().err
+
+
+def test_phantom_takes_a_second_scanner_and_pet(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr("tfds_epilepsy.phantom.write_bids", lambda *arguments: made.append(arguments))
+    assert run_main(monkeypatch, "phantom", str(tmp_path), "--pet", "--second-site", "0.5") == 0
+    [(config, out)] = made
+    assert (config.modalities, config.second_site, out) == (("T1w", "FLAIR", "pet"), 0.5, tmp_path)

@@ -29,6 +29,7 @@ from epizoo.evaluation import (
     mean_rank,
     mirrored_hits,
     more_than_chance,
+    pool,
     proportion,
     sensitivity,
     split_hash,
@@ -342,6 +343,31 @@ def test_controls_alone_give_false_positives_and_no_sensitivity():
     assert metrics["lesion"]["overlap"]["sensitivity"]["5"]["value"] is None
     assert metrics["false_positives"]["clusters"]["n"] == 2
     json.dumps(metrics, allow_nan=False)
+
+
+def test_folds_pool_to_what_one_test_set_gives():
+    everyone = list(cohort(contrast=2))
+    whole = evaluate(everyone, threshold=3.0, resamples=50)
+    parts = [json.loads(json.dumps(evaluate(everyone[i::2], threshold=3.0, resamples=50))) for i in (0, 1)]
+    pooled = pool(parts, resamples=50)
+    for name, figure in whole["voxel"].items():
+        assert pooled["voxel"][name]["value"] == pytest.approx(figure["value"])
+    for rule in ("overlap", "strict"):
+        one, other = whole["lesion"][rule], pooled["lesion"][rule]
+        for rank, figure in one["sensitivity"].items():
+            assert other["sensitivity"][rank] == pytest.approx(figure)
+        assert one["froc"]["area"]["value"] == pytest.approx(other["froc"]["area"]["value"])
+        assert one["froc"]["false_positives"] == other["froc"]["false_positives"]
+    for name, figure in whole["false_positives"].items():
+        assert pooled["false_positives"][name]["value"] == pytest.approx(figure["value"])
+    with pytest.raises(InputError, match="more than once"):
+        pool([parts[0], parts[0]])
+
+
+def test_a_mean_rank_that_no_patient_has_has_no_interval():
+    metrics = evaluate(cohort(contrast=-5), resamples=50)
+    figure = metrics["lesion"]["strict"]["mean_rank"]
+    assert (figure["value"], figure["low"], figure["high"], figure["n"]) == (None, None, None, 8)
 
 
 def test_a_patient_without_a_lesion_mask_is_counted_apart():

@@ -1,32 +1,45 @@
-"""Exports load without epizoo and give the same codes."""
+"""Exported encoders load without epizoo, give the same codes, and say what to feed."""
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
+import epizoo
 from epizoo.dense import DenseEncoder
-from epizoo.export import METADATA, export_encoder, export_onnx
+from epizoo.export import export_encoder, verify
+from epizoo.export.encoder import in_bfloat16
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import normalise
 
-# What another team runs: TensorFlow and NumPy, epizoo out of reach.
+# What another team has: an interpreter with TensorFlow's own site-packages and nothing else. ``-I -S`` leaves
+# out the working folder, PYTHONPATH and the hooks of editable installs; the finder refuses epizoo if it is
+# there still.
 CONSUMER = """
-import sys
-for name in ("epizoo", "tfds_epilepsy"):
-    sys.modules[name] = None
-import numpy as np
-import tensorflow as tf
-loaded = tf.saved_model.load(sys.argv[1])
-given = np.load(sys.argv[2])
-codes = loaded.signatures["serve"](patch=tf.constant(given["patch"]))["latent"]
-dense = loaded.signatures["dense"](volume=tf.constant(given["volume"]))["latent"]
-default = loaded.signatures["serving_default"](patch=tf.constant(given["patch"]))["latent"]
-np.savez(sys.argv[3], codes=codes, dense=dense, default=default)
+import runpy, sys
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("epizoo", "tfds_epilepsy"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nowhere())
+sys.path.append(sys.argv[1])
+try:
+    import epizoo
+    sys.exit("epizoo can be imported")
+except ModuleNotFoundError:
+    pass
+for script in sys.argv[2:]:
+    sys.argv[1:] = []
+    runpy.run_path(script, run_name="__main__")
 """
 
 
@@ -39,81 +52,247 @@ def encoder_2d():
 def encoder_3d():
     patch = keras.Input((5, 5, 3, 1), name="patch")
     x = layers.MaxPooling3D((2, 2, 1))(layers.Conv3D(4, 2, activation="relu")(patch))
+    x = layers.Conv3D(3, 2)(x)  # dilated in the dense form
     return keras.Model(patch, layers.Dense(3, name="latent")(layers.Flatten()(x)), name="small_3d")
 
 
-@pytest.mark.parametrize(("build", "shape"), [(encoder_2d, (6, 11, 3)), (encoder_3d, (7, 5, 6))])
-def test_loads_with_tensorflow_alone_and_gives_the_same_codes(build, shape, tmp_path):
-    encoder = build()
-    model = SimpleNamespace(name="model", encoder=encoder)  # as a PatchModel carries its encoder
-    rng = np.random.default_rng(0)
-    patch = rng.random((4, *encoder.input_shape[1:]), np.float32)
-    volume = rng.random((*shape, encoder.input_shape[-1]), np.float32)
-    folder = export_encoder(model, tmp_path / "deep" / "exported")
-    np.savez(tmp_path / "given.npz", patch=patch, volume=volume)
-    arguments = [folder, tmp_path / "given.npz", tmp_path / "got.npz"]
-    subprocess.run([sys.executable, "-c", CONSUMER, *map(str, arguments)], check=True, cwd=tmp_path)
-    got = np.load(tmp_path / "got.npz")
-    np.testing.assert_allclose(got["codes"], encoder(patch), atol=1e-5)
-    np.testing.assert_array_equal(got["default"], got["codes"])
-    np.testing.assert_allclose(got["dense"], DenseEncoder(encoder)(volume), atol=1e-5)
+def raw_volume(shape, channels, seed=0):
+    """Raw intensities and a brain mask with a border around it."""
+    rng = np.random.default_rng(seed)
+    volume = (800 * rng.random((*shape, channels)) + 40).astype(np.float32)
+    mask = np.zeros(shape, bool)
+    mask[1:-1, 1:-1, 1:-1] = True
+    return volume, mask
 
 
-def test_metadata_says_what_to_feed(tmp_path):
-    folder = export_encoder(encoder_2d(), tmp_path / "e", modalities=("T1w", "FLAIR"), voxel_size=1.0)
-    metadata = json.loads((folder / METADATA).read_text())
+def normalised(volume, mask):
+    return np.stack([normalise(volume[..., c], mask)[0] for c in range(volume.shape[-1])], -1)
+
+
+def run_consumer(*scripts):
+    packages = Path(tf.__file__).parents[1]
+    command = [sys.executable, "-I", "-S", "-c", CONSUMER, packages, *scripts]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """A 2-D and a 3-D encoder, exported."""
+    folder = tmp_path_factory.mktemp("exports")
+    keras.utils.set_random_seed(1)
+    model = SimpleNamespace(name="model", encoder=encoder_2d())  # as a PatchModel carries its encoder
+    solid = encoder_3d()
+    export_encoder(model, folder / "deep" / "flat", modalities=("T1w", "FLAIR"), voxel_size=2.0)
+    export_encoder(solid, folder / "solid", modalities=("T1w",), normalisation="zscore")
+    return SimpleNamespace(
+        flat=folder / "deep" / "flat", solid=folder / "solid", model=model, encoder_3d=solid
+    )
+
+
+@pytest.mark.slow
+def test_a_consumer_with_tensorflow_alone_verifies_and_uses_them(exports):
+    scripts = [exports.flat / "verify.py", exports.solid / "verify.py", exports.flat / "use_it.py"]
+    done = run_consumer(*scripts)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("gives here what it gave where it was made") == 2
+    assert "(12, 14, 6, 5)" in done.stdout  # use_it: the code at every voxel of the vector's volume
+
+
+def test_codes_of_patches_and_volumes_are_those_of_the_encoder(exports):
+    flat, encoder = tf.saved_model.load(exports.flat).signatures, exports.model.encoder
+    patch = np.random.default_rng(0).random((4, 7, 9, 2), np.float32)
+    np.testing.assert_allclose(flat["encode"](patch=patch)["latent"], encoder(patch), atol=1e-5)
+    np.testing.assert_array_equal(
+        flat["serving_default"](patch=patch)["latent"], flat["encode"](patch=patch)["latent"]
+    )
+    volume, mask = raw_volume((13, 11, 6), 2)
+    codes = flat["encode_volume"](T1w=volume[..., 0], FLAIR=volume[..., 1], mask=mask)["latent"]
+    np.testing.assert_allclose(codes, DenseEncoder(encoder)(normalised(volume, mask)), atol=1e-5)
+
+
+def test_any_size_of_batch_and_volume(exports):
+    encode = tf.saved_model.load(exports.solid).signatures
+    for n in (1, 3, 17):
+        assert encode["encode"](patch=np.zeros((n, 5, 5, 3, 1), np.float32))["latent"].shape == (n, 3)
+    for shape in ((4, 5, 3), (9, 4, 17)):
+        volume, mask = raw_volume(shape, 1)
+        codes = encode["encode_volume"](T1w=volume[..., 0], mask=mask)["latent"]
+        scaled = normalise(volume[..., 0], mask, "zscore")[0][..., None]
+        np.testing.assert_allclose(codes, DenseEncoder(exports.encoder_3d)(scaled), atol=1e-5)
+
+
+def test_normalisation_inside_is_that_of_the_data_and_leaves_alone_what_is_normalised(exports):
+    signatures = tf.saved_model.load(exports.flat).signatures
+    volume, mask = raw_volume((30, 21, 8), 2)
+    volume[..., 1] = np.round(volume[..., 1] / 50)  # ties
+    got = signatures["normalise"](T1w=volume[..., 0], FLAIR=volume[..., 1], mask=mask)
+    for c in range(2):
+        expected, fitted = normalise(volume[..., c], mask)
+        np.testing.assert_allclose(got["volume"][..., c], expected, atol=1e-6)
+        ends = [got["low"][c].numpy(), got["high"][c].numpy()]
+        np.testing.assert_allclose(ends, [fitted["low"], fitted["high"]], rtol=1e-5)
+    once = got["volume"].numpy()
+    twice = signatures["normalise"](T1w=once[..., 0], FLAIR=once[..., 1], mask=mask)
+    np.testing.assert_array_equal(twice["volume"], once)
+
+
+def test_raw_patches_take_the_scale_of_their_volume(exports):
+    signatures = tf.saved_model.load(exports.flat).signatures
+    volume, mask = raw_volume((13, 11, 6), 2)
+    found = signatures["normalise"](T1w=volume[..., 0], FLAIR=volume[..., 1], mask=mask)
+    patch = volume[None, 2:9, 1:10, 3]
+    codes = signatures["encode_raw"](patch=patch, low=found["low"][None], high=found["high"][None])["latent"]
+    expected = exports.model.encoder(normalised(volume, mask)[None, 2:9, 1:10, 3])
+    np.testing.assert_allclose(codes, expected, atol=1e-5)
+
+
+def test_the_serving_contract(exports):
+    """What TensorFlow Serving reads: tag, method, named inputs and outputs of known type; JSON both ways."""
+    from tensorflow.python.saved_model import loader_impl
+
+    graph = loader_impl.parse_saved_model(str(exports.flat)).meta_graphs[0]
+    assert list(graph.meta_info_def.tags) == ["serve"]
+    for name in ("serving_default", "encode", "encode_raw", "encode_volume", "normalise"):
+        assert graph.signature_def[name].method_name == "tensorflow/serving/predict"
+    contract = graph.signature_def["encode_volume"]
+    forms = {n: (i.dtype, [d.size for d in i.tensor_shape.dim]) for n, i in contract.inputs.items()}
+    free = [-1, -1, -1]
+    assert forms == {"T1w": (1, free), "FLAIR": (1, free), "mask": (10, free)}  # DT_FLOAT, DT_BOOL
+    assert [d.size for d in contract.outputs["latent"].tensor_shape.dim] == [*free, 5]
+
+    volume, mask = raw_volume((5, 4, 3), 2)
+    request = {"T1w": volume[..., 0], "FLAIR": volume[..., 1], "mask": mask}
+    body = json.loads(json.dumps({"inputs": {name: array.tolist() for name, array in request.items()}}))
+    inputs = {
+        name: tf.constant(body["inputs"][name], contract.inputs[name].dtype) for name in contract.inputs
+    }
+    answer = json.dumps(
+        tf.saved_model.load(exports.flat).signatures["encode_volume"](**inputs)["latent"].numpy().tolist()
+    )
+    dense = DenseEncoder(exports.model.encoder)(normalised(volume, mask))
+    np.testing.assert_allclose(json.loads(answer), dense, atol=1e-5)
+
+
+def test_as_a_keras_layer(exports):
+    layer = keras.layers.TFSMLayer(exports.flat, call_endpoint="encode")
+    patch = keras.Input((7, 9, 2))
+    model = keras.Model(patch, layers.Dense(1)(layer(patch)["latent"]))
+    assert model(np.zeros((3, 7, 9, 2), np.float32)).shape == (3, 1)
+    patches = np.random.default_rng(0).random((3, 7, 9, 2), np.float32)
+    np.testing.assert_allclose(layer(patches)["latent"], exports.model.encoder(patches), atol=1e-5)
+
+
+def test_metadata_say_what_to_feed(exports):
+    metadata = json.loads((exports.flat / "metadata.json").read_text())
     assert metadata["patch_shape"] == [7, 9]
     assert metadata["latent_dim"] == 5
     assert metadata["modalities"] == ["T1w", "FLAIR"]
     assert metadata["normalisation"] == "unit"
-    assert metadata["voxel_size"] == 1.0
+    assert metadata["voxel_size"] == 2.0
     assert metadata["versions"]["keras"] == keras.__version__
-    assert list(tmp_path.iterdir()) == [folder]
+    outputs = metadata["signatures"]["encode"]["outputs"]
+    assert outputs == {"latent": {"dtype": "float32", "shape": [None, 5]}}
+    for name, checksum in metadata["sha256"].items():
+        assert hashlib.sha256((exports.flat / name).read_bytes()).hexdigest() == checksum
+    files = {str(path.relative_to(exports.flat)) for path in exports.flat.rglob("*") if path.is_file()}
+    assert files == {*metadata["sha256"], "metadata.json"}
+    card = (exports.flat / "model_card.md").read_text()
+    for words in ("Research only", "T1w, FLAIR", "0.5th percentile", "2 mm", "without a run"):
+        assert words in card
 
 
-def test_an_export_is_not_overwritten_unless_asked(tmp_path):
-    folder = export_encoder(encoder_2d(), tmp_path / "e")
-    with pytest.raises(InputError, match="exists already"):
-        export_encoder(encoder_2d(), folder)
-    (folder / "stale").touch()
-    export_encoder(encoder_2d(), folder, overwrite=True)
-    assert not (folder / "stale").exists()
-    assert list(tmp_path.iterdir()) == [folder]
+def test_bfloat16_halves_the_weights_and_moves_codes_little(tmp_path):
+    encoder = epizoo.create("siamese").encoder
+    folder = export_encoder(encoder, tmp_path / "half", precision="bfloat16")
+    loaded = tf.saved_model.load(folder)
+    assert {v.dtype for v in loaded.kept} == {tf.bfloat16}
+    patch = np.random.default_rng(0).random((16, 15, 15, 2), np.float32)
+    codes = loaded.signatures["encode"](patch=patch)["latent"]
+    assert codes.dtype == tf.float32
+    expected = encoder(patch).numpy()
+    assert 0 < np.abs(codes - expected).max() < 0.03 * np.abs(expected).max()
+    assert in_bfloat16(encoder).layers[-1].compute_dtype == "float32"
 
 
-def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
-    def broken(*args, **kwargs):
-        raise OSError("disk full")
+def test_other_channels_or_their_order_are_refused_with_a_message(exports):
+    signatures = tf.saved_model.load(exports.flat).signatures
+    volume, mask = raw_volume((8, 9, 5), 3)
+    with pytest.raises(ValueError, match="takes T1w, FLAIR, in this order"):
+        verify.verify(exports.flat, ["FLAIR", "T1w"])
+    with pytest.raises(ValueError, match="3 channels"):
+        verify.verify(exports.flat, ["T1w", "FLAIR", "pet"])
+    assert verify.verify(exports.flat, ["T1w", "FLAIR"])
+    with pytest.raises(TypeError, match="FLAIR"):
+        signatures["encode_volume"](T1w=volume[..., 0], T2w=volume[..., 1], mask=mask)
+    with pytest.raises(TypeError, match=r"shape=\(None, 7, 9, 2\)"):
+        signatures["encode"](patch=np.zeros((2, 7, 9, 3), np.float32))
+    with pytest.raises(TypeError, match=r"shape=\(None, 7, 9, 2\)"):
+        signatures["encode"](patch=np.zeros((7, 9, 2), np.float32))
 
-    monkeypatch.setattr(json, "dumps", broken)
-    with pytest.raises(OSError, match="disk full"):
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda volume, mask: mask.fill(False), "mask: no voxel is True"),
+        (lambda volume, mask: volume.fill(3), "constant inside the brain mask"),
+        (lambda volume, mask: volume.__setitem__((3, 3, 3, 0), np.nan), "NaN or infinite"),
+    ],
+)
+def test_volumes_that_cannot_be_normalised_are_refused(exports, spoil, message):
+    volume, mask = raw_volume((8, 9, 6), 2)
+    spoil(volume, mask)
+    encode = tf.saved_model.load(exports.flat).signatures["encode_volume"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        encode(T1w=volume[..., 0], FLAIR=volume[..., 1], mask=mask)
+
+
+def test_verify_finds_what_was_changed(exports, tmp_path):
+    folder = tmp_path / "changed"
+    shutil.copytree(exports.flat, folder)
+    (folder / "model_card.md").write_text("a finer card")
+    (folder / "use_it.py").unlink()
+    with pytest.raises(ValueError, match=r"(?s)model_card.md: changed.*use_it.py: missing"):
+        verify.verify(folder)
+
+
+def test_an_export_that_does_not_give_its_vectors_does_not_appear(tmp_path, monkeypatch):
+    monkeypatch.setattr(DenseEncoder, "__call__", lambda self, volume: np.zeros((*volume.shape[:3], 5)))
+    monkeypatch.setattr(DenseEncoder, "_check_equal", lambda self: None)
+    with pytest.raises(ValueError, match="encode_volume: latent differs"):
         export_encoder(encoder_2d(), tmp_path / "e")
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_is_not_overwritten_unless_asked(tmp_path):
+    folder = export_encoder(encoder_2d(), tmp_path / "e", normalisation="none")
+    assert "normalise" not in tf.saved_model.load(folder).signatures
+    with pytest.raises(InputError, match="exists already"):
+        export_encoder(encoder_2d(), folder)
+    (folder / "stale").touch()
+    export_encoder(encoder_2d(), folder, normalisation="none", overwrite=True)
+    assert not (folder / "stale").exists()
+    assert list(tmp_path.iterdir()) == [folder]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="not an export"):
+        export_encoder(encoder_2d(), tmp_path / "thesis", overwrite=True)
+
+
 def test_what_cannot_be_exported_is_refused_before_writing(tmp_path):
-    with pytest.raises(InputError, match="takes 2 channels"):
-        export_encoder(encoder_2d(), tmp_path / "e", modalities=("T1w",))
+    with pytest.raises(InputError) as error:
+        export_encoder(
+            encoder_2d(),
+            tmp_path / "e",
+            modalities=("T1w",),
+            normalisation="guess",
+            format="pb",
+            precision="int8",
+        )
+    assert len(error.value.problems) == 4
+    with pytest.raises(InputError, match="names that differ"):
+        export_encoder(encoder_2d(), tmp_path / "e", modalities=("T1w", "mask"))
     patch = keras.Input((7, 7, 1), name="patch")
     padded = keras.Model(patch, layers.Flatten()(layers.Conv2D(2, 3, padding="same", name="culprit")(patch)))
     with pytest.raises(InputError, match="'culprit'"):
         export_encoder(padded, tmp_path / "e")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_onnx_gives_the_same_codes(tmp_path):
-    pytest.importorskip("tf2onnx", reason="the extra onnx is not installed")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    encoder = encoder_2d()
-    session = runtime.InferenceSession(export_onnx(encoder, tmp_path / "e.onnx"))
-    patch = np.random.default_rng(0).random((4, 7, 9, 2), np.float32)
-    (codes,) = session.run(["latent"], {"patch": patch})
-    np.testing.assert_allclose(codes, encoder(patch), atol=1e-5)
-    with pytest.raises(InputError, match="exists already"):
-        export_onnx(encoder, tmp_path / "e.onnx")
-
-
-def test_onnx_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(InputError, match=r"epizoo\[onnx\]"):
-        export_onnx(encoder_2d(), tmp_path / "e.onnx")

@@ -152,7 +152,7 @@ class Cells(HTMLParser):
 
 def test_all_forms_hold_the_same_table(tmp_path):
     board = leaderboard([entry("<plain>", level=0.2), entry("cnn", level=0.6, supervised=True)])
-    tsv, markdown, page = write_leaderboard(tmp_path, board)
+    tsv, markdown, page, _ = write_leaderboard(tmp_path, board)
     read = pd.read_csv(io.StringIO(tsv.read_text()), sep="\t")
     np.testing.assert_allclose(read["auprc"], board.table["auprc"], rtol=1e-4)
     assert read["dice"].isna().all()
@@ -160,11 +160,28 @@ def test_all_forms_hold_the_same_table(tmp_path):
     cells.feed(page.read_text())
     lines = [line for line in markdown.read_text().splitlines() if line.startswith("| ")]
     in_markdown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells.rows == [in_markdown[0], *in_markdown[2:]]
-    assert [row[0] for row in cells.rows] == ["method", "cnn †", "<plain>"]
-    assert len({len(row) for row in cells.rows}) == 1
+    assert cells.rows == [row for row in in_markdown if row[0] != "---"]
+    assert [row[0] for row in cells.rows] == ["method", "cnn †", "<plain>", "minus <plain>", "cnn †"]
+    assert [len(row) for row in cells.rows] == [16, 16, 16, 5, 5]
     assert "supervised" in markdown.read_text().splitlines()[-1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"leaderboard.{s}" for s in ("html", "md", "tsv")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("leaderboard-differences.tsv", "leaderboard.html", "leaderboard.md", "leaderboard.tsv")
+    ]
+
+
+def test_differences_are_paired_and_their_interval_tells(tmp_path):
+    board = leaderboard(
+        [entry("base", level=0.2), entry("better", level=0.4), entry("same", level=0.2)], "base"
+    )
+    read = pd.read_csv(io.StringIO(board.differences_to_tsv()), sep="\t").set_index(["figure", "method"])
+    better, same = read.loc[("auprc", "better")], read.loc[("auprc", "same")]
+    assert better["difference"] == pytest.approx(0.2, rel=1e-4)
+    assert better["low"] > 0
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    assert set(read.index.get_level_values(0)) == {
+        *("auroc", "auprc", "sensitivity_5_overlap", "sensitivity_5_strict")
+    }
+    assert "+0.200 [+0.200, +0.200] (p 0.250)" in board.to_markdown()
 
 
 def test_a_run_folder_is_an_entry(tmp_path):

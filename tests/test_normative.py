@@ -276,7 +276,7 @@ def test_codes_of_an_encoder_are_those_of_its_patches(tmp_path, patch_shape):
 
     latents = np.stack([latent(s) for s in people], axis=1)
     raw = LocalOneClassSVM(nu=0.1).fit(latents).score(latent(subject(99))[None])[0, 0]
-    z = (raw - thick._mean[voxel]) / thick._sd[voxel]
+    z = (raw - thick.mean[voxel]) / thick.sd[voxel]
     np.testing.assert_allclose(thick.score(subject(99))[voxel], z, atol=1e-2)
 
     NormativeModel.load(thick.folder, keras.models.clone_model(encoder, clone_function=lambda layer: layer))
@@ -325,7 +325,7 @@ def test_neighbours_are_further_samples_of_a_voxel(tmp_path):
     samples = np.array([[p.image[tuple(np.add(voxel, s))] for s in steps] for p in people])
     patient = subject(99)
     expected = LocalOneClassSVM(nu=0.1).fit(samples.reshape(1, -1, 2)).score(patient.image[voxel][None, None])
-    raw = model.score(patient)[voxel] * model._sd[voxel] + model._mean[voxel]
+    raw = model.score(patient)[voxel] * model.sd[voxel] + model.mean[voxel]
     np.testing.assert_allclose(raw, expected[0, 0], atol=1e-4)
     thin = fit(tmp_path / "thin", subjects=people, neighbours=True, slab_bytes=1)
     np.testing.assert_array_equal(thin.score(patient), model.score(patient))
@@ -385,3 +385,20 @@ def test_the_residual_at_the_centre_of_each_patch_is_scored(tmp_path):
     assert np.isfinite(score).all()
     with pytest.raises(InputError, match="no decoder"):
         fit(tmp_path / "other", encoder, controls(4), detector="reconstruction")
+
+
+def test_the_logit_of_the_model_itself_is_scored(tmp_path):
+    import epizoo
+    from epizoo.detection.head import Head
+
+    model = epizoo.create("synthetic", patch_shape=(9, 9, 9), latent_dim=4, filters=4)
+    person = subject(0)
+    logits = Head().codes(model).latents(person.image, person.brain_mask, slice(3, 4))
+    where = np.argwhere(person.brain_mask[:, :, 3])
+    padded = np.pad(person.image, [(4, 4)] * 3 + [(0, 0)])
+    patches = np.stack([padded[i : i + 9, j : j + 9, 3:12] for i, j in where])
+    np.testing.assert_allclose(logits, model.head(model.encode(patches)), atol=1e-5)
+    score = fit(tmp_path, model, controls(4), detector="head").score(person)
+    assert np.isfinite(score).all()
+    with pytest.raises(InputError, match="no head"):
+        fit(tmp_path / "other", epizoo.create("siamese", patch_shape=(5, 5)), controls(4), detector="head")

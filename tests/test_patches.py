@@ -273,14 +273,30 @@ def test_a_bad_subject_that_enters_the_window_later_is_named():
         take(dataset, 20)
 
 
-def test_memory_bytes_is_what_the_arrays_take_and_is_logged(caplog):
-    caplog.set_level("INFO", logger="tfds_epilepsy.patches")
+def test_memory_bytes_is_what_the_arrays_take():
     pool = patch_pool.PatchPool((3, 3, 3), 1, 8, 0, np.ones(SHAPE), False, 2**20)
     pool.fill(iter(cohort(3)))
     arrays = (pool.images, pool.masks, pool.cells, pool.cumulative)
     assert memory_bytes(SHAPE, 2, 3, (3, 3, 3), weighted=True) == sum(3 * a[0].nbytes for a in arrays)
-    patch_dataset(cohort(3), (3, 3), batch_size=1)
-    assert "3 subjects in memory, at most 0.00 GiB" in caplog.text
+
+
+def test_the_memory_that_volumes_will_take_is_printed_before_they_are_read(capsys):
+    shape = (90, 90, 90)
+    each = memory_bytes(shape, 2, 1, (3, 3))
+    said = f"{each / 2**20:.1f} MiB each: at most {3 * each / 2**30:.2f} GiB"
+    subjects = cohort(3, shape=shape)
+    patch_dataset(subjects, (3, 3), batch_size=1)
+    assert f"patches: 3 subjects in memory, {said}" in capsys.readouterr().err
+    patch_dataset(lambda: subjects * 2, (3, 3), batch_size=1, memory_limit=3 * each + 1)
+    assert f"patches: at most 3 subjects at a time in memory, {said}" in capsys.readouterr().err
+
+    def broken():
+        yield subjects[0]
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        patch_dataset(broken, (3, 3), memory_limit=3 * each)
+    assert said in capsys.readouterr().err
 
 
 def test_random_intensity_keeps_background_range_and_differs_by_patch():

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from tfds_epilepsy import bids, phantom
 from tfds_epilepsy.errors import InputError
@@ -182,6 +182,35 @@ def test_a_second_site_has_other_contrast(control):
     template = load_template(2)
     ratio = [np.divide(*tissue_means(s.image[..., 0], template)[:2]) for s in (control, other)]
     assert ratio[1] > ratio[0] + 0.03
+
+
+def test_a_second_site_is_noisier_and_blurrier_and_has_its_share_of_subjects():
+    signal = np.full((64, 64, 64), 1.0, np.float32)
+    signal[32:] = 0.5
+    noise, edge = [], []
+    for share in (0.0, 1.0):
+        config = PhantomConfig(voxel_size=1, second_site=share)
+        image = phantom._acquire(config, "control001", "T1w", signal, np.ones(signal.shape, bool))
+        step = image[8:24].mean() - image[40:56].mean()
+        noise.append(np.diff(image[8:24], axis=1).std() / step)
+        edge.append((image[31] - image[32]).mean() / step)
+    assert 1.3 < noise[1] / noise[0] < 1.6  # 1.5 times the noise; texture is the same
+    assert edge[1] < 0.6 * edge[0]
+    half = PhantomConfig(second_site=0.5)
+    sites = [phantom._person(half, f"control{number:03}")["site"] for number in range(200)]
+    assert 80 < sites.count("B") < 120
+
+
+def test_pet_is_blurred_by_its_point_spread():
+    signal = np.zeros((64, 64, 64), np.float32)
+    signal[32:] = 1
+    image = phantom._acquire(
+        PhantomConfig(voxel_size=1), "control001", "pet", signal, np.ones_like(signal) > 0
+    )
+    profile = image.mean(axis=(1, 2))
+    expected = stats.norm.cdf((np.arange(64) - 31.5) / (phantom.PET_FWHM / 2.355))
+    assert np.corrcoef(profile, expected)[0, 1] > 0.995
+    assert np.abs(np.diff(profile)).max() < 0.3
 
 
 def test_pet_shows_grey_matter():

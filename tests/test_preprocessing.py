@@ -1,7 +1,12 @@
 """From raw scans to a derivative in template space: what it holds, what it refuses, how it goes on."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +20,7 @@ from tfds_epilepsy import preprocessing, registration
 from tfds_epilepsy.bids import read_derivative, read_subject
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.preprocessing import preprocess, to_native
+from tfds_epilepsy.regions import cerebrum_mask
 from tfds_epilepsy.registration import Scan, resample
 from tfds_epilepsy.volumes import load_template, normalise, read_nifti, write_nifti
 
@@ -351,3 +357,104 @@ def test_a_lesion_too_small_for_the_grid_is_kept():
     share[1, 2, 2] = 0.1
     assert np.argwhere(preprocessing._lesion_voxels(share)).tolist() == [[1, 2, 3]]
     assert not preprocessing._lesion_voxels(np.zeros((4, 4, 4), np.float32)).any()
+
+
+HURRIED = """
+from tfds_epilepsy import registration
+
+registration.N4_ITERATIONS, registration.RIGID_ITERATIONS = (2, 0), (20, 0, 0)
+registration.SYN_ITERATIONS = (3, 0, 0)
+"""
+COMMAND = """
+import sys
+from tfds_epilepsy.preprocessing import preprocess
+
+preprocess(*sys.argv[1:], voxel_size=1, region="cerebrum", normalisation="match", jobs=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def killed_and_gone_on(tmp_path_factory) -> tuple[Path, dict[str, int]]:
+    """T1w and PET of three people at 1 mm, two at a time, killed after the first and started again.
+
+    Returns:
+        The derivative, and what was finished before the kill: transform and time of writing.
+    """
+    folder, template = tmp_path_factory.mktemp("killed"), load_template(2)
+    raw, out = folder / "raw", folder / "out"
+    for number, label in enumerate(("01", "02", "03")):
+        move = turned(3 * number, (2 * number, -4, 3))
+        t1 = 700 * template.t1 ** (0.8 + 0.2 * number) * template.brain_mask
+        pet = (10 * template.gm + 4 * template.wm) * template.brain_mask
+        save(raw / f"sub-{label}/anat/sub-{label}_T1w.nii.gz", native(t1, move, (4.0, 4.0, 4.0)), "RAS")
+        elsewhere = native(pet, turned(2, (5, 3, -4)) @ move, (5.0, 5.0, 5.0))
+        save(raw / f"sub-{label}/pet/sub-{label}_pet.nii.gz", elsewhere, "LPS")
+    (raw / "participants.tsv").write_text(
+        "participant_id\tgroup\tsplit\nsub-01\thc\ttrain\nsub-02\tfcd\ttest\nsub-03\thc\ttest\n"
+    )
+    (folder / "sitecustomize.py").write_text(HURRIED)  # read by every process, also those of the jobs
+    paths = [str(folder), str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(":")]
+    environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, paths))}
+    command = [sys.executable, "-c", COMMAND, str(raw), str(out)]
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        while not (finished := list(out.glob(".unmatched/sub-*"))) and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not list(out.glob("sub-*"))  # matched once all are there
+    before = {path.name: path.stat().st_mtime_ns for f in finished for path in f.glob("anat/*_from-T1w*.h5")}
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    return out, before
+
+
+@pytest.mark.slow
+def test_a_killed_cohort_goes_on_with_what_is_missing(killed_and_gone_on):
+    out, before = killed_and_gone_on
+    assert 1 <= len(before) < 3
+    assert sorted(path.name for path in out.glob("sub-*")) == ["sub-01", "sub-02", "sub-03"]
+    for name, written in before.items():
+        assert next(out.glob(f"sub-*/anat/{name}")).stat().st_mtime_ns == written
+    assert not list(out.glob("**/.partial*"))
+    assert not (out / ".unmatched").exists()
+    assert (out / "quality.html").is_file()
+    assert sorted(read_derivative(out).subjects) == ["01", "02", "03"]
+
+
+@pytest.mark.slow
+def test_at_1_mm_the_cerebrum_alone_is_left(killed_and_gone_on):
+    out, _ = killed_and_gone_on
+    template, cerebrum = load_template(1), cerebrum_mask(1)
+    for label in ("01", "02", "03"):
+        mask, affine = volume(out, label, "desc-brain_mask.nii.gz")
+        assert mask.shape == template.shape
+        np.testing.assert_array_equal(affine, template.affine)
+        assert (mask[template.brain_mask & ~cerebrum] == 0).all()
+        assert 2 * (mask * cerebrum).sum() / (mask.sum() + cerebrum.sum()) > 0.9
+
+
+@pytest.mark.slow
+def test_pet_follows_the_t1w_without_a_bias_field_of_its_own(killed_and_gone_on):
+    out, _ = killed_and_gone_on
+    template = load_template(1)
+    for label in ("01", "02", "03"):
+        mask = volume(out, label, "desc-brain_mask.nii.gz")[0] > 0
+        pet = volume(out, label, "desc-preproc_pet.nii.gz")[0]
+        assert np.corrcoef(pet[mask], (10 * template.gm + 4 * template.wm)[mask])[0, 1] > 0.6
+        sidecar = json.loads(next(out.glob(f"sub-{label}/anat/*_pet.json")).read_text())
+        assert sidecar["BiasCorrection"] == "none"
+
+
+@pytest.mark.slow
+def test_every_modality_has_the_histogram_of_the_training_controls(killed_and_gone_on):
+    out, _ = killed_and_gone_on
+    landmarks = json.loads((out / "intensity_landmarks.json").read_text())
+    assert landmarks["TrainingControls"] == ["01"]
+    for label in ("01", "02", "03"):
+        mask = volume(out, label, "desc-brain_mask.nii.gz")[0] > 0
+        for name in ("T1w", "pet"):
+            matched = volume(out, label, f"desc-preproc_{name}.nii.gz")[0]
+            np.testing.assert_allclose(
+                preprocessing.deciles(matched[mask]), landmarks["Deciles"][name], atol=5e-3
+            )

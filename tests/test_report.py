@@ -94,6 +94,19 @@ def quick(monkeypatch):
     monkeypatch.setattr(figures, "lightbox", lambda *args, **kwargs: b"slices" * 20_000)
 
 
+def background(folder):
+    return patient.Background(
+        folder=folder,
+        data="phantom_2mm",
+        space=TEMPLATE_SPACE,
+        modalities=["T1w", "FLAIR"],
+        patch_shape=[15, 15],
+        controls=None,
+        scores=tables.ControlScores(),
+        limit=6.0,
+    )
+
+
 def pages(folder):
     return [folder.report, *sorted(folder.path.glob("sub-*/report.html"))]
 
@@ -139,6 +152,40 @@ def test_the_viewer_is_on_the_patients_own_page_and_begins_at_the_first_cluster(
     ]
     voxel = nib.affines.apply_affine(np.linalg.inv(SUBJECTS["p1"].affine), peak)
     assert np.abs(np.array(place.groups(), float) - voxel).max() <= 1
+
+
+def test_the_viewer_switches_between_all_modalities(built):
+    text = html.unescape((built.path / "sub-p1" / "report.html").read_text())
+    first = re.search(r'id="spriteImg[^>]*?src="([^"]*)"', text).group(1)
+    switches = re.findall(r'<input type="radio" name="modality" value="([^"]*)"( checked)?>(\w+)<', text)
+    assert [(bool(checked), name) for _, checked, name in switches] == [(True, "T1w"), (False, "FLAIR")]
+    assert switches[0][0] == ""  # what the viewer begins with
+    sprites = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("L"))
+        for data in (first, switches[1][0])
+    ]
+    assert sprites[0].shape == sprites[1].shape
+    assert (sprites[0] != sprites[1]).mean() > 0.1
+    assert 'value="80"' in text
+
+
+def test_an_index_of_200_patients_stays_small(tmp_path, quick, monkeypatch):
+    folder = make_run(tmp_path, ["p1", "c1"])
+    metrics, rows = read_json(folder.metrics), []
+    page = patient.subject_page(SUBJECTS["p1"], background(folder))
+    for number in range(200):
+        name = f"many{number:03}"
+        path = folder.score_map(name, TEMPLATE_SPACE)
+        path.parent.mkdir(parents=True)
+        path.symlink_to(folder.score_map("p1", TEMPLATE_SPACE))
+        rows.append({**metrics["rows"][0], "subject": name})
+    write_json(folder.metrics, {**metrics, "rows": rows})
+    monkeypatch.setattr(report, "subject_page", lambda subject, _: page)
+    people = (dataclasses.replace(SUBJECTS["p1"], subject=row["subject"]) for row in rows)
+    text = build_report(folder, lambda names: people).read_text()
+    assert len(text) < 5e6
+    assert text.count('class="thumb"') == 200
+    assert text.count('/report.html">sub-many') == 200
 
 
 def test_a_quiet_map_shows_the_anatomy_alone():

@@ -1,6 +1,9 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +98,30 @@ def test_metadata_say_what_was_used(finished):
     assert metadata["versions"]["tensorflow"]
 
 
+def test_a_run_is_a_bids_derivative_that_the_validator_accepts(finished):
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.is_file():
+        pytest.skip("bids-validator-deno is not installed")
+    command = [validator, "--format", "json", finished.folder.path]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    assert sorted(found["summary"]["subjects"]) == ["h1", "p1", "v0", "v1"]
+    assert [i for i in found["issues"]["issues"] if i["severity"] == "error"] == []
+    (finished.folder.path / "sub-p1" / "anat" / "sub-p1_nonsense.nii.gz").touch()
+    again = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    (finished.folder.path / "sub-p1" / "anat" / "sub-p1_nonsense.nii.gz").unlink()
+    assert "error" in {issue["severity"] for issue in again["issues"]["issues"]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system keeps one peak a process")
+def test_the_peak_of_memory_is_that_of_the_step():
+    block = np.ones(2**27, np.uint8)  # 128 MiB
+    before = epizoo.run.peak_gib()
+    del block
+    epizoo.run.forget_peak()
+    assert epizoo.run.peak_gib() < before - 0.1
+    assert epizoo.run.peak_gib() > 0.05
+
+
 def test_a_finished_run_is_left_as_it_is(finished, cohort, data_dir):
     before = finished.folder.report.stat().st_mtime_ns
     Run(config(cohort), finished.folder.path, data_dir=data_dir)()
@@ -128,6 +155,17 @@ def test_a_classical_baseline_runs_without_a_model(cohort, data_dir, tmp_path):
     metrics = run()
     assert not run.folder.model.exists()
     assert metrics["voxel"]["auroc"]["value"] > 0.8
+
+
+def test_a_run_whose_detector_saw_a_test_subject_is_refused(finished, data_dir, tmp_path):
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run", data_dir=data_dir)
+    manifest = run.folder.detector / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "subjects": [*content["subjects"], "p1"]}))
+    with pytest.raises(InputError, match="p1"):
+        run.evaluate()
+    assert run.folder.metrics.read_text() == finished.folder.metrics.read_text()
 
 
 def test_another_configuration_does_not_go_into_the_folder(finished, cohort, data_dir):
@@ -171,7 +209,7 @@ def test_fewer_than_two_training_controls_are_too_few(cohort, data_dir, tmp_path
     write_participants(
         alone, [["sub-c0", "control", "train"], ["sub-p1", "patient", "test"]], "participant_id\tgroup\tsplit"
     )
-    with pytest.raises(InputError, match="1 training controls"):
+    with pytest.raises(InputError, match="1 controls in split 'train'"):
         Run(config(alone), tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from epizoo.evaluation import auroc, check_no_leak
 from epizoo.evaluation.supervised import (
@@ -11,11 +12,13 @@ from epizoo.evaluation.supervised import (
     SEGMENT,
     Segments,
     SupervisedReference,
+    annotated_controls,
     annotated_phantoms,
     fit_supervised,
     masked_crossentropy,
     two_pathways,
 )
+from epizoo.models.callbacks import ProgressBar
 from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
@@ -114,17 +117,76 @@ def test_map_equals_the_segment_around_a_place(reference):
     padded = np.pad(one.image, [(MARGIN, MARGIN)] * 3 + [(0, 0)])
     edge = SEGMENT + 2 * MARGIN
     segment = padded[at[0] : at[0] + edge, at[1] : at[1] + edge, at[2] : at[2] + edge]
-    expected = np.asarray(reference.model(segment[None], training=False))[0, ..., 0]
+    mean, sd = reference.healthy
+    expected = (np.asarray(reference.model(segment[None], training=False))[0, ..., 0] - mean) / sd
     np.testing.assert_allclose(score_map[12:21, 9:18, 6:15], expected, atol=1e-5)
+
+
+def test_scores_are_in_deviations_of_healthy_tissue(reference):
+    healthy = [
+        reference.score(s)[s.brain_mask & ~s.lesion_mask] for s in (subject(seed) for seed in range(4))
+    ]
+    assert np.concatenate(healthy).mean() == pytest.approx(0, abs=1e-4)
+    assert np.concatenate(healthy).std() == pytest.approx(1, abs=1e-4)
 
 
 def test_save_and_load_give_the_same_map(reference, tmp_path):
     again = SupervisedReference.load(reference.save(tmp_path / "cnn"))
     assert again.subjects == reference.subjects == ["s0", "s1", "s2", "s3"]
     np.testing.assert_array_equal(again.score(subject(62)), reference.score(subject(62)))
-    assert sorted(p.name for p in (tmp_path / "cnn").iterdir()) == ["supervised.json", "supervised.keras"]
+    assert sorted(p.name for p in (tmp_path / "cnn").iterdir()) == ["manifest.json", "supervised.keras"]
     with pytest.raises(InputError, match="s2"):
         check_no_leak(again.subjects, ["s2", "s9"])
+
+
+def test_a_killed_training_goes_on_and_ends_as_the_uninterrupted_one(tmp_path, monkeypatch):
+    subjects = [subject(0), subject(1)]
+
+    def fit(folder):
+        settings = {"epochs": 3, "steps_per_epoch": 3, "batch_size": 2, "filters": 4, "seed": 1}
+        return fit_supervised(subjects, folder=folder, **settings)
+
+    whole = fit(tmp_path / "whole")
+    advance = ProgressBar.on_train_batch_end
+
+    def killed(bar, batch, logs=None):
+        advance(bar, batch, logs)
+        if bar.model.epochs == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressBar, "on_train_batch_end", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed")
+    monkeypatch.setattr(ProgressBar, "on_train_batch_end", advance)
+    resumed = fit(tmp_path / "killed")
+    for one, other in zip(whole.model.weights, resumed.model.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    again = fit(tmp_path / "killed")  # nothing is left to do
+    np.testing.assert_array_equal(again.model.weights[0], whole.model.weights[0])
+    rows = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "killed")]
+    assert rows[0] == rows[1]
+    assert len(rows[0].splitlines()) == 4
+
+
+def test_controls_with_lesions_keep_their_label_and_get_another_lesion_each_time():
+    config = phantom.PhantomConfig(n_train=2)
+    controls = [phantom.subject(config, label) for label in phantom.cohort(config)["train"]]
+    made = list(annotated_controls(controls, ("T1w", "FLAIR"), 3))
+    assert sorted(one.subject for one in made) == ["control001", "control001", "control002"]
+    own = {control.subject: control for control in controls}
+    for one in made:
+        changed = (one.image != own[one.subject].image).any(-1)
+        assert 0 < one.lesion_mask.sum() < 5000
+        assert changed[one.lesion_mask].mean() > 0.9
+        assert not changed[~ndimage.binary_dilation(one.lesion_mask, iterations=4)].any()
+        assert one.group == "patient"
+        assert one.image.dtype == np.float32
+        assert one.image.max() <= 1
+    first, second = (one.lesion_mask for one in made if one.subject == "control001")
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(
+        made[0].image, next(annotated_controls(controls, ("T1w", "FLAIR"), 3)).image
+    )
 
 
 def test_unusable_input_is_refused(reference, tmp_path):
@@ -138,12 +200,15 @@ def test_unusable_input_is_refused(reference, tmp_path):
         SupervisedReference.load(tmp_path)
 
 
-def test_annotated_phantoms_are_of_another_cohort():
+def test_annotated_phantoms_are_of_another_cohort_and_made_once(tmp_path, monkeypatch):
     config = phantom.PhantomConfig(n_train=1, n_test_controls=0, n_test_patients=1)
-    (other,) = annotated_phantoms(config, 1)
+    (other,) = annotated_phantoms(config, 1, data_dir=tmp_path)
     own = phantom.subject(config, "patient001")
     assert other.subject == "annotated001"
     assert other.lesion_mask.any()
     assert not np.array_equal(other.image, own.image)
+    monkeypatch.setattr("tfds_epilepsy.tfds_epilepsy_dataset_builder.generate", None)
+    (again,) = annotated_phantoms(config, 1, data_dir=tmp_path)
+    np.testing.assert_array_equal(again.image, other.image)
     with pytest.raises(InputError, match="at least 1"):
         next(annotated_phantoms(config, 1, seed=0))

@@ -105,12 +105,13 @@ def test_neither_a_config_nor_a_folder(tmp_path):
         tfds_epilepsy.load(tmp_path / "nowhere")
 
 
-def test_the_phantom_is_generated_and_its_splits_are_the_cohorts(tmp_path):
+def test_the_phantom_is_generated_and_its_splits_are_the_cohorts(tmp_path, capsys):
     sizes = dict.fromkeys(("n_validation_controls", "n_validation_patients", "n_test_controls"), 0)
     config = phantom.PhantomConfig(**sizes, n_train=1, n_test_patients=1)
     builder = Builder(
         config=EpilepsyConfig(name="tiny", phantom=config), data_dir=str(tmp_path / "tfds")
     ).prepare()
+    assert "tiny, train" in capsys.readouterr().err  # a progress bar
     assert {split: tfds_epilepsy.subjects(builder, split) for split in bids.SPLITS} == phantom.cohort(config)
     (patient,) = (s for s in tfds_epilepsy.read(builder, "test") if s.group == "patient")
     again = phantom.subject(config, patient.subject)
@@ -138,3 +139,37 @@ def test_a_prepared_source_is_not_read_again(cohort, tmp_path, monkeypatch):
     second = tfds_epilepsy.load(cohort, tmp_path / "tfds")
     assert second.fingerprint == first.fingerprint
     assert [s.subject for s in tfds_epilepsy.read(second, "train")] == ["c1", "c2"]
+
+
+def test_too_few_training_controls_are_said_with_all_other_problems(cohort, tmp_path):
+    write_participants(
+        cohort, [[f"sub-{s}", "control", "test", "", "", ""] for s in ("c1", "c2", "c3", "p1")]
+    )
+    tfds_epilepsy.load(cohort, tmp_path / "tfds")  # to be scored, it needs none
+    with pytest.raises(InputError, match="0 controls in split 'train'"):
+        tfds_epilepsy.load(cohort, tmp_path / "tfds", require_controls=True)
+    next((cohort / "sub-c1").glob("anat/*FLAIR*")).unlink()
+    with pytest.raises(InputError) as caught:
+        tfds_epilepsy.load(cohort, tmp_path / "new", require_controls=True)
+    assert ["no FLAIR" in p or "0 controls in split" in p for p in caught.value.problems] == [True, True]
+
+
+@pytest.mark.slow
+def test_apache_beam_with_two_workers_makes_the_same_records_in_the_same_order(tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam", reason="apache-beam (the beam extra) is not installed")
+    labels = [f"c{number}" for number in range(12)]
+    for label in labels:
+        write_subject(tmp_path / "data", label)
+    write_participants(tmp_path / "data", [[s, "control", "train", "", "", ""] for s in labels])
+    plain = tfds_epilepsy.load(tmp_path / "data", tmp_path / "plain")
+    monkeypatch.setattr(bids, "read_subject", None)  # in this process: the workers have their own
+    options = ["--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    beam = tfds_epilepsy.load(tmp_path / "data", tmp_path / "beam", beam_options=options)
+
+    def records(builder):
+        dataset = builder.as_dataset(split="train", shuffle_files=False)
+        return [{k: np.asarray(v).tobytes() for k, v in r.items()} for r in tfds.as_numpy(dataset)]
+
+    assert [record["subject"].decode() for record in records(beam)] == sorted(labels)
+    assert records(beam) == records(plain)
+    assert beam.info.metadata == plain.info.metadata

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def load(
-    data: str | Path, data_dir: str | Path | None = None, modalities: Sequence[str] | None = None
+    data: str | Path,
+    data_dir: str | Path | None = None,
+    modalities: Sequence[str] | None = None,
+    *,
+    require_controls: bool = False,
+    beam_options: Sequence[str] | None = None,
 ) -> Builder:
     """A prepared data set.
 
@@ -26,20 +31,28 @@ def load(
         >>> controls = list(read(builder, "train"))  # doctest: +SKIP
 
     Args:
-        data: name of a config (``phantom_2mm``, ``phantom_1mm``) or a template-space BIDS derivative.
+        data: name of a config (``phantom_2mm``, ``phantom_1mm``, ``bonn``, ``bonn_matched``) or a
+            template-space BIDS derivative.
         data_dir: where prepared data sets live; TFDS's default if None.
         modalities: channels of a folder; by default all that it has.
+        require_controls: fewer than 2 training controls are a problem of the data set too.
+        beam_options: prepare on Apache Beam (the extra ``beam``), with these pipeline options, such as
+            ``["--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]``.
+            The records are the same.
 
     Raises:
         InputError: all problems of the data set at once.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of its own deprecations, many times
+    import tensorflow_datasets as tfds
+
     from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder, config_for
 
+    tfds.disable_progress_bar()  # the builder shows its own, which knows how many are to come
     builder = Builder(
         config=config_for(data, modalities), data_dir=None if data_dir is None else str(data_dir)
     )
-    return builder.prepare()
+    return builder.prepare(require_controls=require_controls, beam_options=beam_options)
 
 
 def subjects(builder: Builder, split: str) -> list[str]:

@@ -71,6 +71,8 @@ class RawSubject:
         site: scanner or centre.
         split: ``train``, ``validation``, ``test`` as the table says, or empty.
         notes: what was chosen among several files.
+        sessions: all that the subject has.
+        others: files of each modality that were not chosen, in any session.
     """
 
     subject: str
@@ -84,6 +86,8 @@ class RawSubject:
     site: str = ""
     split: str = ""
     notes: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    others: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class TemplateSubject:
     sex: str = ""
     site: str = ""
     notes: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -200,7 +205,9 @@ def _raw(
     required = tuple(modalities or ("T1w",))
     subjects = []
     for label, files in scans.items():
-        files = [file for file in files if file.native and file.matches(filters)]
+        files = [file for file in files if file.native]
+        every = [file for file in files if not file.derived]
+        files = [file for file in files if file.matches(filters)]
         files = [file for file in files if session is None or file.session == session.removeprefix("ses-")]
         chosen = _best_session(files, wanted)
         notes = _session_note(label, files, chosen)
@@ -247,6 +254,11 @@ def _raw(
                 person.site,
                 person.split,
                 tuple(notes),
+                _sessions(every),
+                {
+                    modality: [f.path for f in every if f.is_image(modality) and f.path != path]
+                    for modality, path in images.items()
+                },
             )
         )
     return subjects, problems, [note for subject in subjects for note in subject.notes]
@@ -259,6 +271,7 @@ def read_derivative(
     folder: str | Path,
     modalities: Sequence[str] | None = None,
     *,
+    participant_labels: Sequence[str] | None = None,
     space: str | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str] | None = None,
@@ -269,7 +282,7 @@ def read_derivative(
     Args:
         folder: with ``sub-*/[ses-*/]anat/*_space-*``, ``participants.tsv``, ``dataset_description.json``.
         modalities: which channels, in order; None takes all of ``MODALITIES`` that any subject has.
-        space, group_column, groups: as in ``template_subjects``.
+        participant_labels, space, group_column, groups: as in ``template_subjects``.
         require_controls: fewer than 2 training controls are an error.
 
     Raises:
@@ -278,11 +291,16 @@ def read_derivative(
     """
     folder = Path(folder)
     subjects, problems = template_subjects(
-        folder, modalities=modalities, space=space, group_column=group_column, groups=groups
+        folder,
+        participant_labels,
+        modalities=modalities,
+        space=space,
+        group_column=group_column,
+        groups=groups,
     )
     problems += voxel_problems(subjects)
     if require_controls and subjects:
-        problems += control_problems(folder, subjects)
+        problems += control_problems(folder, sum(subject.split == "train" for subject in subjects))
     if problems:
         raise InputError(problems)
     channels = tuple(subjects[0].images)
@@ -302,6 +320,7 @@ def read_derivative(
 
 def template_subjects(
     folder: str | Path,
+    participant_labels: Sequence[str] | None = None,
     *,
     modalities: Sequence[str] | None = None,
     space: str | None = None,
@@ -316,14 +335,17 @@ def template_subjects(
 
     Args:
         folder: of the derivative.
+        participant_labels: with or without ``sub-``; None takes all.
         modalities: each subject must have all of them; None takes those of ``MODALITIES`` that any has.
         space: of the ``space-`` entity; needed where the folder holds several.
         group_column: of participants.tsv; None tries ``GROUP_COLUMNS``.
         groups: further words for ``control`` and ``patient``.
     """
     folder = Path(folder)
-    people, problems = read_participants(folder, group_column=group_column, groups=groups)
-    scans, found = _scan(folder, None, derivatives=False)
+    people, problems = read_participants(
+        folder, group_column=group_column, groups=groups, labels=participant_labels
+    )
+    scans, found = _scan(folder, participant_labels, derivatives=False)
     problems += found
     templated = {s: [f for f in fs if "space" in f.entities and not f.native] for s, fs in scans.items()}
     spaces = sorted({f.entities["space"] for fs in templated.values() for f in fs if f.modality})
@@ -347,7 +369,7 @@ def template_subjects(
     with_split = any(person.split for person in people.values())
     subjects = []
     for label, files in templated.items():
-        chosen = _best_session(files, modalities)
+        chosen, sessions = _best_session(files, modalities), _sessions(files)
         notes = _session_note(label, files, chosen)
         files = [file for file in files if file.session == chosen]
         where = folder / f"sub-{label}"
@@ -393,6 +415,7 @@ def template_subjects(
                 person.sex,
                 person.site,
                 tuple(notes),
+                sessions,
             )
         )
     return subjects, problems
@@ -407,13 +430,12 @@ def split_of(participant: Participant) -> str:
     return next(split for split, share in zip(SPLITS, shares, strict=True) if fraction < share)
 
 
-def control_problems(folder: str | Path, subjects: Iterable[TemplateSubject]) -> list[str]:
-    """Why these subjects cannot train a normative model, if they cannot."""
-    train = [subject.subject for subject in subjects if subject.split == "train"]
-    if len(train) >= 2:
+def control_problems(source: str | Path, count: int) -> list[str]:
+    """Why so many training controls cannot train a normative model, if they cannot."""
+    if count >= 2:
         return []
     return [
-        f"{folder}: {len(train)} controls in split 'train', at least 2 are needed; "
+        f"{source}: {count} controls in split 'train', at least 2 are needed; "
         "a column 'split' in participants.tsv decides who trains."
     ]
 
@@ -529,6 +551,8 @@ def check(
     bids_dir: str | Path,
     *,
     modalities: Sequence[str] | None = None,
+    session: str | None = None,
+    filters: Mapping[str, Mapping[str, str]] | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str] | None = None,
     require_controls: bool = False,
@@ -539,13 +563,14 @@ def check(
         bids_dir: the folder. It is a derivative when dataset_description.json says so or when it holds no
             native-space image.
         modalities: that each subject must have; None as in ``raw_subjects`` and ``template_subjects``.
+        session, filters: of raw scans, as in ``raw_subjects``.
         group_column: of participants.tsv.
         groups: further words for ``control`` and ``patient``.
         require_controls: fewer than 2 training controls are a problem too (of a derivative).
 
     Returns:
         A row a subject (subject, session, group, split, one column a modality, masks, problems), the problems
-        and the notes.
+        and the notes. In parentheses: sessions and files that were not taken.
     """
     folder = Path(bids_dir)
     kind = "derivative" if folder.is_dir() and _is_derivative(folder) else "raw"
@@ -556,7 +581,7 @@ def check(
         )
         problems += voxel_problems(found)
         if require_controls and found:
-            problems += control_problems(folder, found)
+            problems += control_problems(folder, sum(subject.split == "train" for subject in found))
         subjects, notes = found, [note for subject in found for note in subject.notes]
         notes += [
             f"sub-{s.subject}: no brain mask; the skull-stripped {next(iter(s.images))} gives it."
@@ -565,7 +590,7 @@ def check(
         ]
     else:
         subjects, problems, notes = _raw(
-            folder, None, modalities, None, None, group_column, groups, read_voxels=True
+            folder, None, modalities, session, filters, group_column, groups, read_voxels=True
         )
         notes += [f"sub-{s.subject}: group unknown." for s in subjects if not s.group]
     columns = [m for m in modalities or MODALITIES if any(m in s.images for s in subjects)]
@@ -574,12 +599,15 @@ def check(
         own = re.compile(rf"sub-{re.escape(subject.subject)}(?![0-9A-Za-z])")
         row = {"subject": subject.subject}
         if any(other.session for other in subjects):
-            row["session"] = subject.session or "n/a"
+            row["session"] = _with_rest(subject.session or "n/a", set(subject.sessions) - {subject.session})
         row |= {"group": subject.group or "n/a", "split": subject.split or "n/a"}
-        row |= {m: _short(subject.images.get(m)) for m in columns}
+        others = subject.others if isinstance(subject, RawSubject) else {}
+        for modality in columns:
+            rest = [_short(path, subject.session) for path in others.get(modality, ())]
+            row[modality] = _with_rest(_short(subject.images.get(modality), subject.session), rest)
         if isinstance(subject, TemplateSubject):
-            row["brain mask"] = _short(subject.brain_mask)
-        row["lesion mask"] = _short(subject.lesion_mask)
+            row["brain mask"] = _short(subject.brain_mask, subject.session)
+        row["lesion mask"] = _short(subject.lesion_mask, subject.session)
         row["problems"] = str(sum(bool(own.search(problem)) for problem in problems))
         rows.append(row)
     return Check(kind, rows, problems, notes)
@@ -642,7 +670,7 @@ def read_participants(
         if word and word not in words:
             problems.append(
                 f"{path}: line {number}: group {row[column]!r} of sub-{label} is unknown; "  # type: ignore[index]
-                "say whether it means control or patient."
+                f"say what it means: --group {word}=control (or patient)."
             )
         split = {"val": "validation", "valid": "validation"}.get(
             row.get("split", "").lower(), row.get("split", "").lower()
@@ -781,11 +809,15 @@ def _scan(
 
 
 def _best_session(files: Sequence[_File], modalities: Sequence[str]) -> str:
-    sessions = sorted({file.session for file in files})
+    sessions = _sessions(files)
     held = {
         s: sum(any(f.session == s and f.is_image(m) for f in files) for m in modalities) for s in sessions
     }
     return max(sessions, key=lambda session: held[session]) if sessions else ""
+
+
+def _sessions(files: Sequence[_File]) -> tuple[str, ...]:
+    return tuple(sorted({file.session for file in files}))
 
 
 def _session_note(label: str, files: Sequence[_File], chosen: str) -> list[str]:
@@ -811,9 +843,16 @@ def _grid_owner(mask: _File, images: Mapping[str, Path], grids: Mapping[Path, _G
     return next((m for m in fitting if m.lower() in said), fitting[0] if fitting else None)
 
 
-def _short(path: Path | None) -> str:
-    """What a file's name says beyond subject, session and space."""
-    return re.sub(r"(sub|ses|space)-[^_]+_|\.nii(\.gz)?$", "", path.name) if path else "n/a"
+def _short(path: Path | None, session: str = "") -> str:
+    """What a file's name says beyond subject, space and this session."""
+    if path is None:
+        return "n/a"
+    return re.sub(rf"(sub|space)-[^_]+_|ses-{re.escape(session)}_|\.nii(\.gz)?$", "", path.name)
+
+
+def _with_rest(taken: str, rest: Iterable[str]) -> str:
+    left = ", ".join(sorted(rest))
+    return f"{taken} ({left})" if left else taken
 
 
 def _names(files: Sequence[_File]) -> str:
@@ -885,14 +924,17 @@ def _read_voxels(path: Path) -> _Grid | str:
 
 
 def _read_header(path: Path) -> _Grid | str:
+    """The grid in RAS+ order, from the header alone."""
     try:
-        image: Any = nib.as_closest_canonical(nib.load(path))
+        image: Any = nib.load(path)
     except Exception as error:  # nibabel, gzip and zlib each raise their own
         return f"{path}: cannot be read as NIfTI ({error}); the file may be truncated."
     shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
     if len(shape) != 3:
         return f"{path}: {len(shape)}-D of shape {shape}; a 3-D volume is needed."
-    return _Grid(shape, image.affine)
+    turn = nib.io_orientation(image.affine)
+    turned = tuple(shape[axis] for axis in np.argsort(turn[:, 0]))
+    return _Grid(turned, image.affine @ nib.orientations.inv_ornt_aff(turn, shape))
 
 
 def _faces(volume: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -75,13 +75,13 @@ class LesionSpec:
     def draw(
         cls, rng: np.random.Generator, kind: str, visible: bool = False, contrast: float = 1.0
     ) -> LesionSpec:
-        """A lesion of random size and signs: subtle (8 to 15 mm, MRI-negative) or visible (15 to 35 mm)."""
+        """A lesion of random size and signs: subtle signs (10 to 25 mm, MRI-negative) or visible (15 to 35 mm)."""
 
         def between(subtle: tuple[float, float], plain: tuple[float, float]) -> float:
             return float(rng.uniform(*(plain if visible else subtle)))
 
         signs = {
-            "diameter_mm": between((8, 15), (15, 35)),
+            "diameter_mm": between((10, 25), (15, 35)),
             "thickening_mm": between((0.5, 1), (1, 3)),
             "blur_mm": between((0.7, 1.2), (1.2, 2)),
             "flair": between((0.04, 0.10), (0.10, 0.36)),
@@ -208,7 +208,7 @@ def implant_in_tissue(
         by_fluid = np.clip(4 * ndimage.gaussian_filter(local[2], 2 / zooms), 0, 1)
         changed = _convert(local, np.clip(0.5 * spec.contrast, 0, 1) * weight * by_fluid, 0, 2)
     else:
-        weight = weight * (1 - local[2])
+        weight = weight * (local[0] + local[1])
         changed = _thicken(local, weight * spec.contrast * spec.thickening_mm, zooms)
         changed = _blur_junction(changed, weight, spec.contrast * spec.blur_mm, zooms)
         if spec.tail_mm > 0:

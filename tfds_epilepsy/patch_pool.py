@@ -9,6 +9,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from tfds_epilepsy.errors import InputError
@@ -35,19 +38,31 @@ class PatchPool:
         self.weights, self.balance, self.memory_limit = weights, balance, memory_limit
         self.names: dict[int, str] = {}  # slot: subject
 
-    def __str__(self) -> str:
-        return f"{self.size} subjects in memory, at most {self.size * self.bytes_each / 2**30:.2f} GiB"
-
     @property
     def size(self) -> int:
         return len(self.names)
 
-    def fill(self, subjects: Iterator[Subject], first: int = 0) -> bool:
-        """Take subjects, numbered from ``first`` on, until memory is full; whether those were all."""
+    def fill(
+        self,
+        subjects: Iterator[Subject],
+        first: int = 0,
+        *,
+        count: int | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> bool:
+        """Take subjects, numbered from ``first`` on, until memory is full; whether those were all.
+
+        Args:
+            subjects: where they come from.
+            first: number of the first.
+            count: how many there are, where that is known.
+            say: told what memory this will take, before it is taken.
+        """
         head = next(subjects, None)
         if head is None:
             raise InputError("no subjects: at least one is needed, two for pairs.")
         self._allocate(head)
+        say(self._memory(count))
         problems: list[str] = []
         for number, subject in enumerate(
             itertools.chain([head], itertools.islice(subjects, self.capacity - 1)), first
@@ -84,6 +99,12 @@ class PatchPool:
         self.cumulative = np.empty((self.capacity, cells if weighted else 0))
         self.coverage = np.zeros(cells if self.balance else 0, np.int32)
         self.locations = np.empty(0, np.int64)
+
+    def _memory(self, count: int | None) -> str:
+        held = self.capacity if count is None else min(count, self.capacity)
+        subjects = f"{held} subjects" if held == count else f"at most {held} subjects at a time"
+        each, total = self.bytes_each / 2**20, held * self.bytes_each / 2**30
+        return f"{subjects} in memory, {each:.1f} MiB each: at most {total:.2f} GiB"
 
     def put(self, subject: Subject, number: int) -> None:
         """Put a subject into its slot, in the place of the one that is there."""
@@ -141,26 +162,25 @@ class PatchPool:
         shape = (self.batch_size, *self.patch_shape, self.channels)
         patches = [_aligned(shape) for _ in range(self.views)]
         cells = np.empty(self.batch_size, np.int64)
-        rows, planes = self.grid.padded[2], self.grid.padded[1] * self.grid.padded[2]
+        subjects = np.empty((self.views, self.batch_size), np.int64)
         drawn = _draw(
             cells,
-            patches[0].reshape(self.batch_size, -1),
-            patches[-1].reshape(self.batch_size, -1),
-            self.images.reshape(self.capacity, -1),
+            subjects,
             self.masks,
             self.cells,
             self.counts[: self.size],
             self.cumulative,
             self.locations,
-            self.grid.patch,
-            (planes, rows),
-            self.channels,
-            self.views == 2,
             self.seed,
             step * self.batch_size,
         )
         if not drawn:
             raise InputError("the brain masks have no voxel in common, or hardly any: no pairs can be drawn.")
+        images = self.images.reshape(self.capacity, -1)
+        strides = (self.grid.padded[1] * self.grid.padded[2], self.grid.padded[2])
+        for view, owners in zip(patches, subjects, strict=True):
+            flat = view.reshape(self.batch_size, -1)
+            _copy(flat, images, owners, cells, self.grid.patch, strides, self.channels)
         return [*patches, scaled_position(self.grid.voxels(cells), self.affine)]
 
 
@@ -225,25 +245,22 @@ def _aligned(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 @numba.njit(nogil=True, cache=True)
 def _draw(
-    drawn: NDArray[np.int64],
-    patches: NDArray[np.float32],
-    partners: NDArray[np.float32],
-    images: NDArray[np.float32],
+    cells: NDArray[np.int64],
+    subjects: NDArray[np.int64],
     masks: NDArray[np.bool_],
-    cells: NDArray[np.int32],
+    allowed: NDArray[np.int32],
     counts: NDArray[np.int64],
     cumulative: NDArray[np.float64],
     locations: NDArray[np.int64],
-    patch: tuple[int, ...],
-    strides: tuple[int, ...],
-    channels: int,
-    pairs: bool,
     seed: np.uint64,
     first: int,
 ) -> bool:
-    """Draw the patches numbered from ``first`` on; False where no pair is found."""
-    size = len(counts)
-    for row in range(len(drawn)):
+    """Draw ``cells`` (b,) and ``subjects`` (views, b) of the patches numbered from ``first`` on.
+
+    False where no pair is found.
+    """
+    size, pairs = len(counts), len(subjects) == 2
+    for row in range(len(cells)):
         number = first + row
         state = _mixed(seed ^ _mixed(np.uint64(number)))
         for _ in range(100_000):
@@ -257,41 +274,73 @@ def _draw(
                 state, u = _uniform(state)
                 count = counts[subject]
                 if cumulative.shape[1]:
-                    cell = cells[subject, np.searchsorted(cumulative[subject, :count], u, side="right")]
+                    cell = allowed[subject, np.searchsorted(cumulative[subject, :count], u, side="right")]
                 else:
-                    cell = cells[subject, int(u * count)]
+                    cell = allowed[subject, int(u * count)]
                 found = True
-            partner = subject
             if pairs:
                 state, u = _uniform(state)
                 partner = int(u * (size - 1))
                 partner += partner >= subject
                 found = found and masks[partner, cell]
+                subjects[1, row] = partner
             if found:
                 break
         else:
             return False
-        drawn[row] = cell
-        _copy(images[subject], cell, patches[row], patch, strides, channels)
-        if pairs:
-            _copy(images[partner], cell, partners[row], patch, strides, channels)
+        cells[row], subjects[0, row] = cell, subject
     return True
 
 
 @numba.njit(nogil=True, cache=True)
-def _copy(image, cell, out, patch, strides, channels):
-    """Copy the patch around ``cell``: with zeros before the volume, its first row starts there.
+def _copy(
+    patches: NDArray[np.float32],
+    images: NDArray[np.float32],
+    subjects: NDArray[np.int64],
+    cells: NDArray[np.int64],
+    patch: tuple[int, ...],
+    strides: tuple[int, ...],
+    channels: int,
+) -> None:
+    """Copy the patches around ``cells``: with zeros before the volume, their first rows start there.
 
-    Unsigned indices cannot count from the end, which makes the loop four times as fast.
+    Unsigned indices cannot count from the end, which makes the loop four times as fast. Patches lie all over
+    memory, so copying is waiting for it: while one is copied, the rows of a later one are asked for.
     """
-    width = np.uint64(patch[2] * channels)
-    to = np.uint64(0)
-    for a in range(patch[0]):
-        for b in range(patch[1]):
-            start = np.uint64((cell + a * strides[0] + b * strides[1]) * channels)
-            for c in range(width):
-                out[to + np.uint64(c)] = image[start + np.uint64(c)]
-            to += width
+    width, line = np.uint64(patch[2] * channels), np.uint64(64 // 4)
+    ahead = 1 + 128 // (patch[0] * patch[1])
+    for row in range(len(cells)):
+        image, out = images[subjects[row]], patches[row]
+        later = min(row + ahead, len(cells) - 1)
+        upcoming = images[subjects[later]]
+        to = np.uint64(0)
+        for a in range(patch[0]):
+            for b in range(patch[1]):
+                offset = a * strides[0] + b * strides[1]
+                start = np.uint64((cells[later] + offset) * channels)
+                for c in range(start, start + width, line):
+                    prefetch(upcoming, c)  # type: ignore[call-arg]
+                prefetch(upcoming, start + width - np.uint64(1))  # type: ignore[call-arg]
+                start = np.uint64((cells[row] + offset) * channels)
+                for c in range(width):
+                    out[to + np.uint64(c)] = image[start + np.uint64(c)]
+                to += width
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for the memory at ``array[index]``, without waiting for it: LLVM's prefetch, for reading."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        builder.call(call, [address, whole(0), whole(2), whole(1)])  # to read; into the L2 cache; data
+        return context.get_dummy_value()
+
+    return types.void(array, index), codegen
 
 
 @numba.njit(nogil=True, cache=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import logging
 import math
 import os
 import time
@@ -29,7 +28,6 @@ from tfds_epilepsy.volumes import Subject
 
 __all__ = ["RandomIntensity", "RandomMirror", "memory_bytes", "patch_dataset"]
 
-logger = logging.getLogger(__name__)
 THREADS = min(os.cpu_count() or 1, 4)  # as many batches are made at a time; four outrun any training
 
 Subjects = Iterable[Subject] | Callable[[], Iterable[Subject]]
@@ -56,8 +54,8 @@ def patch_dataset(
 
     Where the cohort takes more than ``memory_limit``, as many subjects as fit are held at a time, in the
     order of the source, over and over: every ``patches_per_subject`` patches the oldest leaves and the next
-    one, read meanwhile, enters. Pairs are drawn within that window. What is held is logged;
-    :func:`memory_bytes` tells it beforehand.
+    one, read meanwhile, enters. Pairs are drawn within that window. The memory
+    that volumes will take is printed before they are read; :func:`memory_bytes` tells it too.
 
     >>> dataset = patch_dataset(controls, sampling="pair", seed=1)
     >>> model.fit(dataset, steps_per_epoch=1000, epochs=10)
@@ -96,9 +94,10 @@ def patch_dataset(
         return PatchPool(patch_shape, len(names), batch_size, seed, weights, balance, memory_limit)
 
     resident = new_pool()
-    all_fit = resident.fill(_open(subjects))
+    all_fit = resident.fill(
+        _open(subjects), count=len(subjects) if isinstance(subjects, Sequence) else None, say=_say
+    )
     resident.batch(start_step)  # masks that have no voxel in common show here, not in the training
-    logger.info("patches: %s", resident)
     shape = (batch_size, *patch_shape, resident.channels)
     pools = {0: resident}  # by number, so that the graph can name them
 
@@ -228,6 +227,12 @@ def _check_arguments(
         problems.append("weights and balance contradict each other: give one of them.")
     if problems:
         raise InputError(problems)
+
+
+def _say(memory: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(f"patches: {memory}", soft_wrap=True)
 
 
 def _open(subjects: Subjects) -> Iterator[Subject]:

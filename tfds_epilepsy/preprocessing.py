@@ -94,6 +94,11 @@ def preprocess(
     out_dir: str | Path,
     *,
     participant_labels: Sequence[str] | None = None,
+    modalities: Sequence[str] | None = None,
+    session: str | None = None,
+    filters: Mapping[str, Mapping[str, str]] | None = None,
+    group_column: str | None = None,
+    groups: Mapping[str, str] | None = None,
     voxel_size: int = 2,
     skull: str = "auto",
     region: str = "brain",
@@ -113,6 +118,7 @@ def preprocess(
         bids_dir: the raw data set.
         out_dir: the derivative, made where it is absent.
         participant_labels: with or without ``sub-``; all subjects by default.
+        modalities, session, filters, group_column, groups: see ``bids.raw_subjects``.
         voxel_size, skull, region, normalisation: see ``Options``.
         jobs: subjects at a time, each on one core.
         seed: of the samples that ANTs draws.
@@ -127,11 +133,21 @@ def preprocess(
     """
     options = Options(voxel_size, skull, region, normalisation, seed)
     options.check()
+    if modalities is not None and REFERENCE not in modalities:
+        raise InputError(f"modalities {', '.join(modalities)}: {REFERENCE} is needed, the others follow it.")
     if jobs < 1:
         raise InputError(f"jobs {jobs!r}: at least one subject at a time.")
     import_ants(seed)
-    subjects = bids.raw_subjects(bids_dir, participant_labels)
-    return _preprocess_subjects(subjects, Path(bids_dir), Path(out_dir), options, jobs, overwrite)
+    subjects = bids.raw_subjects(
+        bids_dir,
+        participant_labels,
+        modalities=modalities,
+        session=session,
+        filters=filters,
+        group_column=group_column,
+        groups=groups,
+    )
+    return preprocess_subjects(subjects, Path(bids_dir), Path(out_dir), options, jobs, overwrite)
 
 
 def to_native(
@@ -179,14 +195,15 @@ def to_native(
 # === The cohort ===
 
 
-def _preprocess_subjects(
+def preprocess_subjects(
     subjects: Sequence[bids.RawSubject],
     bids_dir: Path,
     out_dir: Path,
     options: Options,
-    jobs: int,
-    overwrite: bool,
+    jobs: int = 1,
+    overwrite: bool = False,
 ) -> Path:
+    """``preprocess`` of subjects that were found already."""
     import joblib
     from rich.console import Console
     from rich.progress import track

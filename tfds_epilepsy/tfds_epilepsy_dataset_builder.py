@@ -1,4 +1,4 @@
-"""TFDS builder: subjects in template space, from the phantom or from a BIDS derivative."""
+"""TFDS builder: subjects in template space, from the phantom, a BIDS derivative, or a public data set."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import csv
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tfds_epilepsy import bids, lesions, phantom, volumes
+from tfds_epilepsy import bids, bonn, lesions, phantom, volumes
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject
 
@@ -22,15 +23,17 @@ ZLIB = tfds.features.Encoding.ZLIB
 
 @dataclasses.dataclass(kw_only=True)
 class EpilepsyConfig(tfds.core.BuilderConfig):
-    """Where the subjects come from: a phantom, or a folder.
+    """Where the subjects come from: a phantom, a download, or a folder.
 
     Attributes:
         phantom: the cohort to generate, or None.
-        folder: a template-space derivative; without it and without a phantom, ``manual_dir``.
+        bonn: what to take of OpenNeuro ds004199, or None.
+        folder: a template-space derivative; without any of the three, ``manual_dir``.
         modalities: channels of a folder; all that it has by default.
     """
 
     phantom: phantom.PhantomConfig | None = None
+    bonn: bonn.BonnConfig | None = None
     folder: Path | None = None
     modalities: tuple[str, ...] | None = None
 
@@ -55,10 +58,21 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             phantom=phantom.PhantomConfig(voxel_size=1),
         ),
         EpilepsyConfig(name="bids", description="A template-space BIDS derivative from manual_dir."),
+        EpilepsyConfig(
+            name="bonn",
+            description="OpenNeuro ds004199 (Schuch et al. 2023), downloaded and brought to 2 mm.",
+            bonn=bonn.BonnConfig(),
+        ),
+        EpilepsyConfig(
+            name="bonn_matched",
+            description="Those subjects of bonn who were scanned with the controls' protocol.",
+            bonn=bonn.BonnConfig(matched=True),
+        ),
     ]
 
     def __init__(self, **kwargs: Any):
         self._derivative: bids.Derivative | None = None
+        self._on_beam = False
         super().__init__(**kwargs)
 
     @property
@@ -71,20 +85,33 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """Hash of the source that was prepared."""
         return self.info.metadata["fingerprint"]
 
-    def prepare(self) -> Builder:
+    def prepare(
+        self, *, require_controls: bool = False, beam_options: Sequence[str] | None = None
+    ) -> Builder:
         """Prepare the data set, or find it prepared from the same source.
 
+        Args:
+            require_controls: fewer than 2 training controls are a problem of the source too.
+            beam_options: prepare on Apache Beam, with these pipeline options; in this process if None.
+
         Raises:
-            InputError: problems of the source.
+            InputError: problems of the source; Beam is asked for and not installed.
         """
-        stored = self.info.metadata.get("fingerprint")
-        if stored is not None and stored == self._source_fingerprint():
-            return self
-        self._source(self.builder_config.folder)  # its problems come before any work
         mode = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
-        if stored is not None:
+        if "fingerprint" in self.info.metadata:
+            if self.fingerprint == self._source_fingerprint():
+                if require_controls:
+                    self._check_controls(self.info.metadata)
+                return self
             mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS  # the source has changed: prepare it again
         config = tfds.download.DownloadConfig(download_mode=mode, try_download_gcs=False)
+        if beam_options is not None:
+            config.beam_options = _pipeline_options(beam_options)
+        # Problems come before any work.
+        downloads = Path(self.data_dir_root) / "downloads"
+        source = self._source(downloads, self.builder_config.folder, require_controls)
+        if require_controls:
+            self._check_controls(source)
         self.download_and_prepare(download_config=config)
         return self
 
@@ -120,40 +147,75 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
-        folder = self.builder_config.folder
-        if folder is None and self.builder_config.phantom is None:
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
+        self._on_beam = (download_config.beam_runner or download_config.beam_options) is not None
+        super()._download_and_prepare(dl_manager, download_config)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        config, folder = self.builder_config, self.builder_config.folder
+        if folder is None and config.phantom is None and config.bonn is None:
             folder = Path(dl_manager.manual_dir)
-        source = self._source(folder)
+        source = self._source(Path(dl_manager.download_dir), folder)
         self.info.metadata.update(source)
         return {
-            split: self._generate_examples(labels) for split, labels in source["subjects"].items() if labels
+            split: self._generate_examples(split, labels)
+            for split, labels in source["subjects"].items()
+            if labels
         }
 
-    def _generate_examples(self, labels: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for subject in self._read(labels):
-            yield subject.subject, record_of(subject)
+    def _generate_examples(self, split: str, labels: Sequence[str]) -> Any:
+        """Examples by their number, so that they lie in the order of the labels, however they were made."""
+        if self._on_beam:
+            import apache_beam as beam
 
-    def _read(self, labels: Sequence[str]) -> Iterator[Subject]:
+            return (
+                f"Labels of {split}" >> beam.Create(list(enumerate(labels)))
+                | f"Spread {split}" >> beam.Reshuffle()  # else one worker would make them all
+                | f"Make {split}" >> beam.Map(_numbered_record, reader=self._reader())
+            )
+        return self._in_process(split, labels)
+
+    def _in_process(self, split: str, labels: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        from rich.console import Console
+        from rich.progress import track
+
         config = self.builder_config
-        if config.phantom is not None:
-            yield from generate(config.phantom, labels)
-            return
+        made = map(self._reader(), labels) if config.phantom is None else generate(config.phantom, labels)
+        name = f"{config.name}, {split}"
+        for number, subject in enumerate(track(made, name, len(labels), console=Console(stderr=True))):
+            yield number, record_of(subject)
+
+    def _reader(self) -> Callable[[str], Subject]:
+        """A function from label to subject that can be sent to another process."""
+        if self.builder_config.phantom is not None:
+            return partial(phantom.subject, self.builder_config.phantom)
         assert self._derivative is not None
-        for label in labels:
-            yield bids.read_subject(self._derivative.subjects[label], self._derivative.modalities)
+        return partial(_read_labelled, dict(self._derivative.subjects), self._derivative.modalities)
 
     def _source_fingerprint(self) -> str:
         """The fingerprint of the source as it is now; nothing of a folder is checked beyond its names."""
-        config = self.builder_config
+        config, labels = self.builder_config, None
         if config.phantom is not None:
             return phantom_fingerprint(config.phantom)
-        subjects, problems = bids.template_subjects(config.folder, modalities=config.modalities)
+        folder = config.folder
+        if config.bonn is not None:
+            folder = bonn.derivative_of(Path(self.data_dir_root) / "downloads", config.bonn)
+            if not folder.is_dir():
+                return self.fingerprint  # removed once it was prepared: it cannot have changed
+            labels = [label for labels in self.info.metadata["subjects"].values() for label in labels]
+        subjects, problems = bids.template_subjects(folder, labels, modalities=config.modalities)
         if problems:
             raise InputError(problems)
-        return bids.fingerprint(subjects, tuple(subjects[0].images), config.folder)
+        return bids.fingerprint(subjects, tuple(subjects[0].images), folder)
 
-    def _source(self, folder: Path | None) -> dict[str, Any]:
+    def _check_controls(self, source: Mapping[str, Any]) -> None:
+        where = self.builder_config.folder or self.builder_config.name
+        if problems := bids.control_problems(where, len(source["subjects"].get("train", []))):
+            raise InputError(problems)
+
+    def _source(
+        self, download_dir: Path, folder: Path | None, require_controls: bool = False
+    ) -> dict[str, Any]:
         """What the source is, for the metadata: cheap for a phantom; reads every file of a folder."""
         config = self.builder_config.phantom
         if config is not None:
@@ -167,8 +229,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 "lesions": {row["subject"]: _stratum(row) for row in table},
             }
         if self._derivative is None:
+            labels = None
+            if self.builder_config.bonn is not None:
+                folder, labels = bonn.prepare(download_dir, self.builder_config.bonn)
             assert folder is not None  # a folder's config has one, and manual_dir is one
-            self._derivative = bids.read_derivative(folder, self.builder_config.modalities)
+            self._derivative = bids.read_derivative(
+                folder,
+                self.builder_config.modalities,
+                participant_labels=labels,
+                require_controls=require_controls,
+            )
         found = self._derivative
         subjects = {
             split: sorted(label for label, where in found.splits.items() if where == split)
@@ -242,6 +312,26 @@ def subject_of(record: dict[str, Any]) -> Subject:
         sex=record["sex"].decode(),
         site=record["site"].decode(),
     )
+
+
+def _read_labelled(
+    subjects: Mapping[str, bids.TemplateSubject], modalities: Sequence[str], label: str
+) -> Subject:
+    return bids.read_subject(subjects[label], modalities)
+
+
+def _numbered_record(
+    numbered: tuple[int, str], reader: Callable[[str], Subject]
+) -> tuple[int, dict[str, Any]]:
+    return numbered[0], record_of(reader(numbered[1]))
+
+
+def _pipeline_options(options: Sequence[str]) -> Any:
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise InputError(f"Apache Beam cannot be imported ({error}): pip install 'epizoo[beam]'.") from error
+    return PipelineOptions(list(options))
 
 
 def _read_lesions(path: Path) -> dict[str, dict[str, str]]:

@@ -26,6 +26,7 @@ DETECTORS: dict[str, str] = {
     "patient": "epizoo.detection.pooled:PatientOneClassSVM",
     "adjusted": "epizoo.detection.adjusted:Adjusted",
     "reconstruction": "epizoo.detection.reconstruction:Reconstruction",
+    "head": "epizoo.detection.head:Head",
     "zscore": "epizoo.detection.classical:ZScore",
     "flair": "epizoo.detection.classical:FlairThreshold",
     "junction_extension": "epizoo.detection.classical:JunctionExtension",

@@ -112,6 +112,7 @@ class NormativeModel:
         subjects: labels of the controls that it was fitted on.
         mask: ``(x, y, z)`` bool, where it is fitted.
         affine: ``(4, 4)``.
+        mean, sd: ``(x, y, z)`` float32, of the controls' scores: what turns a score into z.
         manifest: what the folder says of itself.
     """
 
@@ -121,7 +122,7 @@ class NormativeModel:
         self.affine = np.array(manifest["affine"])
         calibration = self._read("calibration.npz")
         self.mask: NDArray[np.bool_] = calibration["mask"]
-        self._mean, self._sd = calibration["mean"], calibration["sd"]
+        self.mean, self.sd = calibration["mean"], calibration["sd"]
         self._survival = calibration["survival"]
         size = sum(path.stat().st_size for path in folder.glob("slab-*.npz"))
         self._keep = 3 * size < psutil.virtual_memory().available / 2  # packed files grow when they are read
@@ -189,7 +190,7 @@ class NormativeModel:
         inside = self.mask & subject.brain_mask
         if self.manifest["fwhm"]:
             raw = smooth(raw, inside, self.affine, self.manifest["fwhm"])
-        return np.where(inside, (raw - self._mean) / self._sd, 0).astype(np.float32)
+        return np.where(inside, (raw - self.mean) / self.sd, 0).astype(np.float32)
 
     def p_values(self, score_map: NDArray[np.floating]) -> NDArray[np.float32]:
         """One-sided p of each z: the share of the controls' cross-fitted voxels that reach it; 1 outside.
@@ -202,11 +203,15 @@ class NormativeModel:
         p[inside] = self._survival[np.clip(index, 0, len(self._survival) - 1)]
         return p
 
+    def state(self, number: int) -> dict[str, NDArray[Any]]:
+        """``Detector.state`` of a slab: ``manifest["slabs"][number]`` are its first slice and its end."""
+        return self._read(_slab_name(number))
+
     def _slab(self, number: int) -> Detector:
         if number in self._slabs:
             return self._slabs[number]
         detector_class = type(create_detector(self.manifest["detector"]))
-        detector = detector_class.from_state(self._read(_slab_name(number)), **self.manifest["config"])
+        detector = detector_class.from_state(self.state(number), **self.manifest["config"])
         if self._keep:
             self._slabs[number] = detector
         return detector

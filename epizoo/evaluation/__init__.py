@@ -1,7 +1,7 @@
 """Figures of a detector against annotated lesions: voxels, lesions, chance, intervals, leaderboard."""
 
 from epizoo.evaluation.chance import chance_of_rank, hit_chance, mirrored_hits, more_than_chance
-from epizoo.evaluation.evaluate import Scored, evaluate
+from epizoo.evaluation.evaluate import Scored, evaluate, pool
 from epizoo.evaluation.lesion_level import (
     RANKS,
     RULES,
@@ -50,6 +50,7 @@ __all__ = [
     "mean_rank",
     "mirrored_hits",
     "more_than_chance",
+    "pool",
     "proportion",
     "sensitivity",
     "split_hash",

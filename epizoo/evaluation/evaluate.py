@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import plain
 from tfds_epilepsy.volumes import Subject
 
-VERSION = 1  # of the layout of metrics.json
+VERSION = 2  # of the layout of metrics.json
 VOXEL_FIGURES = ("auroc", "auroc30", "auprc", "prevalence", "aupro", "dice", "best_dice")
 VISIBLE_MM = 15.0  # lesions of this diameter and more are the visible ones
 
@@ -83,18 +83,50 @@ def evaluate(
           and, where there is a threshold, ``at_threshold``
         - ``false_positives``: clusters a control, by the patients' protocol and at the threshold
         - ``strata``: for each grouping and group: n, AUROC, AUPRC, sensitivity at 5 under each rule
-        - ``rows``: one dictionary a subject, in the order given
+        - ``rows``: one dictionary a subject, in the order given; ``hits`` of each of its clusters
 
     Raises:
         InputError: no subject at all, two of one name, or arrays that disagree in shape.
     """
-    rows, hits = [], {rule: [] for rule in RULES}  # type: ignore[var-annotated]
-    for one in scored:
-        row, row_hits = _row(one, threshold)
-        rows.append(row)
-        if row_hits is not None:
-            for rule in RULES:
-                hits[rule].append(row_hits[rule])
+    rows = [_row(one, threshold) for one in scored]
+    return _summary(rows, threshold, resamples, seed)
+
+
+def pool(folds: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """The figures of all folds of a cross-validation as one test set.
+
+    Args:
+        folds: what ``evaluate`` returned for each, or ``metrics.json`` of each run; no subject is in two.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        The same dictionary; ``threshold`` is the folds' mean, while every figure at a threshold counts
+        each subject at the threshold of its own fold.
+
+    Raises:
+        InputError: a subject in several folds.
+    """
+    rows = [_counted(row) for fold in folds for row in fold["rows"]]
+    thresholds = [fold["threshold"] for fold in folds]
+    threshold = None if None in thresholds else float(np.mean(thresholds))
+    return _summary(rows, threshold, resamples, seed)
+
+
+def _counted(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it was before JSON, which has no infinity: the rank of a lesion that was not found."""
+    back = dict(row)
+    for rule in RULES if row["annotated"] else ():
+        found = {
+            name: math.inf if row[rule][name] is None else row[rule][name]
+            for name in ("rank", "mirrored_rank")
+        }
+        back[rule] = {**row[rule], **found}
+    return back
+
+
+def _summary(
+    rows: list[dict[str, Any]], threshold: float | None, resamples: int, seed: int
+) -> dict[str, Any]:
     if not rows:
         raise InputError("no subject to evaluate: the test set is empty.")
     names = [row["subject"] for row in rows]
@@ -117,9 +149,7 @@ def evaluate(
         "threshold": threshold,
         "rules": RULES,
         "voxel": {name: mean(patients, name) for name in VOXEL_FIGURES},
-        "lesion": {
-            rule: _lesion_figures(patients, hits[rule], rule, threshold, resamples, seed) for rule in RULES
-        },
+        "lesion": {rule: _lesion_figures(patients, rule, threshold, resamples, seed) for rule in RULES},
         "false_positives": {
             "clusters": mean(controls, "clusters"),
             "clusters_at_threshold": mean(controls, "clusters_at_threshold"),
@@ -133,7 +163,7 @@ def evaluate(
     return plain(result)
 
 
-def _row(one: Scored, threshold: float | None) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]] | None]:
+def _row(one: Scored, threshold: float | None) -> dict[str, Any]:
     subject, mask = one.subject, one.subject.brain_mask.astype(bool)
     lesion = subject.lesion_mask.astype(bool) & mask
     if not one.score_map.shape == one.labels.shape == mask.shape:
@@ -155,7 +185,7 @@ def _row(one: Scored, threshold: float | None) -> tuple[dict[str, Any], dict[str
         found, absolute = find_clusters(one.score_map, subject.affine, mask, threshold=threshold)
         row["clusters_at_threshold"] = len(found)
     if not row["annotated"]:
-        return row, None
+        return row
 
     voxel_mm3 = float(abs(np.linalg.det(subject.affine[:3, :3])))
     volume = float(np.count_nonzero(lesion)) * voxel_mm3
@@ -169,6 +199,7 @@ def _row(one: Scored, threshold: float | None) -> tuple[dict[str, Any], dict[str
     chances = hit_chance(one.labels, lesion, mask)
     for rule in RULES:
         row[rule] = {
+            "hits": hits[rule].astype(bool),
             "rank": first_hit(hits[rule]),
             "mirrored_rank": first_hit(mirrored[rule]),
             "chance": {str(rank): chance_of_rank(chances[rule], rank) for rank in RANKS},
@@ -177,17 +208,17 @@ def _row(one: Scored, threshold: float | None) -> tuple[dict[str, Any], dict[str
             at_threshold = match_clusters(absolute, lesion)[rule]
             row[rule]["found_at_threshold"] = bool(at_threshold.any())
             row[rule]["false_at_threshold"] = int(np.count_nonzero(~at_threshold))
-    return row, hits
+    return row
 
 
 def _lesion_figures(
     patients: list[dict[str, Any]],
-    hits: list[NDArray[np.bool_]],
     rule: str,
     threshold: float | None,
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
+    hits = [np.asarray(row[rule]["hits"], bool) for row in patients]
     ranks = np.array([row[rule]["rank"] for row in patients])
     mirrored = np.array([row[rule]["mirrored_rank"] for row in patients])
     sensitivity = {}

@@ -6,7 +6,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from epizoo.evaluation.evaluate import pool
 from epizoo.evaluation.lesion_level import RANKS
 from epizoo.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, proportion
 from tfds_epilepsy.errors import InputError
@@ -73,6 +74,24 @@ class Entry:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder}: not a finished run ({error!r}); run it to its end first.") from error
 
+    @classmethod
+    def pooled(cls, folds: Sequence[Entry]) -> Entry:
+        """The runs of one method and seed on the folds of a cross-validation as one entry.
+
+        Times are summed; a subject is in one fold.
+        """
+        if len(folds) == 1:
+            return folds[0]
+        first = folds[0]
+        steps = {name for fold in folds for name in fold.seconds}
+        return replace(
+            first,
+            metrics=pool([fold.metrics for fold in folds], seed=first.seed),
+            cohort=" ".join(fold.cohort for fold in folds),
+            seconds={name: sum(fold.seconds.get(name, 0.0) for fold in folds) for name in sorted(steps)},
+            peak_gib=max(fold.peak_gib for fold in folds),
+        )
+
 
 @dataclass(frozen=True)
 class Leaderboard:
@@ -102,24 +121,52 @@ class Leaderboard:
             sep="\t", index=False, float_format="%.5g", na_rep="n/a", lineterminator="\n"
         )
 
+    def differences_to_tsv(self) -> str:
+        """Each method minus ``reference`` for each figure: difference with its interval, p, Holm's p."""
+        rows = [
+            {
+                "method": row.method,
+                "reference": row.reference,
+                "figure": figure,
+                "difference": row.difference.value,
+                "low": row.difference.low,
+                "high": row.difference.high,
+                "patients": row.difference.n,
+                "p": row.p,
+                "p_holm": row.p_holm,
+            }
+            for figure, comparisons in self.comparisons.items()
+            for row in comparisons
+        ]
+        columns = ["method", "reference", "figure", "difference", "low", "high", "patients", "p", "p_holm"]
+        return pd.DataFrame(rows, columns=columns).to_csv(
+            sep="\t", index=False, float_format="%.5g", na_rep="n/a", lineterminator="\n"
+        )
+
     def to_markdown(self) -> str:
-        header, rows = self._cells()
-        lines = [header, ["---"] * len(header), *rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"{table}\n\n" + "\n".join(f"{note}  " for note in self.notes()) + "\n"
+        tables = []
+        for header, rows in self._tables():
+            lines = [header, ["---"] * len(header), *rows]
+            tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        return "\n\n".join([*tables, "\n".join(f"{note}  " for note in self.notes())]) + "\n"
 
     def to_html(self) -> str:
         """A page of its own: no script, no network."""
-        header, rows = self._cells()
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        body = "\n".join(
-            f"<tr{' class=supervised' if supervised else ''}>"
-            + "".join(f"<td>{_two_lines(cell)}</td>" for cell in row)
-            + "</tr>"
-            for row, supervised in zip(rows, self.table["supervised"], strict=True)
-        )
+        tables = []
+        for header, rows in self._tables():
+            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            body = "\n".join(
+                f"<tr{' class=supervised' if row[0].endswith(MARK) else ''}>"
+                + "".join(f"<td>{_two_lines(cell)}</td>" for cell in row)
+                + "</tr>"
+                for row in rows
+            )
+            tables.append(
+                f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
+                f"<tbody>\n{body}\n</tbody>\n</table></div>"
+            )
         notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
-        return _PAGE.format(head=head, body=body, notes=notes)
+        return _PAGE.format(tables="\n".join(tables), notes=notes)
 
     def notes(self) -> list[str]:
         """What the table means, a sentence each."""
@@ -129,24 +176,42 @@ class Leaderboard:
             "Sensitivity at k: lesion among the first k clusters. Hit: one voxel of overlap; strict: centre "
             "inside or IoU >= 0.1. FROC: area to 10 false positives a patient, strict rule; it sorts rows.",
             "Time: train + fit + score, wall clock. The TSV holds an interval for every figure.",
-            f"p: AUPRC against {self.reference}, paired, Holm-corrected.",
         ]
+        if len(self.table) > 1:
+            notes.append(
+                f"Second table: each method minus {self.reference} (by default the best unsupervised), "
+                "paired by patient; p after Holm."
+            )
         if self.table["supervised"].any():
-            notes.append("† supervised: learnt from annotated lesions; an upper bound, not a competitor.")
+            notes.append(
+                f"{MARK} supervised: learnt from annotated lesions; an upper bound, not a competitor."
+            )
         known = {name: rho for name, rho in self.seed_agreement.items() if not math.isnan(rho)}
         if known:
             listed = ", ".join(f"{_NAMES[name]} {rho:.2f}" for name, rho in known.items())
             notes.append(f"Rank correlation of the methods between seeds: {listed}.")
         return notes
 
-    def _cells(self) -> tuple[list[str], list[list[str]]]:
+    def _tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        """Header and cells of the figures, and of the differences where there are two methods."""
+        figures = self._figures()
+        if len(self.table) < 2:
+            return [figures]
+        by_method = {row["method"]: [self._label(row)] for row in self.table.to_dict("records")}
+        del by_method[self.reference]
+        for comparisons in self.comparisons.values():
+            for one in comparisons:
+                by_method[one.method].append(_difference(one))
+        header = [f"minus {self.reference}", *(_NAMES[figure] for figure in self.comparisons)]
+        return [figures, (header, list(by_method.values()))]
+
+    def _figures(self) -> tuple[list[str], list[list[str]]]:
         header = ["method", "seeds", "AUROC", "AUPRC", "AUROC30", "AU-PRO", "Dice"]
         header += [f"sens@{rank}" for rank in RANKS]
-        header += ["strict sens@5", "FROC", "FP/control", "time (s)", "GiB", "p"]
-        p = {row.method: row.p_holm for row in self.comparisons["auprc"]}
+        header += ["strict sens@5", "FROC", "FP/control", "time (s)", "GiB"]
         rows = []
         for row in self.table.to_dict("records"):
-            cells = [str(row["method"]) + (" †" if row["supervised"] else ""), str(row["seeds"])]
+            cells = [self._label(row), str(row["seeds"])]
             cells += [_with_interval(row, name, 3) for name in ("auroc", "auprc")]
             cells += [_number(row[name], 3) for name in ("auroc30", "aupro", "dice")]
             for rank in RANKS:
@@ -155,17 +220,22 @@ class Leaderboard:
             cells += [_with_chance(row, "sensitivity_5_strict"), _number(row["froc_strict"], 2)]
             cells.append(_with_interval(row, "fp_per_control", 2))
             cells.append(" + ".join(_number(row[f"{step}_seconds"], 0) for step in STEPS))
-            cells += [_number(row["peak_gib"], 1), _p_value(p.get(str(row["method"]), math.nan))]
-            rows.append(cells)
+            rows.append([*cells, _number(row["peak_gib"], 1)])
         return header, rows
 
+    @staticmethod
+    def _label(row: Mapping[Any, Any]) -> str:
+        return f"{row['method']} {MARK}" if row["supervised"] else str(row["method"])
 
+
+MARK = "†"  # of supervised methods
 STEPS = ("train", "fit", "score")
 AGREEMENT = ("auroc", "auprc", "sensitivity_5_overlap", "froc_strict")
 _NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
-    "sensitivity_5_overlap": "sensitivity at 5",
+    "sensitivity_5_overlap": "sens@5",
+    "sensitivity_5_strict": "strict sens@5",
     "froc_strict": "FROC area",
 }
 
@@ -212,12 +282,14 @@ def leaderboard(entries: Iterable[Entry], reference: str | None = None, *, seed:
 
 
 def write_leaderboard(folder: str | Path, board: Leaderboard) -> list[Path]:
-    """Write ``leaderboard.tsv``, ``leaderboard.md`` and ``leaderboard.html``, each atomically."""
-    folder = Path(folder)
-    paths = []
-    for suffix, text in (("tsv", board.to_tsv()), ("md", board.to_markdown()), ("html", board.to_html())):
-        paths.append(write_text(folder / f"leaderboard.{suffix}", text))
-    return paths
+    """Write ``leaderboard.tsv``, ``.md``, ``.html`` and ``leaderboard-differences.tsv``, each atomically."""
+    texts = {
+        "leaderboard.tsv": board.to_tsv(),
+        "leaderboard.md": board.to_markdown(),
+        "leaderboard.html": board.to_html(),
+        "leaderboard-differences.tsv": board.differences_to_tsv(),
+    }
+    return [write_text(Path(folder) / name, text) for name, text in texts.items()]
 
 
 def _check(runs: Mapping[str, Sequence[Entry]]) -> None:
@@ -359,6 +431,13 @@ def _with_chance(row: Mapping[Any, Any], name: str) -> str:
     return f"{_with_interval(row, name, 2)} ({_number(row[f'{name}_chance'], 2)})"
 
 
+def _difference(one: Comparison) -> str:
+    value, low, high = one.difference.value, one.difference.low, one.difference.high
+    if math.isnan(value):
+        return "–"
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] (p {_p_value(one.p_holm)})"
+
+
 def _two_lines(cell: str) -> str:
     """Value above, interval and chance below: the table stays narrow."""
     value, bracket, rest = html.escape(cell).partition(" [")
@@ -379,7 +458,7 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }}
-@page {{ size: landscape; }}
+@page {{ size: A4 landscape; margin: 8mm; }}
 th, td {{ padding: .35rem .35rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d8dee4; }}
 td {{ white-space: nowrap; }}
 th {{ border-bottom: 2px solid #57606a; }}
@@ -387,16 +466,16 @@ td small {{ color: #57606a; }}
 td:first-child {{ font-weight: 600; }}
 tr.supervised td {{ color: #57606a; font-style: italic; }}
 p {{ max-width: 60rem; margin: .5rem 0; }}
+table {{ margin-bottom: 1rem; }}
+@media print {{
+  body {{ margin: 0; padding: 0; font-size: 9px; }} table {{ font-size: 8px; }} h1 {{ font-size: 14px; }}
+  .scroll {{ overflow: visible; }}
+}}
 </style>
 </head>
 <body>
 <h1>Leaderboard</h1>
-<div class="scroll"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
+{tables}
 {notes}
 </body>
 </html>

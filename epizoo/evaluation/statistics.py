@@ -65,7 +65,11 @@ def bootstrap(
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     value = float(np.asarray(statistic(np.arange(n)[None]))[0])
     samples = np.random.default_rng(seed).integers(0, n, (resamples, n))
-    low, high = np.nanquantile(np.asarray(statistic(samples)), [(1 - level) / 2, (1 + level) / 2])
+    figures = np.asarray(statistic(samples))
+    figures = figures[~np.isnan(figures)]  # a resample may lack what the figure is made of
+    if figures.size == 0:
+        return Interval(value, float("nan"), float("nan"), n)
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), n)
 
 

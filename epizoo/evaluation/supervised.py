@@ -10,7 +10,7 @@ seeks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ import keras
 import numpy as np
 from keras import layers
 from numpy.typing import NDArray
+from rich.console import Console
 
-from tfds_epilepsy import phantom
+import tfds_epilepsy
+from epizoo.models.callbacks import Checkpoint, History, ProgressBar, save
+from tfds_epilepsy import lesions
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import replacing, write_json
+from tfds_epilepsy.files import write_json
 from tfds_epilepsy.phantom import PhantomConfig
+from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder, EpilepsyConfig
 from tfds_epilepsy.volumes import Subject
 
 SCALE = 3  # the context is seen 3 times coarser
@@ -31,7 +35,9 @@ DEPTH = 4  # convolutions a pathway: 9 voxels at full resolution, 27 through the
 MARGIN = DEPTH * SCALE  # voxels on each side of the output that the context needs
 SEGMENT = 9  # edge of the output of a training segment, a multiple of SCALE
 SLAB = 30  # planes that are scored at once, a multiple of SCALE
+CALIBRATION = 10  # training patients whose healthy tissue gives scores their unit
 VERSION = 1
+ANNOTATED_KINDS = ("fcd_2a", "fcd_2b", "fcd_1")  # of the lesions implanted in controls
 
 
 def two_pathways(channels: int = 2, filters: int = 24) -> keras.Model:
@@ -66,33 +72,34 @@ class Segments(keras.utils.PyDataset):
         batch_size: segments a batch.
         steps: batches an epoch.
         seed: of places, mirroring and intensity changes.
+        epoch: the first one.
 
     Raises:
         InputError: no subject with a lesion, or images that differ in modalities.
     """
 
-    def __init__(self, subjects: Sequence[Subject], *, batch_size: int = 16, steps: int = 100, seed: int = 0):
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        *,
+        batch_size: int = 16,
+        steps: int = 100,
+        seed: int = 0,
+        epoch: int = 0,
+    ):
         super().__init__()
         channels = sorted({subject.image.shape[-1] for subject in subjects})
         if len(channels) > 1:
             raise InputError(f"subjects have {channels} modalities; all must have the same.")
-        self._lesions = [
-            (i, at) for i, s in enumerate(subjects) if len(at := np.argwhere(s.lesion_mask & s.brain_mask))
-        ]
+        self._subjects = list(subjects)
+        self._brains = [np.flatnonzero(s.brain_mask).astype(np.int32) for s in subjects]
+        lesions = [np.flatnonzero(s.lesion_mask & s.brain_mask).astype(np.int32) for s in subjects]
+        self._lesions = [(i, at) for i, at in enumerate(lesions) if len(at)]
         if not self._lesions:
             raise InputError(
                 "no subject has a lesion mask: the supervised reference learns from annotated patients."
             )
-        self._brains = [np.argwhere(subject.brain_mask) for subject in subjects]
-        half = SEGMENT // 2 + MARGIN
-        pad = [(half, half)] * 3
-        self._images = [np.pad(subject.image, [*pad, (0, 0)]) for subject in subjects]
-        # Channel 0: lesion, channel 1: brain, the voxels that the loss counts.
-        self._targets = [
-            np.pad(np.stack([s.lesion_mask & s.brain_mask, s.brain_mask], axis=-1), [*pad, (0, 0)])
-            for s in subjects
-        ]
-        self._half, self._batch_size, self._steps, self._seed, self._epoch = half, batch_size, steps, seed, 0
+        self._batch_size, self._steps, self._seed, self._epoch = batch_size, steps, seed, epoch
 
     def __len__(self) -> int:
         return self._steps
@@ -103,13 +110,17 @@ class Segments(keras.utils.PyDataset):
         images, targets = [], []
         for i in range(self._batch_size):
             if i % 2:
-                subject, at = self._lesions[rng.integers(len(self._lesions))]
+                number, at = self._lesions[rng.integers(len(self._lesions))]
             else:
-                subject = int(rng.integers(len(self._brains)))
-                at = self._brains[subject]
-            centre = at[rng.integers(len(at))] + self._half
-            image = self._images[subject][_around(centre, self._half)]
-            target = self._targets[subject][_around(centre, SEGMENT // 2)]
+                number = int(rng.integers(len(self._brains)))
+                at = self._brains[number]
+            subject = self._subjects[number]
+            centre = np.unravel_index(at[rng.integers(len(at))], subject.brain_mask.shape)
+            image = _around(subject.image, centre, SEGMENT // 2 + MARGIN)
+            lesion, brain = (
+                _around(mask, centre, SEGMENT // 2) for mask in (subject.lesion_mask, subject.brain_mask)
+            )
+            target = np.stack([lesion & brain, brain], axis=-1)
             if rng.random() < 0.5:  # mirrored left to right, as in DeepMedic
                 image, target = image[::-1], target[::-1]
             shift, gain = rng.normal(0, 0.02, image.shape[-1]), rng.normal(1, 0.05, image.shape[-1])
@@ -127,17 +138,29 @@ class SupervisedReference:
     Attributes:
         model: the network.
         subjects: labels of the subjects that it was trained on (``check_no_leak`` refuses to test on them).
-        supervised: True: tables and reports mark it.
+        healthy: mean and deviation of the log-odds in healthy tissue, where scores are 0 and 1.
     """
 
-    supervised = True
-
-    def __init__(self, model: keras.Model, subjects: Sequence[str]):
+    def __init__(self, model: keras.Model, subjects: Sequence[str], healthy: tuple[float, float] = (0, 1)):
         self.model = model
-        self.subjects = list(subjects)
+        self.subjects = sorted(set(subjects))
+        self.healthy = healthy
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What a run keeps beside the network, with the names of a fitted detector's."""
+        return {
+            "version": VERSION,
+            "detector": "supervised",
+            "encoder": self.model.name,
+            "supervised": True,
+            "subjects": self.subjects,
+            "healthy": list(self.healthy),
+            "units": "log-odds of lesion, in deviations above healthy tissue of the training patients",
+        }
 
     def score(self, subject: Subject) -> NDArray[np.float32]:
-        """Log-odds of lesion at every voxel: ``(x, y, z)`` float32, 0 outside the brain mask.
+        """Log-odds of lesion, scaled to healthy tissue: ``(x, y, z)`` float32, 0 outside the brain mask.
 
         Raises:
             InputError: another number of modalities than it was trained on.
@@ -156,14 +179,20 @@ class SupervisedReference:
             slab = padded[None, start : start + SLAB + 2 * MARGIN]
             slabs.append(keras.ops.convert_to_numpy(self.model(slab, training=False))[0, ..., 0])
         logits = np.concatenate(slabs)[: shape[0], : shape[1], : shape[2]]
-        return np.where(subject.brain_mask, logits, 0).astype(np.float32)
+        mean, sd = self.healthy
+        return np.where(subject.brain_mask, (logits - mean) / sd, 0).astype(np.float32)
+
+    def calibrate(self, subjects: Iterable[Subject]) -> None:
+        """Set ``healthy`` from the brains of subjects that it was trained on, outside their lesions."""
+        self.healthy = (0, 1)
+        values = np.concatenate([self.score(s)[s.brain_mask & ~s.lesion_mask] for s in subjects])
+        self.healthy = float(values.mean()), max(float(values.std()), 1e-6)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``supervised.keras`` and ``supervised.json`` into ``folder``, each atomically."""
+        """Write ``supervised.keras``, then ``manifest.json``, into ``folder``, each atomically."""
         folder = Path(folder)
-        with replacing(folder / "supervised.keras") as partial:
-            self.model.save(partial)
-        write_json(folder / "supervised.json", {"version": VERSION, "subjects": self.subjects})
+        save(self.model, folder / "supervised.keras")
+        write_json(folder / "manifest.json", self.manifest)
         return folder
 
     @classmethod
@@ -175,10 +204,11 @@ class SupervisedReference:
         """
         folder = Path(folder)
         try:
-            content = json.loads((folder / "supervised.json").read_text())
+            content = json.loads((folder / "manifest.json").read_text())
             if content["version"] != VERSION:
                 raise InputError(f"{folder}: version {content['version']}; this epizoo reads {VERSION}.")
-            return cls(keras.saving.load_model(folder / "supervised.keras"), content["subjects"])
+            model = keras.saving.load_model(folder / "supervised.keras")
+            return cls(model, content["subjects"], tuple(content["healthy"]))
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
@@ -195,8 +225,8 @@ def fit_supervised(
     batch_size: int = 16,
     filters: int = 24,
     seed: int = 0,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    verbose: Any = 0,
+    folder: str | Path | None = None,
+    console: Console | None = None,
 ) -> SupervisedReference:
     """Train the supervised reference.
 
@@ -206,29 +236,56 @@ def fit_supervised(
         epochs, steps_per_epoch, batch_size: 16 000 segments by default.
         filters: of each convolution.
         seed: of weights and segments.
-        callbacks: more Keras callbacks.
-        verbose: as in ``keras.Model.fit``.
+        folder: gets ``history.csv`` and, after each epoch, ``checkpoint.keras``: called again after a kill,
+            training goes on after the last whole epoch. Nothing is kept without it.
+        console: where progress is shown; nowhere if None.
 
     Raises:
         InputError: no subject has a lesion, or they differ in modalities.
     """
-    data = Segments(subjects, batch_size=batch_size, steps=steps_per_epoch, seed=seed)
     keras.utils.set_random_seed(seed)
-    model = two_pathways(subjects[0].image.shape[-1], filters)
-    # Cosine decay to zero: the last epochs settle, so no validation set is needed to choose one.
-    rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps_per_epoch)
-    model.compile(optimizer=keras.optimizers.Adam(rate), loss=masked_crossentropy, jit_compile=False)
-    model.fit(data, epochs=epochs, shuffle=False, callbacks=list(callbacks), verbose=verbose)
-    return SupervisedReference(model, [subject.subject for subject in subjects])
+    checkpoint = None if folder is None else Path(folder) / "checkpoint.keras"
+    if checkpoint is not None and checkpoint.is_file():
+        model = keras.saving.load_model(checkpoint)
+    else:
+        model = two_pathways(subjects[0].image.shape[-1], filters)
+        # Cosine decay to zero: the last epochs settle, so no validation set is needed to choose one.
+        rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps_per_epoch)
+        model.compile(optimizer=keras.optimizers.Adam(rate), loss=masked_crossentropy, jit_compile=False)
+    model.steps = int(model.optimizer.iterations)
+    model.epochs = done = model.steps // steps_per_epoch
+    data = Segments(subjects, batch_size=batch_size, steps=steps_per_epoch, seed=seed, epoch=done)
+    callbacks: list[keras.callbacks.Callback] = []
+    if checkpoint is not None:
+        callbacks += [History(checkpoint.with_name("history.csv"), done), Checkpoint(checkpoint)]
+    progress = ProgressBar(console or Console(quiet=True))
+    try:
+        model.fit(
+            data,
+            epochs=epochs,
+            initial_epoch=done,
+            shuffle=False,
+            verbose=0,
+            callbacks=[*callbacks, progress],
+        )
+    finally:
+        progress.bar.stop()
+    reference = SupervisedReference(model, [subject.subject for subject in subjects])
+    reference.calibrate(subjects[:CALIBRATION])
+    return reference
 
 
-def annotated_phantoms(config: PhantomConfig, n: int = 40, *, seed: int = 1) -> Iterator[Subject]:
+def annotated_phantoms(
+    config: PhantomConfig, n: int = 60, *, seed: int = 1, data_dir: str | Path | None = None
+) -> Iterator[Subject]:
     """Annotated patients of another phantom cohort, like those of ``config`` in all but their seed.
 
     Args:
         config: the cohort that will be evaluated.
         n: number of patients.
         seed: added to the cohort's own, so that no subject of it comes back; at least 1.
+        data_dir: where prepared data sets live: the patients are made once and kept there; TFDS's default if
+            None.
 
     Returns:
         Subjects labelled ``annotated001``, ``annotated002``, ...
@@ -249,8 +306,43 @@ def annotated_phantoms(config: PhantomConfig, n: int = 40, *, seed: int = 1) -> 
         n_test_controls=0,
         n_test_patients=n,
     )
-    for number, label in enumerate(phantom.cohort(other)["test"], start=1):
-        yield replace(phantom.subject(other, label), subject=f"annotated{number:03d}")
+    kept = EpilepsyConfig(
+        name=f"phantom_{config.voxel_size}mm_annotated",
+        description="Annotated patients that the supervised reference learns from.",
+        phantom=other,
+    )
+    builder = Builder(config=kept, data_dir=None if data_dir is None else str(data_dir)).prepare()
+    for number, made in enumerate(tfds_epilepsy.read(builder, "test"), start=1):
+        yield replace(made, subject=f"annotated{number:03d}")
+
+
+def annotated_controls(
+    controls: Iterable[Subject], modalities: Sequence[str], n: int = 60, *, seed: int = 0
+) -> Iterator[Subject]:
+    """Controls with implanted lesions, for cohorts that have no annotated patients to spare.
+
+    Each control is used as often as it takes to make ``n``, with another lesion each time; its label stays
+    its own, so that a test on it is refused.
+
+    Args:
+        controls: training controls.
+        modalities: names of their channels.
+        n: number of lesions.
+        seed: of the lesions.
+    """
+    controls = list(controls)
+    for number, control in enumerate(controls):
+        volumes = {name: control.image[..., channel] for channel, name in enumerate(modalities)}
+        first = "T1w" if "T1w" in volumes else modalities[0]
+        tissue = lesions.estimate_tissue(volumes[first], control.brain_mask, control.affine, modality=first)
+        for copy in range(number, n, len(controls)):
+            rng = np.random.default_rng([seed, copy])
+            spec = lesions.LesionSpec.draw(rng, ANNOTATED_KINDS[copy % len(ANNOTATED_KINDS)])
+            changed, mask, _ = lesions.implant(
+                volumes, control.brain_mask, control.affine, spec, [seed, copy, 1], tissue=tissue
+            )
+            image = np.stack([changed[name] for name in modalities], axis=-1).clip(0, 1)
+            yield replace(control, group="patient", image=image, lesion_mask=mask)
 
 
 @keras.saving.register_keras_serializable("epizoo")
@@ -273,5 +365,10 @@ def _convolution(x: Any, filters: int, size: int, name: str) -> Any:
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
-def _around(centre: NDArray[np.integer], half: int) -> tuple[slice, ...]:
-    return tuple(slice(int(c) - half, int(c) + half + 1) for c in centre)
+def _around(volume: NDArray[Any], centre: Sequence[Any], half: int) -> NDArray[Any]:
+    """The cube around a voxel, zero where it leaves the volume; a further axis stays whole."""
+    places = [np.arange(int(c) - half, int(c) + half + 1) for c in centre]
+    inside = [(at >= 0) & (at < n) for at, n in zip(places, volume.shape, strict=False)]
+    cube = volume[np.ix_(*(at.clip(0, n - 1) for at, n in zip(places, volume.shape, strict=False)))]
+    keep = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+    return cube * keep.reshape(*keep.shape, *[1] * (volume.ndim - 3))

@@ -137,8 +137,8 @@ def conv_decoder(
     for i in reversed(range(len(stages))):
         kernel, stride, pool, _ = fitted[i]
         if max(pool) > 1:
-            x = _layer("UpSampling", rank)(pool)(x)
-        x = _layer("Conv", rank, "Transpose")(
+            x = layer("UpSampling", rank)(pool)(x)
+        x = layer("Conv", rank, "Transpose")(
             stages[max(i - 1, 0)].filters,
             kernel,
             strides=stride,
@@ -147,7 +147,7 @@ def conv_decoder(
         )(x)
         x = _activate(x, activation, norm)
     missing = tuple(n - m + 1 for n, m in zip(patch_shape, x.shape[1:-1], strict=True))
-    x = _layer("Conv", rank, "Transpose")(channels, missing, kernel_initializer="glorot_uniform")(x)
+    x = layer("Conv", rank, "Transpose")(channels, missing, kernel_initializer="glorot_uniform")(x)
     patch = layers.Activation(output, dtype="float32", name="patch")(x)
     return keras.Model(latent, patch, name=name)
 
@@ -173,18 +173,37 @@ def conv_stack(
     for stage in stages:
         rank = len(x.shape) - 2
         kernel, stride, pool, _ = stage.fit_to(x.shape[1:-1])
-        conv = _layer("Conv", rank)(
-            stage.filters,
-            kernel,
-            strides=stride,
-            use_bias=norm is None,
-            kernel_initializer=_init(activation),
-        )
-        x = layers.SpectralNormalization(conv)(x) if spectral else conv(x)
-        x = _activate(x, activation, norm)
+        for one in conv_layers(
+            stage.filters, kernel, stride, activation=activation, norm=norm, spectral=spectral
+        ):
+            x = one(x)
         if max(pool) > 1:
-            x = _layer("MaxPooling", rank)(pool)(x)
+            x = layer("MaxPooling", rank)(pool)(x)
     return x
+
+
+def conv_layers(
+    filters: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] | int = 1,
+    *,
+    activation: str = "relu",
+    norm: str | None = None,
+    spectral: bool = False,
+) -> list[Any]:
+    """A valid convolution, its norm and its activation, as layers: they may be applied in several places.
+
+    Args:
+        filters, kernel, stride: as in Keras; the kernel's sizes give the rank.
+        activation, norm, spectral: see :func:`conv_stack`.
+    """
+    conv = layer("Conv", len(kernel))(
+        filters, kernel, strides=stride, use_bias=norm is None, kernel_initializer=_init(activation)
+    )
+    return [
+        layers.SpectralNormalization(conv) if spectral else conv,
+        *_activations(activation, norm, filters),
+    ]
 
 
 def dense_stack(
@@ -214,13 +233,20 @@ def from_latent(latent: Any, shape: Sequence[int], activation: str = "relu") -> 
 
 
 def _activate(x: Any, activation: str, norm: str | None) -> Any:
+    for one in _activations(activation, norm, x.shape[-1]):
+        x = one(x)
+    return x
+
+
+def _activations(activation: str, norm: str | None, filters: int) -> list[Any]:
+    made: list[Any] = []
     if norm == "batch":
-        x = layers.BatchNormalization(synchronized=True)(x)
+        # 0.9: the statistics of some hundred steps must be enough.
+        made.append(layers.BatchNormalization(momentum=0.9, synchronized=True))
     elif norm == "group":
-        x = layers.GroupNormalization(math.gcd(8, x.shape[-1]))(x)
-    if activation == "leaky_relu":
-        return layers.LeakyReLU(0.2)(x)
-    return layers.Activation(activation)(x)
+        made.append(layers.GroupNormalization(math.gcd(8, filters)))
+    leaky = activation == "leaky_relu"
+    return [*made, layers.LeakyReLU(0.2) if leaky else layers.Activation(activation)]
 
 
 def _init(activation: str) -> str:
@@ -228,5 +254,6 @@ def _init(activation: str) -> str:
     return "he_uniform" if activation in ("relu", "leaky_relu", "gelu") else "glorot_uniform"
 
 
-def _layer(kind: str, rank: int, suffix: str = "") -> Any:
+def layer(kind: str, rank: int, suffix: str = "") -> Any:
+    """A Keras class by kind and rank: ``layer("Conv", 3)`` is ``Conv3D``."""
     return getattr(layers, f"{kind}{rank}D{suffix}")

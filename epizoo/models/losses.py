@@ -47,9 +47,9 @@ def kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
     return 0.5 * tf.reduce_sum(mean**2 + tf.exp(log_var) - log_var - 1, -1)
 
 
-def cross_entropy(kind: Tensor, logits: Tensor) -> Tensor:
-    """``-log softmax(logits)[kind]``, of classes ``(n,)`` and logits ``(n, k)``."""
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(kind, tf.cast(logits, tf.float32))
+def binary_cross_entropy(y: Tensor, logit: Tensor) -> Tensor:
+    """``-y log p - (1 - y) log(1 - p)``, ``p = sigmoid(logit)``, of each element: the shape of both."""
+    return tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(y, tf.float32), tf.cast(logit, tf.float32))
 
 
 def mmd(z: Tensor, prior: Tensor) -> Tensor:

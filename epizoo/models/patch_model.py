@@ -93,6 +93,8 @@ class PatchModel(keras.Model):
     Attributes:
         encoder: functional Keras model, input ``patch``, output ``latent`` ``(n, latent_dim)`` float32.
         decoder: functional Keras model from ``latent`` to ``patch``, or None.
+        head: functional Keras model from ``latent`` to a logit, higher for what the model itself holds to be
+            abnormal, or None.
         patch_shape, channels, latent_dim, seed: as given.
         stages: the architecture that was asked for, as ``blocks.Stage``; None for the model's own.
         epochs, steps: epochs and batches that ``callbacks.train`` has trained so far; saved with the model.
@@ -121,6 +123,7 @@ class PatchModel(keras.Model):
 
     encoder: keras.Model
     decoder: Any = None
+    head: Any = None
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Self-supervision: healthy patches, told from the same ones with altered tissue in their middle."""
+"""Self-supervision: where was healthy tissue altered?"""
 
 from __future__ import annotations
 
@@ -10,166 +10,255 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from numpy.typing import NDArray
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
 
+SCALE = 3  # the context is seen 3 times coarser
+LOCAL_DEPTH = 4  # convolutions at full resolution, at most: they look at 9 voxels
+
 
 @register
 class Synthetic(PatchModel):
-    """A classifier of alterations made in healthy patches, whose penultimate features are the code.
+    """A finder of alterations made in healthy tissue; what it tells them by is the code.
 
-    Half of a batch stays as it is. In the other half a blob of soft, irregular border around the central
-    voxel is replaced, at an opacity of .5 to 1, by one of
+    In half of the patches a soft, irregular blob of tissue is altered, in one or several of these ways:
 
-    - *foreign* tissue: that of another patch of the batch (FPI: Tan et al. 2020, arXiv 2011.04197), shifted
-      to the mean of what it replaces in every second case, so that its borders do not give it away (NSA:
-      Schlüter et al. 2022, arXiv 2109.15222);
-    - *warped* tissue: magnified or shrunk about a point near the centre by 1.3 to 2, as thickening does;
-    - *blurred* tissue: what a blurred junction looks like;
-    - *shifted* intensities: brighter or darker, a modality apart, by .03 to .2.
+    - *foreign*: mixed with another patch of the batch (FPI: Tan et al. 2020, arXiv 2011.04197), in every
+      second case at the mean of what it replaces, so that its borders do not give it away (NSA: Schlüter
+      et al. 2022, arXiv 2109.15222);
+    - *warped*: magnified or shrunk about a point of the blob, by up to 1.8, as thick or thin cortex is;
+    - *blurred*: by .4 to 1.3 voxels, as a junction is;
+    - *replaced*: its signal, but for the fine texture, goes toward that of another voxel of the patch: tissue
+      of one kind where another belongs;
+    - *shifted*: brighter or darker by 2 to 25 %, some modalities and not others, each by its own amount;
+    - *tinted*: the same for those voxels alone whose signal in one modality is like that of one voxel: one
+      tissue of several.
 
-    The loss is cross-entropy over {healthy, foreign, warped, blurred, shifted}: naming the kind keeps more
-    in the features than telling altered from not. Only healthy scans are used; what real lesions look like is
-    not assumed beyond these edits, so judge it on lesions that training never imitated.
+    The network says for every voxel in the middle of the patch whether it was altered (cross-entropy over the
+    brain's voxels). It has two pathways after DeepMedic (Kamnitsas et al. 2017, Med Image Anal 36:61): nine
+    voxels at full resolution, and the whole patch three times coarser. The code of a voxel is what both know
+    of it; ``head`` makes the logit of it.
+
+    Only healthy scans are used; no lesion is imitated beyond these edits, so judge it on lesions, of which
+    training saw none.
 
     Args:
-        patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`.
+        patch_shape: 33x33x33 looks 27 voxels wide and judges 9x9x9 voxels of each patch at once in training.
+        channels, latent_dim, **kwargs: see :class:`PatchModel`.
         filters: of the convolutions.
     """
 
-    paper = "Tan et al. 2020, arXiv 2011.04197; Schlüter et al. 2022, arXiv 2109.15222"
-    tracked = ("loss", "accuracy")
+    paper = "Edited tissue: Tan et al. 2020, arXiv 2011.04197; two pathways: Kamnitsas et al. 2017"
     trains: ClassVar = {"optimizer": ("encoder", "head")}
 
     def __init__(
         self,
-        patch_shape: Sequence[int] = (15, 15),
+        patch_shape: Sequence[int] = (33, 33, 33),
         channels: int = 2,
         latent_dim: int = 64,
         *,
-        filters: int = 32,
+        filters: int = 24,
         **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
-        # === Layers ===
-        with self.building():
-            self.encoder = blocks.conv_encoder(
-                self.patch_shape,
-                channels,
-                latent_dim,
-                self.stages or blocks.gan_stages(patch_shape, filters),
-                activation="leaky_relu",
-                linear=True,
-            )
-            latent = keras.Input((latent_dim,), name="latent")
-            hidden = layers.LeakyReLU(0.2)(latent)
-            logits = layers.Dense(1 + len(EDITS), dtype="float32", name="logits")(hidden)
-            self.head = keras.Model(latent, logits, name="head")
         # === Config ===
         self.filters = filters
+        self.judged_shape = tuple(9 if n >= 27 else 3 for n in self.patch_shape)
+        # === Layers ===
+        with self.building():
+            self.encoder, self.head, self.segmenter = self.build_networks()
+
+    def build_networks(self) -> tuple[keras.Model, keras.Model, keras.Model]:
+        """Of the same layers: a patch's code, its logit, and the logits of all judged voxels of a patch."""
+        rank = len(self.patch_shape)
+        coarse = [n // SCALE - (n // SCALE + 1) % 2 for n in self.patch_shape]  # an odd number of them
+        context_depth = [(c - j // SCALE) // 2 for c, j in zip(coarse, self.judged_shape, strict=True)]
+        local_depth = [
+            min(LOCAL_DEPTH, (c * SCALE - j) // 2) for c, j in zip(coarse, self.judged_shape, strict=True)
+        ]
+        one = (1,) * rank
+        local, context = (
+            [layer for k in _kernels(depth) for layer in blocks.conv_layers(self.filters, k, norm="batch")]
+            for depth in (local_depth, context_depth)
+        )
+        joint = blocks.conv_layers(2 * self.filters, one, norm="batch")
+        code = blocks.layer("Conv", rank)(self.latent_dim, one, dtype="float32")
+        pool = blocks.layer("AveragePooling", rank)(SCALE)
+        grow = blocks.layer("UpSampling", rank)(SCALE)
+        rectify, logit = layers.LeakyReLU(0.2), layers.Dense(1, dtype="float32", name="logit")
+
+        def codes(patch: Any, judged: Sequence[int], wide: Sequence[int]) -> Any:
+            near = [j + 2 * d for j, d in zip(judged, local_depth, strict=True)]
+            seen = _apply(local, _crop(patch, near))
+            around = _apply(context, pool(_crop(patch, wide)))
+            around = grow(around) if max(judged) > 1 else around
+            return code(_apply(joint, layers.Concatenate()([seen, around])))
+
+        patch = keras.Input((*self.patch_shape, self.channels), name="patch")
+        wide = [SCALE * (2 * d + 1) for d in context_depth]
+        latent = layers.Flatten(name="latent", dtype="float32")(codes(patch, one, wide))
+        encoder = keras.Model(patch, latent, name="encoder")
+        known = keras.Input((self.latent_dim,), name="latent")
+        head = keras.Model(known, logit(rectify(known)), name="head")
+        wide = [SCALE * c for c in coarse]
+        judged = logit(rectify(codes(patch, self.judged_shape, wide)))
+        return encoder, head, keras.Model(patch, judged, name="segmenter")
 
     # === Losses ===
 
     def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        x, kind = self.alter(batch["patch"], training)
-        logits = self.head(self.encoder(x, training=training), training=training)
-        hit = tf.equal(tf.argmax(logits, -1, output_type=tf.int32), kind)
-        return {
-            "loss": tf.reduce_mean(losses.cross_entropy(kind, logits)),
-            "accuracy": tf.reduce_mean(tf.cast(hit, tf.float32)),
-        }
+        x, altered = self.alter(batch["patch"], training)
+        logits = self.segmenter(x, training=training)[..., 0]
+        brain = tf.cast(tf.reduce_any(_crop(batch["patch"], self.judged_shape) > 0, -1), tf.float32)
+        loss = losses.binary_cross_entropy(_crop(altered, self.judged_shape)[..., 0], logits)
+        share = tf.reduce_mean(self.gather(brain))  # of the whole batch
+        return {"loss": tf.reduce_mean(loss * brain) / tf.maximum(share, 1e-6)}
 
     def alter(self, x: Any, training: bool = True) -> tuple[Any, Any]:
         """Alter about half of healthy patches ``(n, *patch_shape, m)``.
 
         Returns:
-            The patches, and the kind of each ``(n,)``: 0 healthy, else 1 + its place in ``EDITS``.
+            The patches, and where they were altered ``(n, *patch_shape, 1)``: 1, else 0.
         """
-        n = tf.shape(x)[0]
+        n, rank, m = tf.shape(x)[0], len(self.patch_shape), self.channels
+        ones, size = (1,) * rank, np.array(self.patch_shape, np.float32)
 
-        def draw(name: str, *shape: int) -> Any:
-            return self.uniform(name, (n, *shape), training)
+        def draw(name: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Any:
+            return low + (high - low) * self.uniform(name, (n, *shape), training)
 
-        ones = [1] * (len(self.patch_shape) + 1)
-        made = tf.stack([edit(x, draw) for edit in EDITS], 1)  # (n, edits, *patch_shape, m)
-        choice = tf.cast(draw("kind") * 2 * len(EDITS), tf.int32)  # healthy where no edit has this number
-        kind = tf.where(choice < len(EDITS), choice + 1, 0)
-        altered = tf.gather(made, tf.maximum(kind - 1, 0), axis=1, batch_dims=1)
-        opacity = (0.5 + 0.5 * draw("opacity", *ones)) * blob(draw, self.patch_shape)
-        opacity *= tf.reshape(tf.cast(kind > 0, tf.float32), (-1, *ones))
-        return x + opacity * (altered - x), kind
+        def signed(name: str, values: Any) -> Any:
+            return values * tf.sign(draw(f"{name} sign", *values.shape[1:]) - 0.5)
+
+        def gains(name: str) -> Any:
+            amount = tf.exp(draw(name, *ones, m, low=np.log(0.02), high=np.log(0.25)))
+            return signed(name, amount) * tf.cast(draw(f"{name} any", *ones, m) < 0.6, tf.float32)
+
+        centre = (0.36 * draw("centre", *ones, rank) - 0.18) * size
+        smallest, largest = np.log(np.maximum(0.045 * size, 1.0)), np.log(np.maximum(0.18 * size, 2.0))
+        radius = tf.exp(smallest + (largest - smallest) * draw("radius", *ones, 1))
+        radius *= tf.exp(draw("axes", *ones, rank, low=-0.3, high=0.3))
+        waves = self.noise("waves", (n, *[5] * rank), training)
+        weight = blob(self.patch_shape, centre, radius, waves)
+
+        chosen = draw("altered") < 0.5
+        healthy = x
+
+        def sometimes(edit: Callable[..., Any], share: float, *values: Any) -> Any:
+            """The edit, mixed in by the blob's weight, in a share of the chosen patches."""
+            where = tf.where(chosen & (draw(edit.__name__) < share))
+
+            def edited() -> Any:
+                before, w, *rest = (tf.gather(v, where[:, 0]) for v in (x, weight, *values))
+                return tf.tensor_scatter_nd_update(x, where, edit(before, w, *rest))
+
+            # TensorFlow 2.21 dies of gather_nd with batch_dims on an empty batch.
+            return tf.cond(tf.size(where) > 0, edited, lambda: x)
+
+        opacity = draw("opacity", *ones, 1, low=0.2)
+        fits = tf.round(draw("fits", *ones, 1))
+        x = sometimes(foreign, 0.15, neighbour(healthy), fits, opacity)
+        zoom = tf.exp(signed("zoom", draw("zoom", *ones, 1, low=0.05, high=0.6)))
+        point = centre + radius * draw("point", *ones, rank, low=-0.7, high=0.7)
+        x = sometimes(warped, 0.5, zoom, point)
+        x = sometimes(blurred, 0.5, draw("sigma", *ones, 1, low=0.4, high=1.3))
+        there = tf.cast((0.2 + 0.6 * draw("there", rank)) * size, tf.int32)
+        signal = tf.reshape(tf.gather_nd(healthy, there, batch_dims=1), (-1, *ones, m))
+        x = sometimes(replaced, 0.25, signal, draw("strength", *ones, 1, low=0.2))
+        x = sometimes(shifted, 0.6, gains("shift"))
+        here = size // 2 + tf.reshape(centre, (-1, rank)) + draw("here", rank, low=-2, high=2)
+        here = tf.cast(tf.clip_by_value(here, 0, size - 1), tf.int32)
+        like = tf.reshape(tf.gather_nd(x, here, batch_dims=1), (-1, *ones, m))
+        by = tf.one_hot(tf.cast(draw("by", *ones) * m, tf.int32), m)
+        x = sometimes(tinted, 0.4, gains("tint"), like, by, draw("range", *ones, 1, low=0.05, high=0.15))
+
+        brain = tf.cast(tf.reduce_any(healthy > 0, -1, keepdims=True), tf.float32)
+        x = tf.clip_by_value(x, 0.0, 1.0) * brain
+        changed = tf.reduce_max(tf.abs(x - healthy), list(range(1, rank + 2)), keepdims=True) > 0.005
+        return x, tf.cast((weight > 0.3) & changed, tf.float32)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "filters": self.filters}
 
 
-# === Edits: patches (n, *shape, m) and a function that draws uniform values, to patches ===
-
-Draw = Callable[..., Any]
+# === Edits: patches (n, *shape, m), the blob's weight (n, *shape, 1) and their own values, to patches ===
 
 
-def foreign(x: Any, draw: Draw) -> Any:
-    """Another patch of the batch, in every second case at the mean of the one that it replaces."""
-    n = tf.shape(x)[0]
-    # The neighbour in the batch, so that a share of the batch on another device gives the same.
-    i = tf.range(n)
-    neighbour = tf.bitwise.bitwise_xor(i, 1)
-    other = tf.gather(x, tf.where(neighbour < n, neighbour, tf.maximum(i - 1, 0)))
+def foreign(x: Any, weight: Any, other: Any, fits: Any, opacity: Any) -> Any:
+    """Another patch mixed in; where ``fits`` is 1, at the mean of the one that it replaces."""
     axes = list(range(1, len(x.shape) - 1))
     shift = tf.reduce_mean(x, axes, keepdims=True) - tf.reduce_mean(other, axes, keepdims=True)
-    fits = tf.cast(draw("fits", *[1] * (len(x.shape) - 1)) < 0.5, tf.float32)
-    return tf.clip_by_value(other + fits * shift, 0.0, 1.0)
+    return x + opacity * weight * (tf.clip_by_value(other + fits * shift, 0.0, 1.0) - x)
 
 
-def warped(x: Any, draw: Draw) -> Any:
-    """Magnified or shrunk by 1.3 to 2 about a point near the centre."""
-    shape = x.shape[1:-1]
-    rank = len(shape)
-    zoom = 1.3 + 0.7 * draw("zoom", *[1] * (rank + 1))
-    zoom = tf.where(draw("magnify", *[1] * (rank + 1)) < 0.5, zoom, 1 / zoom)
-    middle = np.float32(np.array(shape) // 2)
-    point = middle + (draw("point", *[1] * rank, rank) - 0.5) * np.float32(shape) / 4
-    grid = np.stack(np.meshgrid(*(np.arange(k) for k in shape), indexing="ij"), -1).astype(np.float32)
-    return interpolate(x, point + (grid - point) / zoom)
+def warped(x: Any, weight: Any, zoom: Any, point: Any) -> Any:
+    """Magnified by ``zoom`` (below 1: shrunk) about a point, in voxels from the centre."""
+    grid = _grid(x.shape[1:-1])
+    at = grid + weight * (point - grid) * (1 - 1 / zoom)
+    return interpolate(x, at + np.float32(np.array(x.shape[1:-1]) // 2))
 
 
-def blurred(x: Any, draw: Draw) -> Any:
-    """Twice the mean of three neighbours along each axis: a Gaussian of about 1.2 voxels."""
-    for axis in range(1, len(x.shape) - 1):
-        for _ in range(2):
-            edges = [(1, 1) if i == axis else (0, 0) for i in range(len(x.shape))]
-            padded = tf.pad(x, edges, "SYMMETRIC")
-            size = x.shape[axis]
-            x = tf.add_n([tf.gather(padded, tf.range(k, k + size), axis=axis) for k in range(3)]) / 3
-    return x
+def blurred(x: Any, weight: Any, sigma: Any) -> Any:
+    """Under a Gaussian of ``sigma`` voxels."""
+    return x + weight * (gaussian(x, sigma) - x)
 
 
-def shifted(x: Any, draw: Draw) -> Any:
-    """Brighter or darker by .03 to .2, each modality by its own amount."""
-    form = (*[1] * (len(x.shape) - 2), x.shape[-1])
-    amount = 0.03 + 0.17 * draw("amount", *form)
-    changed = tf.clip_by_value(x + amount * tf.sign(draw("sign", *form) - 0.5), 0.0, 1.0)
-    return tf.where(x > 0, changed, x)  # background stays background
+def replaced(x: Any, weight: Any, signal: Any, strength: Any) -> Any:
+    """Toward another signal (background is none), the fine texture kept."""
+    valid = tf.cast(tf.reduce_any(signal > 0, -1, keepdims=True), x.dtype)
+    return x + strength * valid * weight * (signal - gaussian(x, 1.2 * tf.ones_like(strength)))
 
 
-EDITS = (foreign, warped, blurred, shifted)
+def shifted(x: Any, weight: Any, gain: Any) -> Any:
+    """Brighter or darker, each modality by its own gain."""
+    return x * (1 + weight * gain)
 
 
-def blob(draw: Draw, shape: Sequence[int]) -> Any:
-    """Soft, irregular blobs around the centre, ``(n, *shape, 1)`` in [0, 1]; 1 at the central voxel.
+def tinted(x: Any, weight: Any, gain: Any, like: Any, by: Any, width: Any) -> Any:
+    """Brighter or darker where the signal in the modality that ``by`` marks is like another, by a width."""
+    off = tf.reduce_sum(by * (x - like), -1, keepdims=True)
+    return x * (1 + weight * gain * tf.exp(-0.5 * tf.square(off / width)))
 
-    The distance from the centre, in radii of .2 to .5 of the patch drawn along each axis, is made uneven by
-    a random plane wave, and falls off over a third of the radius.
+
+# === What the edits are made of ===
+
+
+def blob(shape: Sequence[int], centre: Any, radius: Any, waves: Any) -> Any:
+    """Soft, irregular balls ``(n, *shape, 1)`` in [0, 1].
+
+    Args:
+        shape: of the patch.
+        centre: ``(n, 1, ..., rank)`` voxels from the middle.
+        radius: ``(n, 1, ..., rank)`` voxels along each axis.
+        waves: ``(n, 5, ...)`` standard normal: makes the border uneven, by a third of the radius.
     """
-    rank = len(shape)
-    ones = [1] * rank
-    grid = np.stack(np.meshgrid(*(np.arange(k) - k // 2 for k in shape), indexing="ij"), -1)
-    radius = (0.2 + 0.3 * draw("radius", *ones, rank)) * np.array(shape, np.float32)
-    distance = tf.norm(np.float32(grid) / radius, axis=-1, keepdims=True)
-    wave = (draw("wave", *ones, rank) - 0.5) * 4 * np.pi / np.array(shape, np.float32)
-    phase = tf.reduce_sum(np.float32(grid) * wave, -1, keepdims=True) + 2 * np.pi * draw("phase", *ones, 1)
-    return tf.clip_by_value(3 * (1 - distance * (1 + 0.3 * tf.sin(phase))), 0.0, 1.0)
+    distance = tf.norm((_grid(shape) - centre) / radius, axis=-1, keepdims=True)
+    for size in shape:  # linear interpolation, an axis after the other: each goes to the end
+        at = np.abs(np.linspace(0, waves.shape[1] - 1, size)[:, None] - np.arange(waves.shape[1]))
+        waves = tf.tensordot(waves, np.maximum(1 - at, 0).astype(np.float32), [[1], [1]])
+    return tf.clip_by_value(2.5 * (1 - distance * (1 + 0.35 * waves[..., tf.newaxis])) + 0.5, 0.0, 1.0)
+
+
+def neighbour(x: Any) -> Any:
+    """The next patch of the batch, in twos, so that a share of the batch on another device gives the same."""
+    i = tf.range(tf.shape(x)[0])
+    other = tf.bitwise.bitwise_xor(i, 1)
+    return tf.gather(x, tf.where(other < tf.shape(x)[0], other, tf.maximum(i - 1, 0)))
+
+
+def gaussian(x: Any, sigma: Any) -> Any:
+    """Smoothed by ``sigma (n, 1, ..., 1)`` voxels over five voxels along each axis; edges repeated."""
+    rank = len(x.shape) - 2
+    kernel = tf.exp(-0.5 * tf.square(np.arange(-2, 3, dtype=np.float32) / tf.reshape(sigma, (-1, 1))))
+    kernel /= tf.reduce_sum(kernel, 1, keepdims=True)
+    for axis in range(1, rank + 1):
+        size = x.shape[axis]
+        padded = tf.pad(x, [(2, 2) if i == axis else (0, 0) for i in range(rank + 2)], "SYMMETRIC")
+        taps = (tf.gather(padded, tf.range(k, k + size), axis=axis) for k in range(5))
+        weights = (tf.reshape(kernel[:, k], (-1, *[1] * (rank + 1))) for k in range(5))
+        x = tf.add_n([tap * weight for tap, weight in zip(taps, weights, strict=True)])
+    return x
 
 
 def interpolate(x: Any, at: Any) -> Any:
@@ -184,3 +273,29 @@ def interpolate(x: Any, at: Any) -> Any:
         weight = tf.reduce_prod(tf.where(np.array(corner) == 1, part, 1 - part), -1)
         result += weight[..., tf.newaxis] * tf.gather_nd(x, index, batch_dims=1)
     return result
+
+
+# === Helpers ===
+
+
+def _grid(shape: Sequence[int]) -> NDArray[np.float32]:
+    """Voxels from the middle ``(*shape, rank)``."""
+    return np.stack(np.meshgrid(*(np.arange(k) - k // 2 for k in shape), indexing="ij"), -1).astype(
+        np.float32
+    )
+
+
+def _kernels(depth: Sequence[int]) -> list[tuple[int, ...]]:
+    """Of each convolution: 3 wide along the axes that it still has to shrink, else 1."""
+    return [tuple(3 if i < d else 1 for d in depth) for i in range(max(depth))]
+
+
+def _apply(stack: Sequence[Any], x: Any) -> Any:
+    for one in stack:
+        x = one(x)
+    return x
+
+
+def _crop(x: Any, shape: Sequence[int]) -> Any:
+    begin = [(n - k) // 2 for n, k in zip(x.shape[1:-1], shape, strict=True)]
+    return x[(slice(None), *(slice(b, b + k) for b, k in zip(begin, shape, strict=True)))]

@@ -22,6 +22,7 @@ from epizoo.run_folder import RunFolder
 from tfds_epilepsy.volumes import Subject, read_nifti
 
 BOXES = 3  # clusters whose slices and patches are shown, besides the slices through a lesion
+SURROUNDINGS = (15, 15)  # voxels around a peak that are shown where there is no encoder
 FIRST = 2.0  # scores below it are transparent over the anatomy
 
 
@@ -34,7 +35,7 @@ class Background:
         data: its data set, for the way back to native space.
         space: template space of the maps.
         modalities: names of the image's channels.
-        patch_shape: the encoder's, ``(x, y)`` or ``(x, y, z)``.
+        patch_shape: the encoder's, ``(x, y)`` or ``(x, y, z)``; None where there is no encoder.
         controls: ``(x, y, z, m)`` mean image of training controls, and how many; None where unknown.
         scores: of the test set's controls, for p values.
         limit: score at the top of the colour bars, one for the cohort.
@@ -44,7 +45,7 @@ class Background:
     data: str
     space: str
     modalities: Sequence[str]
-    patch_shape: Sequence[int]
+    patch_shape: Sequence[int] | None
     controls: tuple[NDArray[np.float32], int] | None
     scores: ControlScores
     limit: float
@@ -99,6 +100,7 @@ def subject_page(subject: Subject, background: Background) -> Page:
             subject,
             score_map,
             clusters[0].peak_mm if clusters else None,
+            modalities=background.modalities,
             threshold=FIRST,
             limit=background.limit,
         ),
@@ -175,12 +177,17 @@ def _patches(
     if background.controls is None or not peaks:
         return None
     mean, count = background.controls
-    size = background.patch_shape
+    size = background.patch_shape or SURROUNDINGS
     centres = {f"cluster {rank}": peak for rank, peak in enumerate(peaks[:BOXES], start=1)}
     image = figures.patches(subject, mean, centres, background.modalities, size[:2])
     millimetres = size[0] * float(np.linalg.norm(subject.affine[:3, 0]))
+    what = (
+        "What the encoder saw at the peaks: the patch"
+        if background.patch_shape
+        else "Around the peaks: a patch"
+    )
     caption = (
-        f"What the encoder saw at the peaks: the patch of {' × '.join(map(str, size))} voxels "
+        f"{what} of {' × '.join(map(str, size))} voxels "
         f"({millimetres:.0f} mm wide, axial), the same place in the mean of {count} training controls, and "
         "the difference (red: brighter, blue: darker than controls; full colour at half the intensity range)."
     )

@@ -79,7 +79,7 @@ def build_report(
     for subject in read(shown):
         page = subject_page(subject, background)
         content = environment.get_template("subject.html").render(
-            page=page.context, cohort=f"{title}. {subtitle}", modality=background.modalities[0]
+            page=page.context, cohort=f"{title}. {subtitle}"
         )
         write_text(folder.path / f"sub-{subject.subject}" / "report.html", content)
         cohort.add(subject, page)
@@ -246,10 +246,10 @@ def _control_scores(folder: RunFolder, space: str, rows: Iterable[Mapping[str, A
     return scores
 
 
-def _patch_shape(model: Path) -> list[int]:
-    """What the encoder sees; the reference's 15 x 15 where there is no encoder."""
+def _patch_shape(model: Path) -> list[int] | None:
+    """What the encoder sees; None where there is no encoder."""
     if not model.is_file():
-        return [15, 15]
+        return None
     with zipfile.ZipFile(model) as archive:
         return json.loads(archive.read("config.json"))["config"]["patch_shape"]
 
@@ -266,10 +266,10 @@ def _subtitle(metrics: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
         "held-out control": metrics["controls"],
     }
     tested = [_plural(count, name) for name, count in groups.items() if count]
-    return (
-        f"Normal model of {_plural(len(metadata['splits']['train']), 'training control')}; tested on "
-        f"{_listed(tested)} that no step had seen."
-    )
+    learnt = f"Normal model of {_plural(len(metadata['splits']['train']), 'training control')}"
+    if metadata.get("supervised"):
+        learnt = f"Supervised reference, an upper bound: learnt from {metadata['fitted_on']}"
+    return f"{learnt}; tested on {_listed(tested)} that no step had seen."
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -399,8 +399,9 @@ def _subject_cells(row: Mapping[str, Any]) -> list[str]:
 def _identity(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = ", ".join(f"{name} {step['seconds']:.0f} s" for name, step in metadata["steps"].items())
     settings = ", ".join(f"{name}={value!r}" for name, value in config.items())
+    run = "epizoo.supervised_run.SupervisedRun" if metadata.get("supervised") else "epizoo.run.Run"
     return [
-        ("made again by", f"epizoo.run.Run(epizoo.run.RunConfig({settings}), OUT_DIR)()"),
+        ("made again by", f"{run}(epizoo.run.RunConfig({settings}), OUT_DIR)()"),
         *((name, str(value)) for name, value in config.items()),
         *(
             (f"{split} subjects", f"{len(names)}: {', '.join(names)}" if names else "none")
@@ -417,14 +418,15 @@ def _identity(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tu
 
 
 def _pictures(folder: Path) -> list[dict[str, str]]:
-    """Samples of the first and the last epoch."""
-    paths = sorted(folder.glob("epoch-*.png"))
+    """Samples of the first epoch and of the last."""
+    words = {"epoch-0001.png": "the first epoch", "latest.png": "the last epoch"}
     return [
         {
-            "source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
-            "caption": f"Patches and what the model made of them, epoch {int(path.stem.split('-')[1])}.",
+            "source": "data:image/png;base64," + base64.b64encode((folder / name).read_bytes()).decode(),
+            "caption": f"Patches and what the model made of them, after {when}.",
         }
-        for path in dict.fromkeys(paths[:1] + paths[-1:])
+        for name, when in words.items()
+        if (folder / name).is_file()
     ]
 
 

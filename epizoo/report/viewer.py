@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import warnings
 from collections.abc import Sequence
@@ -12,37 +13,78 @@ from numpy.typing import NDArray
 
 from tfds_epilepsy.volumes import Subject, voxel_to_world
 
+OPACITY = 0.8  # of the score at the beginning
+
 
 def viewer(
     subject: Subject,
     score_map: NDArray[np.float32],
     centre_mm: Sequence[float] | None = None,
     *,
+    modalities: Sequence[str] = ("image",),
     threshold: float = 2.0,
     limit: float = 6.0,
 ) -> str:
-    """nilearn's viewer (brainsprite) of the first modality under the score map, as a whole HTML page.
+    """nilearn's viewer (brainsprite) of every modality, by a switch, under the score map: a whole HTML page.
 
     Args:
         subject: image and affine.
         score_map: ``(x, y, z)``.
         centre_mm: where the cross begins; the middle of the brain if None.
+        modalities: names of the image's channels; the first is shown at the beginning.
         threshold: scores below it are transparent.
         limit: score at the top of the colour bar.
 
     Returns:
-        A page of some 0.7 MB at 2 mm, to be put in an ``iframe``'s ``srcdoc``.
+        A page of some 0.4 MB and 0.5 MB a modality at 2 mm, to be put in an ``iframe``'s ``srcdoc``.
     """
-    from nilearn import plotting
-
     if centre_mm is None:
         centre_mm = voxel_to_world([np.argwhere(subject.brain_mask).mean(axis=0)], subject.affine)[0]
+    page, *others = (
+        _page(subject, channel, score_map, centre_mm, threshold, limit) for channel in range(len(modalities))
+    )
+    page = re.sub(r"<link[^>]*>", "", page)  # nilearn's icon would be fetched from its site
+    page = page.replace('value="100"', f'value="{100 * OPACITY:.0f}"')  # its slider begins elsewhere
+    sprites = ["", *(_SPRITE.search(other).group(1) for other in others)]  # type: ignore[union-attr]
+    switch = "".join(
+        f'<label><input type="radio" name="modality" value="{sprite}"{"" if sprite else " checked"}>'
+        f"{html.escape(name)}</label>\n"
+        for name, sprite in zip(modalities, sprites, strict=True)
+    )
+    return page.replace("<p>Opacity</p>", switch + _SWITCH)
+
+
+_SPRITE = re.compile(r'id="spriteImg[^>]*?src="([^"]*)"')
+# The slider's own handler draws the planes again from whatever the sprite holds.
+_SWITCH = """<style>body { font: 15px system-ui, sans-serif; }</style>
+<script>
+(() => {
+  const sprite = document.querySelector('img[id^="spriteImg"]'), first = sprite.src;
+  document.querySelectorAll('input[name="modality"]').forEach(input => input.onchange = () => {
+    sprite.onload = () => document.querySelector("input.slider").oninput();
+    sprite.src = input.value || first;
+  });
+})();
+</script>
+<span>Score</span>"""
+
+
+def _page(
+    subject: Subject,
+    channel: int,
+    score_map: NDArray[np.float32],
+    centre_mm: Sequence[float],
+    threshold: float,
+    limit: float,
+) -> str:
+    from nilearn import plotting
+
     with warnings.catch_warnings():
         # A map that stays under the threshold shows the anatomy alone; nilearn warns.
         warnings.filterwarnings("ignore", "The given float value must not exceed", UserWarning)
         view = plotting.view_img(
             _nifti(np.maximum(score_map, 0), subject.affine),
-            bg_img=_nifti(subject.image[..., 0], subject.affine),
+            bg_img=_nifti(subject.image[..., channel], subject.affine),
             cut_coords=tuple(centre_mm),
             threshold=threshold,
             vmin=0.0,
@@ -52,10 +94,9 @@ def viewer(
             black_bg=True,
             resampling_interpolation="nearest",
             title="",
-            opacity=0.8,
+            opacity=OPACITY,
         )
-    page = view.get_standalone()
-    return re.sub(r"<link[^>]*>", "", page)  # nilearn's icon would be fetched from its site
+    return view.get_standalone()
 
 
 def _nifti(volume: NDArray, affine: NDArray[np.float64]) -> nib.Nifti1Image:

@@ -1,0 +1,80 @@
+"""Encoders and pipelines for other teams: folders that need nothing but TensorFlow (or an ONNX runtime).
+
+``encoder`` and ``pipeline`` say what is exported, ``formats`` how it is written, ``folder`` what lies beside
+it: card, metadata, a script that uses it, test vectors and the script that checks them (``verify``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from epizoo.export.encoder import export_encoder
+from epizoo.export.pipeline import export_pipeline
+from epizoo.export.run_facts import read_run
+from tfds_epilepsy.errors import InputError
+
+__all__ = ["export_encoder", "export_pipeline", "export_run"]
+
+WHAT = ("encoder", "pipeline")
+
+
+def export_run(
+    run_dir: str | Path,
+    folder: str | Path,
+    *,
+    what: str = "encoder",
+    format: str = "savedmodel",
+    precision: str = "float32",
+    normalisation: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Export what a finished run has made.
+
+    Args:
+        run_dir: its folder.
+        folder: where the export goes; appears once it is whole and gives what the run gives.
+        what: ``encoder`` (see ``export_encoder``) or ``pipeline`` (see ``export_pipeline``).
+        format: ``savedmodel``, ``onnx`` or ``tflite``; a pipeline is a SavedModel.
+        precision: of an encoder: ``float32``, or ``bfloat16`` (half the size).
+        normalisation: how raw intensities become those of the run's data: ``unit`` or ``zscore`` (see
+            ``tfds_epilepsy.volumes.normalise``), or ``none`` where that is learnt from a cohort. By default
+            what the run's data say.
+        overwrite: replace a folder that exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: a run that is not finished or damaged; a folder that exists; what cannot be exported in
+            this form.
+    """
+    if what not in WHAT:
+        raise InputError(f"what={what!r}: choose one of {', '.join(WHAT)}.")
+    run = read_run(run_dir, normalisation)
+    if what == "encoder":
+        return export_encoder(
+            run.model("encoder"),
+            folder,
+            modalities=run.modalities,
+            normalisation=run.normalisation,
+            voxel_size=run.voxel_size,
+            format=format,
+            precision=precision,
+            run=run.facts,
+            overwrite=overwrite,
+        )
+    problems = [
+        f"{name} {value!r}: a pipeline is exported as {name} {only!r}."
+        for name, value, only in (("format", format, "savedmodel"), ("precision", precision, "float32"))
+        if value != only
+    ]
+    if problems:
+        raise InputError(problems)
+    return export_pipeline(
+        run.normative(),
+        folder,
+        modalities=run.modalities,
+        normalisation=run.normalisation,
+        run=run.facts,
+        overwrite=overwrite,
+    )

@@ -1,0 +1,102 @@
+"""Intensities in TensorFlow operations: what ``tfds_epilepsy.volumes.normalise`` and ``codes.smooth`` do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from epizoo.detection.codes import FWHM_TO_SIGMA
+
+METHODS = ("unit", "zscore")  # others are learnt from a cohort
+
+
+def normalise(
+    volume: tf.Tensor, mask: tf.Tensor, method: str, *, checks: bool = True
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Map each channel to [0, 1] by what lies in the mask; 0 outside it.
+
+    What has been normalised by the method before stays as it is.
+
+    Args:
+        volume: ``(x, y, z, m)`` float32, any unit.
+        mask: ``(x, y, z)`` bool.
+        method: ``unit`` or ``zscore``; ``none``: volumes are in [0, 1] already.
+        checks: refuse an empty mask, NaN, and a channel that is constant inside; not every runtime has the
+            operations for it.
+
+    Returns:
+        the volume; ``low`` and ``high`` ``(m,)``: the intensities that became 0 and 1.
+    """
+    inside = tf.boolean_mask(volume, mask)  # (v, m)
+    if checks:
+        tf.debugging.Assert(tf.size(inside) > 0, ["mask: no voxel is True."])
+        tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(inside)), ["NaN or infinite values in the mask."])
+    if method == "none":
+        ends = [(0.0, 1.0)] * volume.shape[-1]
+    else:
+        fit = {"unit": _unit, "zscore": _zscore}[method]
+        ends = [fit(tf.sort(inside[:, channel])) for channel in range(volume.shape[-1])]
+    low, high = (tf.stack([tf.cast(end, tf.float64) for end in side]) for side in zip(*ends, strict=True))
+    if checks:
+        tf.debugging.Assert(
+            tf.reduce_all(high > low), ["an image is constant inside the brain mask; low, high:", low, high]
+        )
+    low, high = tf.cast(low, tf.float32), tf.cast(high, tf.float32)
+    return tf.where(mask[..., tf.newaxis], rescale(volume, low, high), 0.0), low, high
+
+
+def rescale(values: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    """``low`` to 0, ``high`` to 1, clipped."""
+    return tf.clip_by_value((values - low) / (high - low), 0.0, 1.0)
+
+
+def smooth(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], fwhm: float) -> tf.Tensor:
+    """As ``detection.codes.smooth``: ``(x, y, z)`` inside a mask, ``fwhm`` in millimetres."""
+    sigma = fwhm * FWHM_TO_SIGMA / np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    inside = tf.cast(mask, tf.float32)
+    values, weights = tf.unstack(_gaussian_filter(tf.stack([volume * inside, inside]), sigma))
+    return tf.where(mask, values / tf.maximum(weights, 1e-6), 0.0)
+
+
+def _unit(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The 0.5th and the 99th percentile of sorted values; 0 and 1 if they were clipped to these before."""
+    last = tf.cast(tf.shape(values)[0] - 1, tf.float64)
+    ends = tf.gather(values, tf.cast([tf.floor(last * 0.005), tf.math.ceil(last * 0.99)], tf.int32))
+    before = tf.logical_and(tf.equal(ends[0], 0), tf.equal(ends[1], 1))
+    fitted = tf.stack([_percentile(values, 0.5), _percentile(values, 99.0)])
+    low, high = tf.unstack(tf.where(before, tf.constant([0.0, 1.0], tf.float64), fitted))
+    return low, high
+
+
+def _zscore(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The median of sorted values less and plus 5 robust standard deviations."""
+    median = _percentile(values, 50.0)
+    deviations = tf.sort(tf.abs(values - tf.cast(median, tf.float32)))
+    spread = 1.4826 * _percentile(deviations, 50.0)
+    return median - 5 * spread, median + 5 * spread
+
+
+def _percentile(values: tf.Tensor, q: float) -> tf.Tensor:
+    """NumPy's percentile of sorted values, by linear interpolation; float64."""
+    last = tf.shape(values)[0] - 1
+    position = tf.cast(last, tf.float64) * (q / 100)
+    index = tf.cast(tf.floor(position), tf.int32)
+    pair = tf.cast(tf.gather(values, tf.stack([index, tf.minimum(index + 1, last)])), tf.float64)
+    return pair[0] + (pair[1] - pair[0]) * (position - tf.cast(index, tf.float64))
+
+
+def _gaussian_filter(volumes: tf.Tensor, sigma: NDArray[np.floating]) -> Any:
+    """``scipy.ndimage.gaussian_filter(..., mode="constant")`` of ``(n, x, y, z)``."""
+    for axis, width in enumerate(sigma, start=1):
+        radius = int(4 * width + 0.5)
+        weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
+        kernel = (weights / weights.sum()).astype(np.float32)[:, None, None]
+        order = [*(a for a in range(4) if a != axis), axis]
+        lines = tf.transpose(volumes, order)
+        shape = tf.shape(lines)
+        lines = tf.nn.conv1d(tf.reshape(lines, (-1, shape[3], 1)), kernel, 1, "SAME")
+        volumes = tf.transpose(tf.reshape(lines, shape), np.argsort(order))
+    return volumes

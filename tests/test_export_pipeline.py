@@ -1,0 +1,239 @@
+"""Exported pipelines give the maps of the detector that they were made from."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from typer.testing import CliRunner
+
+from epizoo import cli, models
+from epizoo.detection import create_detector, fit_normative
+from epizoo.export import export_pipeline, export_run, pipeline, verify
+from epizoo.export.run_facts import normalisation_of
+from epizoo.run import Run, score_cohort
+from epizoo.run_folder import RunFolder
+from tests.test_export import encoder_2d, encoder_3d, raw_volume, run_consumer
+from tests.test_run import SPACE, cohort, config, data_dir  # noqa: F401 (fixtures)
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import read_json, write_json
+from tfds_epilepsy.volumes import Subject, normalise, read_nifti
+
+SHAPE = (14, 17, 9)
+AFFINE = np.diag([2.0, 2, 3, 1])
+CONTROLS = 6
+
+
+def subject(name, channels, group="control", seed=0):
+    """A record, and the raw volume that it was normalised from."""
+    raw, mask = raw_volume(SHAPE, channels, seed)
+    mask[:3, :5] = False
+    image = np.stack([normalise(raw[..., c], mask)[0] for c in range(channels)], -1)
+    return Subject(name, group, image, mask, np.zeros(SHAPE, bool), AFFINE), raw
+
+
+def controls(channels):
+    return [subject(f"c{i}", channels, seed=i)[0] for i in range(CONTROLS)]
+
+
+def fitted(encoder, folder, detector, channels=2, **options):
+    """A normative model of several slabs."""
+    bytes_a_slice = 4 * SHAPE[0] * SHAPE[1] * CONTROLS * 5
+    return fit_normative(
+        encoder,
+        lambda: controls(channels),
+        folder,
+        detector,
+        folds=3,
+        slab_bytes=3 * bytes_a_slice,
+        **options,
+    )
+
+
+def score(folder, raw, mask, names=("T1w", "FLAIR")):
+    volumes = {name: raw[..., c] for c, name in enumerate(names)}
+    return tf.saved_model.load(folder).signatures["score"](**volumes, mask=mask)["score"].numpy()
+
+
+@pytest.mark.parametrize("detector", ["ocsvm", "gaussian", "knn", "zscore", "flair"])
+@pytest.mark.parametrize("fwhm", [0.0, 5.0])
+def test_the_map_is_that_of_the_detector(detector, fwhm, tmp_path, monkeypatch):
+    if fwhm and detector in ("gaussian", "knn"):
+        pytest.skip("smoothing does not depend on the detector")
+    monkeypatch.setattr(pipeline, "RUN", 50)  # several runs a slice
+    encoder = None if detector in ("zscore", "flair") else encoder_2d()
+    normative = fitted(encoder, tmp_path / "detector", detector, fwhm=fwhm)
+    folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
+    patient, raw = subject("p", 2, "patient", seed=99)
+    expected = normative.score(patient)
+    assert len(np.unique(expected)) > 500
+    np.testing.assert_allclose(score(folder, raw, patient.brain_mask), expected, atol=1e-4)
+    np.testing.assert_allclose(score(folder, patient.image, patient.brain_mask), expected, atol=1e-4)
+
+
+def test_3d_patches_and_one_modality(tmp_path):
+    normative = fitted(encoder_3d(), tmp_path / "detector", "ocsvm", channels=1)
+    assert len(normative.manifest["slabs"]) > 1
+    folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w",))
+    patient, raw = subject("p", 1, "patient", seed=99)
+    got = score(folder, raw, patient.brain_mask, ("T1w",))
+    np.testing.assert_allclose(got, normative.score(patient), atol=1e-4)
+
+
+def test_residuals_of_a_model_with_a_decoder(tmp_path):
+    model = models.create("vae", patch_shape=(7, 7), latent_dim=4)
+    normative = fitted(model, tmp_path / "detector", "reconstruction")
+    folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
+    patient, raw = subject("p", 2, "patient", seed=99)
+    np.testing.assert_allclose(score(folder, raw, patient.brain_mask), normative.score(patient), atol=1e-4)
+
+
+def test_detectors_and_modalities_that_do_not_fit_are_refused(tmp_path):
+    detector = create_detector("adjusted", detector="gaussian", covariates=["age"])
+    normative = fitted(encoder_2d(), tmp_path / "detector", detector)
+    with pytest.raises(InputError) as error:
+        export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w",))
+    assert len(error.value.problems) == 2
+    assert "'adjusted' has no form" in str(error.value)
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_another_grid_is_refused(tmp_path):
+    folder = export_pipeline(
+        fitted(None, tmp_path / "detector", "flair"), tmp_path / "pipeline", modalities=("T1w", "FLAIR")
+    )
+    raw, mask = raw_volume((14, 17, 10), 2)
+    with pytest.raises(TypeError, match=r"shape=\(14, 17, 9\)"):
+        score(folder, raw, mask)
+
+
+# === Runs ===
+
+
+@pytest.fixture(scope="module")
+def run(cohort, data_dir, tmp_path_factory):  # noqa: F811
+    """Trained, fitted, scored and evaluated, on images in raw intensities."""
+    run = Run(config(cohort), tmp_path_factory.mktemp("runs") / "run", data_dir=data_dir)
+    run.evaluate()
+    return run
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, ["export", *map(str, arguments)])
+
+
+def test_a_run_as_pipeline_gives_what_epizoo_score_writes(run, cohort, data_dir, tmp_path):  # noqa: F811
+    out = tmp_path / "pipeline"
+    done = invoke(run.folder.path, out, "--what", "pipeline")
+    assert done.exit_code == 0, done.exception
+    score_cohort(run.folder.path, str(cohort), tmp_path / "scores", data_dir=data_dir)
+    stem = cohort / "sub-p1" / "anat" / f"sub-p1_space-{SPACE}"
+    raw = np.stack([read_nifti(f"{stem}_{name}.nii.gz")[0] for name in ("T1w", "FLAIR")], -1)
+    mask = read_nifti(f"{stem}_desc-brain_mask.nii.gz")[0] > 0.5
+    written = read_nifti(RunFolder(tmp_path / "scores").score_map("p1", SPACE))[0]
+    np.testing.assert_allclose(score(out, raw, mask), written, rtol=1e-4, atol=1e-4)
+    card = (out / "model_card.md").read_text()
+    for words in ("siamese, ocsvm", "fitted on 5 controls", "sensitivity at rank 5", run.builder.fingerprint):
+        assert words in card
+    consumed = run_consumer(out / "use_it.py")
+    assert consumed.stdout.startswith("(24, 26, 10)"), consumed.stderr
+
+
+def test_a_run_as_encoder_knows_its_data(run, tmp_path):
+    folder = export_run(run.folder.path, tmp_path / "encoder")
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["modalities"] == ["T1w", "FLAIR"]
+    assert (metadata["voxel_size"], metadata["normalisation"]) == (2.0, "unit")
+    assert metadata["encoder"] == read_json(run.folder.detector / "manifest.json")["encoder"]
+    assert metadata["run"]["data_hash"] == run.builder.fingerprint
+    assert "of encoder and detector" in (folder / "model_card.md").read_text()
+    encode = tf.saved_model.load(folder).signatures["encode"]
+    patch = np.random.default_rng(0).random((3, 15, 15, 2), np.float32)
+    codes = models.load_model(run.folder.model).encode(patch)
+    np.testing.assert_allclose(encode(patch=patch)["latent"], codes, atol=1e-5)
+
+
+def spoilt(run, tmp_path, *missing):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(run.folder.path, folder.path)
+    for name in missing:
+        (folder.path / name).unlink()
+    return folder
+
+
+def test_an_unfinished_run_is_refused_with_all_that_is_missing(run, tmp_path):
+    folder = spoilt(run, tmp_path, "metrics.json", "detector/manifest.json", "model.keras")
+    with pytest.raises(InputError) as error:
+        export_run(folder.path, tmp_path / "out")
+    assert [problem.split("(no ")[1].split(")")[0] for problem in error.value.problems] == [
+        "metrics.json",
+        "detector/manifest.json",
+        "model.keras",
+    ]
+    with pytest.raises(InputError, match="not a run"):
+        export_run(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.keras", "cannot be read as a model"),
+        ("metadata.json", "not JSON"),
+        ("detector/slab-000.npz", "missing or damaged"),
+    ],
+)
+def test_a_corrupt_run_is_refused(run, tmp_path, name, message):
+    folder = spoilt(run, tmp_path)
+    (folder.path / name).write_bytes(b"PK\x03 nonsense")
+    with pytest.raises(InputError, match=message):
+        export_run(folder.path, tmp_path / "out", what="pipeline")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_run_of_another_version_is_refused(run, tmp_path):
+    folder = spoilt(run, tmp_path)
+    metadata = read_json(folder.metadata)
+    del metadata["split_hash"]
+    write_json(folder.metadata, metadata)
+    with pytest.raises(InputError, match="'split_hash'"):
+        export_run(folder.path, tmp_path / "out")
+
+
+def test_what_a_pipeline_has_no_form_for_is_refused(run, tmp_path):
+    with pytest.raises(InputError) as error:
+        export_run(run.folder.path, tmp_path / "out", what="pipeline", format="onnx", precision="bfloat16")
+    assert len(error.value.problems) == 2
+    with pytest.raises(InputError, match="encoder, pipeline"):
+        export_run(run.folder.path, tmp_path / "out", what="decoder")
+    (tmp_path / "out").mkdir()
+    done = invoke(run.folder.path, tmp_path / "out")
+    assert isinstance(done.exception, InputError)
+    assert "exists already" in str(done.exception)
+
+
+def test_normalisation_is_that_of_the_data(cohort, tmp_path):  # noqa: F811
+    assert normalisation_of("phantom_2mm", ["T1w"]) == "unit"
+    assert normalisation_of(str(cohort), ["T1w", "FLAIR"]) == "unit"
+    anat = tmp_path / "sub-a" / "anat"
+    for name, method in (("T1w", "match"), ("FLAIR", "zscore")):
+        anat.mkdir(parents=True, exist_ok=True)
+        (anat / f"sub-a_space-X_{name}.nii.gz").touch()
+        write_json(anat / f"sub-a_space-X_{name}.json", {"Normalisation": {"method": method}})
+    assert normalisation_of(str(tmp_path), ["T1w"]) == "none"
+    assert normalisation_of(str(tmp_path), ["FLAIR"]) == "zscore"
+    with pytest.raises(InputError, match="match, zscore"):
+        normalisation_of(str(tmp_path), ["T1w", "FLAIR"])
+    with pytest.raises(InputError, match="--normalisation"):
+        normalisation_of(str(tmp_path / "gone"), ["T1w"])
+
+
+def test_a_model_without_an_encoder_of_its_own_says_so(cohort, data_dir, tmp_path):  # noqa: F811
+    run = Run(config(cohort, model="none", detector="flair"), tmp_path / "run", data_dir=data_dir)
+    run.evaluate()
+    with pytest.raises(InputError, match="--what pipeline"):
+        export_run(run.folder.path, tmp_path / "encoder")
+    folder = export_run(run.folder.path, tmp_path / "pipeline", what="pipeline")
+    assert verify.verify(folder, ["T1w", "FLAIR"])
+    assert "intensities, flair" in (folder / "model_card.md").read_text()
