@@ -35,6 +35,7 @@ from threadpoolctl import threadpool_limits
 
 from epizoo import models
 from epizoo.evaluation import compare
+from epizoo.run import RunConfig
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json, write_text
 from tuning import leaderboard, spaces
@@ -76,7 +77,8 @@ class DetectionTuner(base_tuner.BaseTuner):
         objective: one of ``tuning.trial.OBJECTIVES``.
         budget: seconds, those of earlier calls included: no trial starts that, going by the median, would end
             later.
-        epochs, steps_per_epoch, batch_size: the training of a trial; Hyperband gives most fewer epochs.
+        epochs, steps_per_epoch, batch_size: the training of a trial; Hyperband gives most fewer epochs. A
+            batch is by default that of ``epizoo run``.
         seed: of proposals, weights, patches and implanted lesions.
         trial_seconds: a trial that takes longer fails.
         trial_gib: a trial that needs more memory fails; by default what is free, shared by ``workers``.
@@ -102,7 +104,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         budget: float | None = None,
         epochs: int = 4,
         steps_per_epoch: int = 250,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         seed: int = 0,
         trial_seconds: float = 1800,
         trial_gib: float | None = None,
@@ -111,6 +113,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         console: Console | None = None,
     ):
         _check(model, build, tuner, trials, objective, epochs)
+        batch_size = batch_size or RunConfig(data, model=model or "siamese").batch_size
         self.folder = Path(folder).absolute()
         self._check_folder()
         self.console = console or Console(stderr=True)
@@ -358,9 +361,10 @@ class DetectionTuner(base_tuner.BaseTuner):
         return replace(self.spec, values=dict(values), seed=seed, epochs=int(epochs))
 
     def _default_values(self) -> dict[str, Any]:
-        """None of a zoo model, whose defaults are the default architecture; those of ``hp`` of a user's."""
-        if self.spec.build is None:
-            return {}
+        """Those of ``hp`` of a user's model; of a zoo model its own architecture, with its own detector."""
+        if self.spec.model is not None:
+            default = RunConfig(self.spec.data, model=self.spec.model)
+            return {"detector": default.detector, "fwhm": default.fwhm}
         hp = keras_tuner.HyperParameters()
         self.hypermodel.build(hp)
         return dict(hp.values)
