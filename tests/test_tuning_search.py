@@ -335,7 +335,7 @@ def test_a_worker_without_a_chief_says_so(make, tmp_path, monkeypatch):
 
 def test_the_winner_is_confirmed_against_the_default_with_an_interval(make, tmp_path, monkeypatch):
     def noisy(spec, folder, **_):
-        level = 0.7 if spec.values else 0.6
+        level = 0.7 if "learning_rate" in spec.values else 0.6
         figures = [level + 0.01 * spec.seed, level + 0.1]
         result = {
             "status": "completed",
@@ -353,7 +353,8 @@ def test_the_winner_is_confirmed_against_the_default_with_an_interval(make, tmp_
     assert confirmation["best"]["scores"] == pytest.approx([0.755, 0.76, 0.765])
     assert confirmation["best"]["sd"] == pytest.approx(0.005)
     assert confirmation["noise"] == pytest.approx(0.005)
-    assert confirmation["default"]["values"] == {}
+    default = RunConfig("", model="siamese")
+    assert confirmation["default"]["values"] == {"detector": default.detector, "fwhm": default.fwhm}
     difference = confirmation["difference"]
     assert [difference[k] for k in ("value", "low", "high", "n")] == pytest.approx([0.1, 0.1, 0.1, 2])
     assert json.loads((tmp_path / "confirmation.json").read_text())["best"] == confirmation["best"]

@@ -31,9 +31,11 @@ import psutil
 from keras_tuner.engine import base_tuner
 from rich.console import Console
 from rich.status import Status
+from threadpoolctl import threadpool_limits
 
 from epizoo import models
 from epizoo.evaluation import compare
+from epizoo.run import RunConfig
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json, write_text
 from tuning import leaderboard, spaces
@@ -75,7 +77,8 @@ class DetectionTuner(base_tuner.BaseTuner):
         objective: one of ``tuning.trial.OBJECTIVES``.
         budget: seconds, those of earlier calls included: no trial starts that, going by the median, would end
             later.
-        epochs, steps_per_epoch, batch_size: the training of a trial; Hyperband gives most fewer epochs.
+        epochs, steps_per_epoch, batch_size: the training of a trial; Hyperband gives most fewer epochs. A
+            batch is by default that of ``epizoo run``.
         seed: of proposals, weights, patches and implanted lesions.
         trial_seconds: a trial that takes longer fails.
         trial_gib: a trial that needs more memory fails; by default what is free, shared by ``workers``.
@@ -101,7 +104,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         budget: float | None = None,
         epochs: int = 4,
         steps_per_epoch: int = 250,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         seed: int = 0,
         trial_seconds: float = 1800,
         trial_gib: float | None = None,
@@ -110,6 +113,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         console: Console | None = None,
     ):
         _check(model, build, tuner, trials, objective, epochs)
+        batch_size = batch_size or RunConfig(data, model=model or "siamese").batch_size
         self.folder = Path(folder).absolute()
         self._check_folder()
         self.console = console or Console(stderr=True)
@@ -295,6 +299,14 @@ class DetectionTuner(base_tuner.BaseTuner):
             raise keras_tuner.errors.FailedTrialError(result["reason"])
         return {spec.objective: result["figures"][spec.objective]}
 
+    def _try_run_and_update_trial(self, trial: Any, *fit_args: Any, **fit_kwargs: Any) -> None:
+        """As keras-tuner's, but only a failed trial is one: what else goes wrong ends the search."""
+        try:
+            self._run_and_update_trial(trial, *fit_args, **fit_kwargs)
+            trial.status = "COMPLETED"
+        except keras_tuner.errors.FailedTrialError as error:
+            trial.status, trial.message = "FAILED", str(error)
+
     def pre_create_trial(self) -> None:
         if self._distributed:
             time.sleep(0.2)  # an idle worker asks again and again
@@ -349,9 +361,10 @@ class DetectionTuner(base_tuner.BaseTuner):
         return replace(self.spec, values=dict(values), seed=seed, epochs=int(epochs))
 
     def _default_values(self) -> dict[str, Any]:
-        """None of a zoo model, whose defaults are the default architecture; those of ``hp`` of a user's."""
-        if self.spec.build is None:
-            return {}
+        """Those of ``hp`` of a user's model; of a zoo model its own architecture, with its own detector."""
+        if self.spec.model is not None:
+            default = RunConfig(self.spec.data, model=self.spec.model)
+            return {"detector": default.detector, "fwhm": default.fwhm}
         hp = keras_tuner.HyperParameters()
         self.hypermodel.build(hp)
         return dict(hp.values)
@@ -431,7 +444,7 @@ class _Durable(keras_tuner.Oracle):
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         if self._enough():
             return {"status": "STOPPED", "values": None}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1):  # threads would wait for each other here
             warnings.simplefilter("ignore")  # the Gaussian process' hints at its bounds
             return super().populate_space(trial_id)
 
@@ -505,6 +518,11 @@ class _Bayesian(_Durable, keras_tuner.oracles.BayesianOptimizationOracle):
             values = self._random_values()
             return {"status": "RUNNING" if values else "STOPPED", "values": values}
         return proposal
+
+    def _make_gpr(self) -> Any:
+        process = super()._make_gpr()
+        process.n_restarts_optimizer = 2  # its kernel has one parameter; keras-tuner's 20 take seconds
+        return process
 
     def _vectorize_trials(self) -> tuple[np.ndarray, np.ndarray]:
         x, y = [], []

@@ -110,7 +110,10 @@ SPACES: dict[str, tuple[Parameter, ...]] = {
         *(Choice("centre", (5, 7, 9, 15)), Choice("scales", ("3", "5", "3 5")), CODE, *STAGES),
         *(Choice("position", ("no", "yes")), CYCLE, R1, *TWO_RATES, *DETECTOR),
     ),
-    "synthetic": (PATCH, CODE, *STAGES, RATE, *DETECTOR),
+    "synthetic": (
+        *(Choice("cube", (15, 21, 27, 33)), Choice("width", (8, 16, 24)), CODE, RATE),
+        *(Choice("detector", ("head", "ocsvm", "gaussian")), DETECTOR[1], DETECTOR[3]),
+    ),
 }
 
 
@@ -157,6 +160,8 @@ def model_config(values: Mapping[str, Any]) -> dict[str, Any]:
     config = {name: values[name] for name in ARGUMENTS if name in values}
     if "patch" in values:
         config["patch_shape"] = [values["patch"]] * 2
+    if "cube" in values:
+        config |= {"patch_shape": [values["cube"]] * 3, "filters": values["width"]}
     if "scales" in values:
         config["scales"] = [int(scale) for scale in values["scales"].split()]
         config["patch_shape"] = [values["centre"] * max(config["scales"])] * 2

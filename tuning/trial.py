@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 OBJECTIVES = ("detection_auc", "detection_auprc", "froc_auc", "sensitivity_5")
 VALIDATION_STEPS = 10
 SLICES = 2  # voxel figures are taken, and detectors fitted, in every second axial slice: half the time
+SLAB_BYTES = 2**28  # of codes at a time, so that trials fit side by side
 POLL_SECONDS = 0.25
 
 
@@ -371,6 +372,7 @@ def _detect(
             create_detector(name, **options),
             fwhm=fwhm,
             seed=spec.seed,
+            slab_bytes=SLAB_BYTES,
             overwrite=True,
             console=Console(file=sys.stdout),
         )
