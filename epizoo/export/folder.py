@@ -19,7 +19,8 @@ from epizoo.export.signature import Signature
 from tfds_epilepsy.files import plain, write_json, write_text
 
 VERSION = 2  # of metadata.json
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the largest expected value, or of 1
+# Of the largest expected value, or of 1. What bfloat16 gives differs between processors.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,16 @@ def _metadata(export: Export) -> dict[str, Any]:
                 name: {
                     "about": signature.about,
                     "inputs": {n: _form(s) for n, s in signature.inputs.items()},
-                    "outputs": {n: _form(s) for n, s in signature.graph.structured_outputs.items()},
+                    "outputs": {
+                        n: {
+                            **_form(s),
+                            "tolerance": TOLERANCE[export.precision if n == "latent" else "float32"],
+                        }
+                        for n, s in signature.graph.structured_outputs.items()
+                    },
                 }
                 for name, signature in export.signatures.items()
             },
-            "tolerance": TOLERANCE[export.precision],
             "versions": {name: version(name) for name in ("epizoo", "tensorflow", "keras", "numpy")},
             "run": export.run,
         }

@@ -41,7 +41,7 @@ def verify(folder, modalities=None):
                 got = got[tuple(vectors[f"{signature}/voxels"].T)]
             if got.shape != expected.shape:
                 raise ValueError(f"{signature}: {name} of shape {got.shape}, expected {expected.shape}.")
-            allowed = metadata["tolerance"] * max(1.0, float(np.abs(expected).max()))
+            allowed = io["outputs"][name]["tolerance"] * max(1.0, float(np.abs(expected).max()))
             difference = float(np.abs(got.astype(np.float64) - expected).max())
             rows.append((signature, name, difference, allowed))
             if not difference <= allowed:
