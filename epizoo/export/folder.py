@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from epizoo.export import card, formats, verify
 from epizoo.export.signature import Signature
+from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import plain, write_json, write_text
 
 VERSION = 2  # of metadata.json
@@ -71,7 +72,7 @@ def write(export: Export, folder: Path) -> Path:
     """Write, verify, and only then give it its name.
 
     Raises:
-        InputError: the format has no form for it, or its runtime is not installed.
+        InputError: the format has no form for it, its runtime is not installed, or it gives other values.
     """
     partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,12 @@ def write(export: Export, folder: Path) -> Path:
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = {str(path.relative_to(partial)): _checksum(path) for path in files}
         write_json(partial / "metadata.json", {**metadata, "sha256": sums})
-        verify.verify(partial)
+        try:
+            verify.verify(partial)
+        except ValueError as error:
+            raise InputError(
+                f"{folder}: not written, since it does not give what epizoo gives: {error}"
+            ) from error
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
