@@ -297,8 +297,8 @@ def _notes(dense: DenseEncoder, format: str, precision: str) -> list[str]:
     notes = []
     if format == "savedmodel":
         notes.append(
-            "Volumes are encoded a run of slices at a time: memory beyond the result is about 64 MiB, or "
-            "that of a slice."
+            "Volumes are encoded a run of slices at a time; putting the result together takes three times "
+            "its size in memory, and 64 MiB or a slice besides."
         )
     if format == "onnx":
         notes.append("Volumes are encoded at once: some tens of maps of the volume must fit in memory.")

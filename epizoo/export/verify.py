@@ -97,11 +97,10 @@ def onnx(folder: Path) -> Call:
     import onnxruntime
 
     def call(signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        session = onnxruntime.InferenceSession(
-            str(folder / f"{signature}.onnx"), providers=["CPUExecutionProvider"]
-        )
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        path = str(folder / f"{signature}.onnx")
+        model = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [output.name for output in model.get_outputs()]
+        return dict(zip(names, model.run(names, inputs), strict=True))
 
     return call
 
