@@ -20,6 +20,7 @@ bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks.patches
 	.venv-bench/bin/python -m benchmarks.dense
 	.venv-bench/bin/python -m benchmarks.detection
+	.venv-bench/bin/python -m benchmarks.export
 
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -31,7 +32,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 .venv-bench/.installed: setup.cfg pyproject.toml
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --upgrade pip
-	.venv-bench/bin/python -m pip install --quiet --editable ".[bench]"
+	.venv-bench/bin/python -m pip install --quiet --editable ".[bench,onnx,tflite]"
 	touch $@
 
 clean:

@@ -304,17 +304,20 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that exists.")] = False,
 ) -> None:
     """A finished run for other teams: needs nothing but TensorFlow, or an ONNX or TFLite runtime."""
+    from rich.console import Console
+
     from epizoo.export import export_run
 
-    folder = export_run(
-        run_dir,
-        out_dir,
-        what=what,
-        format=format,
-        precision=precision,
-        normalisation=normalisation,
-        overwrite=overwrite,
-    )
+    with Console(stderr=True).status(f"exporting the {what} of {run_dir}"):
+        folder = export_run(
+            run_dir,
+            out_dir,
+            what=what,
+            format=format,
+            precision=precision,
+            normalisation=normalisation,
+            overwrite=overwrite,
+        )
     typer.echo(f"{folder}: written and verified; read {folder / 'model_card.md'}.")
 
 

@@ -140,7 +140,8 @@ class DenseEncoder:
     def in_graph(self, volume: tf.Tensor) -> tf.Tensor:
         """The whole volume in TensorFlow operations alone, for graphs and exports.
 
-        Runs of slices one after the other, so that memory beyond the result is ``STEP_BYTES`` or a slice.
+        Runs of slices one after the other: memory is that of ``STEP_BYTES`` or a slice, and of three results,
+        since they are put together and reordered.
 
         Args:
             volume: ``(x, y, z, m)`` float32, of unknown size if need be.

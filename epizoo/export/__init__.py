@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from epizoo.export.encoder import export_encoder
+from epizoo.export.folder import check_target
 from epizoo.export.pipeline import export_pipeline
 from epizoo.export.run_facts import read_run
 from tfds_epilepsy.errors import InputError
@@ -48,12 +49,25 @@ def export_run(
         InputError: a run that is not finished or damaged; a folder that exists; what cannot be exported in
             this form.
     """
+    folder = Path(folder)
+    problems = check_target(folder, format, overwrite)
     if what not in WHAT:
-        raise InputError(f"what={what!r}: choose one of {', '.join(WHAT)}.")
-    run = read_run(run_dir, normalisation)
+        problems.append(f"what={what!r}: choose one of {', '.join(WHAT)}.")
+    if what == "pipeline":
+        problems += [
+            f"{name} {value!r}: a pipeline is exported as {name} {only!r}."
+            for name, value, only in (("format", format, "savedmodel"), ("precision", precision, "float32"))
+            if value != only
+        ]
+    try:
+        run = read_run(run_dir, normalisation)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems)
     if what == "encoder":
         return export_encoder(
-            run.model("encoder"),
+            run.model(),
             folder,
             modalities=run.modalities,
             normalisation=run.normalisation,
@@ -63,13 +77,6 @@ def export_run(
             run=run.facts,
             overwrite=overwrite,
         )
-    problems = [
-        f"{name} {value!r}: a pipeline is exported as {name} {only!r}."
-        for name, value, only in (("format", format, "savedmodel"), ("precision", precision, "float32"))
-        if value != only
-    ]
-    if problems:
-        raise InputError(problems)
     return export_pipeline(
         run.normative(),
         folder,

@@ -48,9 +48,9 @@ def script(metadata: Mapping[str, Any]) -> str:
             "import onnxruntime",
             "",
             "here = Path(__file__).parent",
-            f'session = onnxruntime.InferenceSession(here / "{signature}.onnx")',
+            f'model = onnxruntime.InferenceSession(here / "{signature}.onnx")',
             *_given(signature, names),
-            f'result = session.run(["{output}"], {{{feed}}})[0]',
+            f'result = model.run(["{output}"], {{{feed}}})[0]',
         ],
         "tflite": [
             "from ai_edge_litert.interpreter import Interpreter  # or from tensorflow.lite",
@@ -92,6 +92,13 @@ def text(metadata: Mapping[str, Any], run: Mapping[str, Any], notes: Sequence[st
             if what == "encoder"
             else "It shows, in standard deviations above healthy controls, how far the tissue at each voxel "
             "of a scan lies from theirs."
+        ),
+        "",
+        "Intended use: research on lesions that are hard to see, as "
+        + (
+            "features for detectors of one's own."
+            if what == "encoder"
+            else "places to look at again on the original images, by someone who reads them."
         ),
         "",
         "## Use",
@@ -187,7 +194,9 @@ def _made_from(metadata: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]
 
 def _forms(forms: Mapping[str, Mapping[str, Any]]) -> str:
     def one(name: str, form: Mapping[str, Any]) -> str:
-        sizes = ", ".join("n" if size is None else str(size) for size in form["shape"])
+        shape = form["shape"]
+        free = iter(["x", "y", "z"] if shape[:3] == [None] * 3 else ["n"])
+        sizes = ", ".join(next(free) if size is None else str(size) for size in shape)
         return f"`{name}` ({sizes}) {form['dtype']}"
 
     return "; ".join(one(*item) for item in forms.items())

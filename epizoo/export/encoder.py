@@ -94,7 +94,7 @@ def export_encoder(
     if problems:
         raise InputError(problems)
     fingerprint = encoder_fingerprint(encoder)
-    dense = DenseEncoder(in_bfloat16(encoder) if precision == "bfloat16" else encoder)
+    dense = DenseEncoder(in_precision(encoder, precision))
     names = list(modalities or (f"channel_{i}" for i in range(dense.channels)))
     with dilating_in_3d(format == "onnx"):  # a SavedModel runs wherever TensorFlow does
         export = Export(
@@ -120,15 +120,17 @@ def export_encoder(
         return folders.write(export, folder)
 
 
-def in_bfloat16(encoder: keras.Model) -> keras.Model:
-    """A copy whose weights and layers are bfloat16; the latent is float32."""
-    config = encoder.get_config()
+def in_precision(encoder: keras.Model, precision: str) -> keras.Model:
+    """An encoder whose weights and layers are of a precision: itself, or a copy; the latent is float32."""
     outputs = {layer.name for layer in encoder.layers if layer.output in encoder.outputs}
+    inner = [layer for layer in encoder.layers if layer.name not in outputs]
+    if all(layer.dtype_policy.name == precision for layer in inner):
+        return encoder
 
     def change(value: Any, name: str = "") -> Any:
         if isinstance(value, dict):
             if value.get("class_name") == "DTypePolicy":
-                return {**value, "config": {"name": "bfloat16"}}
+                return {**value, "config": {"name": precision}}
             name = value.get("name", name)
             return {
                 key: item if key == "dtype" and name in outputs else change(item, name)
@@ -136,7 +138,7 @@ def in_bfloat16(encoder: keras.Model) -> keras.Model:
             }
         return [change(item, name) for item in value] if isinstance(value, list | tuple) else value
 
-    copy = type(encoder).from_config(change(config))
+    copy = type(encoder).from_config(change(encoder.get_config()))
     copy.set_weights(encoder.get_weights())
     return copy
 
@@ -156,7 +158,7 @@ def stacked(names: Sequence[str], inputs: Mapping[str, tf.Tensor]) -> tuple[tf.T
     return tf.stack(parts, -1), mask
 
 
-def test_volume(shape: Sequence[int], channels: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def drawn_volume(shape: Sequence[int], channels: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Blocks of drawn raw intensities (x, y, z, m) and a box as mask; it packs well, and is nobody's scan."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(100, 900, (*(-(-n // 3) for n in shape), channels))
@@ -250,7 +252,7 @@ class _Vectors:
         rng = np.random.default_rng(1)
         shape = tuple(size + 5 for size in (*dense.patch_shape, 1)[:3])
         self.dense, self.names = dense, names
-        self.raw, self.mask = test_volume(shape, dense.channels)
+        self.raw, self.mask = drawn_volume(shape, dense.channels)
         method = "unit" if normalisation == "none" else normalisation
         channels = [volumes.normalise(self.raw[..., c], self.mask, method) for c in range(dense.channels)]
         self.volume = np.stack([channel for channel, _ in channels], -1)
@@ -295,8 +297,8 @@ def _notes(dense: DenseEncoder, format: str, precision: str) -> list[str]:
     notes = []
     if format == "savedmodel":
         notes.append(
-            "Volumes are encoded a run of slices at a time: memory beyond the result is about 64 MiB, or "
-            "that of a slice."
+            "Volumes are encoded a run of slices at a time; putting the result together takes three times "
+            "its size in memory, and 64 MiB or a slice besides."
         )
     if format == "onnx":
         notes.append("Volumes are encoded at once: some tens of maps of the volume must fit in memory.")

@@ -24,12 +24,10 @@ OPSET = 18  # of ONNX; onnxruntime 1.14 (2023) and later read it
 
 
 def saved_model(signatures: Mapping[str, Signature], variables: Sequence[tf.Variable], folder: Path) -> None:
-    """One SavedModel; the first signature is also ``serving_default``. Its functions are attributes too."""
+    """One SavedModel; the first signature is also ``serving_default``."""
     module = tf.Module()
     module.kept = list(variables)
     graphs = {name: signature.graph for name, signature in signatures.items()}
-    for name, signature in signatures.items():
-        setattr(module, name, signature.compiled)
     tf.saved_model.save(module, str(folder), {"serving_default": next(iter(graphs.values())), **graphs})
 
 

@@ -15,7 +15,7 @@ from epizoo.detection import NormativeModel
 from epizoo.detection.codes import EncoderCodes, Intensities
 from epizoo.export import folder as folders
 from epizoo.export import intensities
-from epizoo.export.encoder import NORMALISATIONS, VOXELS, by_name, stacked, test_volume
+from epizoo.export.encoder import NORMALISATIONS, VOXELS, by_name, drawn_volume, stacked
 from epizoo.export.folder import Export
 from epizoo.export.signature import Signature
 from tfds_epilepsy import volumes
@@ -344,7 +344,7 @@ def _signatures(
         volume, mask = stacked(names, inputs)
         return {"score": pipeline.score(intensities.normalise(volume, mask, normalisation)[0], mask)}
 
-    raw, mask = test_volume(pipeline.shape, len(modalities))
+    raw, mask = drawn_volume(pipeline.shape, len(modalities))
     method = "unit" if normalisation == "none" else normalisation
     channels = [volumes.normalise(raw[..., c], mask, method)[0] for c in range(len(modalities))]
     volume = np.stack(channels, -1)

@@ -32,7 +32,7 @@ class RunFacts:
     normalisation: str
     facts: Mapping[str, Any]
 
-    def model(self, needed_for: str) -> PatchModel:
+    def model(self) -> PatchModel:
         """Its model.
 
         Raises:
@@ -42,7 +42,7 @@ class RunFacts:
 
         if self.facts["model"] == "none":
             raise InputError(
-                f"{self.folder.path}: a baseline on intensities has no {needed_for} to export; "
+                f"{self.folder.path}: a baseline on intensities has no encoder to export; "
                 "export its pipeline (--what pipeline)."
             )
         return models.load_model(self.folder.model)
@@ -51,7 +51,7 @@ class RunFacts:
         """Its detector, with the encoder whose codes it reads."""
         from epizoo.detection import NormativeModel
 
-        model = None if self.facts["model"] == "none" else self.model("encoder")
+        model = None if self.facts["model"] == "none" else self.model()
         return NormativeModel.load(self.folder.detector, model)
 
 
@@ -84,7 +84,8 @@ def read_run(run_dir: str | Path, normalisation: str | None = None) -> RunFacts:
     try:
         facts = {
             "name": folder.path.absolute().name,
-            **{key: config[key] for key in ("data", "model", "detector", "seed", "model_config")},
+            "data": Path(config["data"]).name,  # where a folder lies is nobody else's concern
+            **{key: config[key] for key in ("model", "detector", "seed", "model_config")},
             **{key: config[key] for key in ("epochs", "steps_per_epoch", "batch_size")},
             **{key: metadata[key] for key in ("data_hash", "split_hash", "space", "versions")},
             "subjects": {split: len(subjects) for split, subjects in metadata["splits"].items()},

@@ -37,10 +37,6 @@ class Signature:
         return {n: tf.TensorSpec(s.shape, s.dtype, name=n) for n, s in self.inputs.items()}
 
     @cached_property
-    def compiled(self) -> Any:
-        return tf.function(self.function, autograph=False)
-
-    @cached_property
     def graph(self) -> Any:
         """The graph that it makes of inputs of these forms."""
-        return self.compiled.get_concrete_function(**self.specs)
+        return tf.function(self.function, autograph=False).get_concrete_function(**self.specs)

@@ -6,15 +6,23 @@
 Needs NumPy, and for a SavedModel TensorFlow, for ONNX onnxruntime, for TFLite ai-edge-litert or TensorFlow.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 
-def verify(folder, modalities=None):
+
+def verify(
+    folder: str | Path, modalities: Sequence[str] | None = None
+) -> list[tuple[str, str, float, float]]:
     """Run every test vector.
 
     Returns:
@@ -41,7 +49,7 @@ def verify(folder, modalities=None):
                 got = got[tuple(vectors[f"{signature}/voxels"].T)]
             if got.shape != expected.shape:
                 raise ValueError(f"{signature}: {name} of shape {got.shape}, expected {expected.shape}.")
-            allowed = metadata["tolerance"] * max(1.0, float(np.abs(expected).max()))
+            allowed = io["outputs"][name]["tolerance"] * max(1.0, float(np.abs(expected).max()))
             difference = float(np.abs(got.astype(np.float64) - expected).max())
             rows.append((signature, name, difference, allowed))
             if not difference <= allowed:
@@ -51,7 +59,7 @@ def verify(folder, modalities=None):
     return rows
 
 
-def check_files(folder, metadata):
+def check_files(folder: Path, metadata: dict[str, Any]) -> list[str]:
     """Files that are missing or have changed since the export."""
     problems = []
     for name, expected in metadata["sha256"].items():
@@ -63,7 +71,7 @@ def check_files(folder, metadata):
     return problems
 
 
-def check_modalities(metadata, modalities):
+def check_modalities(metadata: dict[str, Any], modalities: Sequence[str] | None) -> list[str]:
     """What speaks against feeding channels of these names, in this order."""
     own = metadata["modalities"]
     if modalities is None or list(modalities) == own:
@@ -73,38 +81,37 @@ def check_modalities(metadata, modalities):
     return [f"channels {', '.join(modalities)}: this export takes {', '.join(own)}, in this order."]
 
 
-def saved_model(folder):
+def saved_model(folder: Path) -> Call:
     import tensorflow as tf
 
     signatures = tf.saved_model.load(str(folder)).signatures
 
-    def call(signature, inputs):
+    def call(signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
         outputs = signatures[signature](**{name: tf.constant(value) for name, value in inputs.items()})
         return {name: value.numpy() for name, value in outputs.items()}
 
     return call
 
 
-def onnx(folder):
+def onnx(folder: Path) -> Call:
     import onnxruntime
 
-    def call(signature, inputs):
-        session = onnxruntime.InferenceSession(
-            str(folder / f"{signature}.onnx"), providers=["CPUExecutionProvider"]
-        )
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+    def call(signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        path = str(folder / f"{signature}.onnx")
+        model = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [output.name for output in model.get_outputs()]
+        return dict(zip(names, model.run(names, inputs), strict=True))
 
     return call
 
 
-def tflite(folder):
+def tflite(folder: Path) -> Call:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         from tensorflow.lite import Interpreter
 
-    def call(signature, inputs):
+    def call(signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
         interpreter = Interpreter(model_path=str(folder / f"{signature}.tflite"))
         return interpreter.get_signature_runner(signature)(**inputs)
 
