@@ -349,6 +349,7 @@ def test_the_winner_is_confirmed_against_the_default_with_an_interval(make, tmp_
     tuner = make(tmp_path)
     tuner.search()
     monkeypatch.setattr(detection_tuner, "supervise", noisy)
+    monkeypatch.setattr(tuner, "_write_preset", lambda trial, folder: None)  # nothing was trained
     confirmation = tuner.confirm(seeds=3)
     assert confirmation["best"]["scores"] == pytest.approx([0.755, 0.76, 0.765])
     assert confirmation["best"]["sd"] == pytest.approx(0.005)

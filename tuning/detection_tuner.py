@@ -130,6 +130,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         oracle.budget, oracle.status_of = budget, lambda trial: self._stored(trial).get("status", "failed")
         oracle.verbose = 0
         super().__init__(oracle, hypermodel=build, directory=str(self.folder), project_name="oracle")
+        self._space = list(oracle.hyperparameters.space)
         self.spec = Spec(
             data=data if not Path(data).is_dir() else str(Path(data).absolute()),
             data_dir=None if data_dir is None else str(Path(data_dir).absolute()),
@@ -242,6 +243,10 @@ class DetectionTuner(base_tuner.BaseTuner):
         failed = [f"{name}, seed {k}: {r['reason']}" for (name, k), r in results.items() if "cases" not in r]
         if failed:
             raise SearchFailed("the confirmation failed:\n" + "\n".join(failed))
+        for name, number in jobs:
+            trial = self.folder / "confirmation" / f"{name}-{number}"
+            if not (trial / "preset").is_dir():
+                self._write_preset(trial, trial / "preset")
         content = _comparison(results, contenders, self.spec.objective)
         write_json(self.folder / "confirmation.json", content)
         return content
@@ -277,7 +282,10 @@ class DetectionTuner(base_tuner.BaseTuner):
 
     def run_trial(self, trial: Any, *fit_args: Any, **fit_kwargs: Any) -> dict[str, float]:
         folder = self.folder / "trials" / trial.trial_id
-        values = dict(trial.hyperparameters.values)
+        order = {hp.name: i for i, hp in enumerate(self._space)}  # gRPC sorts a space by type
+        values = dict(
+            sorted(trial.hyperparameters.values.items(), key=lambda one: order.get(one[0], len(order)))
+        )
         begun = values.get("tuner/trial_id")
         spec = replace(
             self._spec(values, seed=self.spec.seed, epochs=values.get("tuner/epochs", self.spec.epochs)),
@@ -327,16 +335,8 @@ class DetectionTuner(base_tuner.BaseTuner):
         """``best/``: the winner with its weights, its spec, and what repeats it; anew after every search."""
         best = self.best()
         trial, folder = self.folder / "trials" / best["trial"], self.folder / "best"
-        shutil.rmtree(folder, ignore_errors=True)
-        if (trial / "encoder.keras").is_file():
-            folder.mkdir()
-            shutil.copyfile(trial / "encoder.keras", folder / "encoder.keras")
-        else:
-            models.load_model(trial / "model.keras").save_preset(folder)
+        self._write_preset(trial, folder)
         shutil.copyfile(trial / "spec.json", folder / "spec.json")
-        name, options, fwhm = spaces.detector_config(best["values"])
-        chosen = {"detector": name, "config": options, "fwhm": fwhm}
-        write_json(folder / "detector.json", {**chosen, "trained_on": self.cohort.subjects("train")})
         score = best["figures"][self.spec.objective]
         lines = [
             f"Trial {best['trial']}, the best of {len(self.records())}: {self.spec.objective} {score:.4f} on "
@@ -352,6 +352,18 @@ class DetectionTuner(base_tuner.BaseTuner):
                 f"    epizoo run {data} RUN --preset {shlex.quote(str(folder))}",
             ]
         write_text(folder / "README.md", "\n\n".join(lines) + "\n")
+
+    def _write_preset(self, trial: Path, folder: Path) -> None:
+        """The model of a trial's folder as a preset, with the detector that it was judged with."""
+        shutil.rmtree(folder, ignore_errors=True)
+        if (trial / "encoder.keras").is_file():
+            folder.mkdir()
+            shutil.copyfile(trial / "encoder.keras", folder / "encoder.keras")
+        else:
+            models.load_model(trial / "model.keras").save_preset(folder)
+        name, options, fwhm = spaces.detector_config(read_json(trial / "spec.json")["values"])
+        chosen = {"detector": name, "config": options, "fwhm": fwhm}
+        write_json(folder / "detector.json", {**chosen, "trained_on": self.cohort.subjects("train")})
 
     @property
     def _distributed(self) -> bool:

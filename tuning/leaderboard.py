@@ -132,10 +132,10 @@ def page(folder: Path, records: Sequence[Record], rows: Sequence[Mapping[str, An
         if explained is None:
             parts.append(f"<h2>Importance</h2><p>Too few completed trials: {FEWEST} are needed.</p>")
         else:
+            trust = "it explains most of the differences." if explained[1] > 0.5 else "read this as a hint."
             note = (
-                f"Fall of a random forest's R² when a parameter is shuffled. On trials that it did not see "
-                f"its R² is {explained[1]:.2f}: "
-                + ("read this as a hint." if explained[1] < 0.5 else "it explains most of the differences.")
+                "Fall of a random forest's R² when a parameter is shuffled. On trials that it did not see "
+                f"its R² is {explained[1]:.2f}: {trust if explained[1] > 0 else 'these bars may be chance.'}"
             )
             parts.append(_section("Importance", _bars(explained[0]), note))
     parts.append(f"<h2>Trials</h2>\n{_html_table(rows)}")
