@@ -82,9 +82,12 @@ def test_3d_patches_and_one_modality(tmp_path):
     np.testing.assert_allclose(got, normative.score(patient), atol=1e-4)
 
 
-def test_residuals_of_a_model_with_a_decoder(tmp_path):
-    model = models.create("vae", patch_shape=(7, 7), latent_dim=4)
-    normative = fitted(model, tmp_path / "detector", "reconstruction")
+@pytest.mark.parametrize(
+    ("name", "shape", "detector"), [("vae", (7, 7), "reconstruction"), ("synthetic", (9, 9, 9), "head")]
+)
+def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector):
+    model = models.create(name, patch_shape=shape, latent_dim=4)
+    normative = fitted(model, tmp_path / "detector", detector)
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
     patient, raw = subject("p", 2, "patient", seed=99)
     np.testing.assert_allclose(score(folder, raw, patient.brain_mask), normative.score(patient), atol=1e-4)

@@ -45,8 +45,8 @@ def export_pipeline(
     not limit it. It is read a run of voxels at a time: memory is that of the variables and of a few slices.
 
     Args:
-        normative: a fitted detector: ``ocsvm``, ``gaussian``, ``knn``, ``reconstruction``, ``zscore`` or
-            ``flair``, smoothed or not.
+        normative: a fitted detector: ``ocsvm``, ``gaussian``, ``knn``, ``reconstruction``, ``head``,
+            ``zscore`` or ``flair``, smoothed or not.
         folder: where the export goes; appears once it is whole and gives what the detector gives.
         modalities: names of the channels in order.
         normalisation: of raw intensities (see ``export_encoder``).
@@ -287,6 +287,13 @@ class _Reconstruction(_Scorer):
         return tf.sqrt(tf.reduce_mean(tf.square(latents), 1))
 
 
+class _Head(_Scorer):
+    """The model's own logit."""
+
+    def score(self, latents: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        return latents[:, 0]
+
+
 class _ZScore(_Scorer):
     """The largest ``|z|`` of the modalities."""
 
@@ -314,6 +321,7 @@ SCORERS: dict[str, Callable[..., _Scorer]] = {
     "gaussian": _Gaussian,
     "knn": _KNN,
     "reconstruction": _Reconstruction,
+    "head": _Head,
     "zscore": _ZScore,
     "flair": _Flair,
 }
