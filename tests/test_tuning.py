@@ -75,6 +75,13 @@ def test_a_gan_gets_a_rate_for_each_optimiser():
     assert float(model.g_optimizer.learning_rate) == pytest.approx(2e-4)
 
 
+def test_a_schedule_begins_at_the_rate():
+    model = spaces.create("synthetic", {"cube": 15, "width": 8, "learning_rate": 5e-3}, channels=1, seed=0)
+    own = models.create("synthetic").default_optimizers()["optimizer"].get_config()["learning_rate"]
+    schedule = model.optimizer.get_config()["learning_rate"]
+    assert schedule["config"] == {**own["config"], "initial_learning_rate": 5e-3}
+
+
 def test_the_context_gans_patch_holds_its_widest_surround():
     config = spaces.model_config({"centre": 5, "scales": "3 5", "position": "no"})
     assert config == {"scales": [3, 5], "patch_shape": [25, 25], "position": False}

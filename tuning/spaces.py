@@ -147,12 +147,22 @@ def create(model: str, values: Mapping[str, Any], *, channels: int, seed: int) -
 
     created = models.create(model, channels=channels, seed=seed, **model_config(values))
     optimizers = created.default_optimizers()
-    for name, optimizer in optimizers.items():
+    for name, optimizer in list(optimizers.items()):
         rate = values.get(name.replace("optimizer", "learning_rate"))
         if rate is not None:
-            optimizer.learning_rate = rate
+            optimizers[name] = _at_rate(optimizer, rate)
     created.compile(**optimizers)
     return created
+
+
+def _at_rate(optimizer: Any, rate: float) -> Any:
+    """The same optimiser at another learning rate; a schedule begins there."""
+    config = optimizer.get_config()
+    if isinstance(config["learning_rate"], dict):
+        config["learning_rate"]["config"]["initial_learning_rate"] = rate
+    else:
+        config["learning_rate"] = rate
+    return type(optimizer).from_config(config)
 
 
 def model_config(values: Mapping[str, Any]) -> dict[str, Any]:
