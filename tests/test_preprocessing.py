@@ -368,7 +368,7 @@ def test_histograms_are_matched_to_the_training_controls_alone(raw, tmp_path, mo
         json.loads(next((out / "sub-02/anat").glob("*T1w.json")).read_text())["Normalisation"]["method"]
         == "match"
     )
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".bidsignore"]
 
 
 def test_a_lesion_too_small_for_the_grid_is_kept():

@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import replacing, write_json, write_table
+from tfds_epilepsy.files import replacing, write_json, write_table, write_text
 from tfds_epilepsy.volumes import load_template, read_nifti, same_grid, voxel_to_world, write_nifti
 
 KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
@@ -375,6 +375,7 @@ def open_dataset(out_dir: str | Path, made_by: str, settings: Mapping[str, Any])
         generated = [{"Name": made_by, "Parameters": settings}]
         content = {"Name": made_by, "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
         write_json(description, {**content, "GeneratedBy": generated})
+        write_text(out / ".bidsignore", "lesions.tsv\n")
     except OSError as error:
         raise InputError(f"{out}: cannot be written to ({error}).") from error
     return out

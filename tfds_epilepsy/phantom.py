@@ -209,7 +209,8 @@ def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = T
         if not record.exists():
             made, implant = subject_and_lesion(config, label)
             for channel, modality in enumerate(config.modalities):
-                write_json(folder / f"{name}_{modality}.json", {"Normalisation": {"method": "unit"}})
+                content = {"SkullStripped": True, "Normalisation": {"method": "unit"}}
+                write_json(folder / f"{name}_{modality}.json", content)
                 write_nifti(folder / f"{name}_{modality}.nii.gz", made.image[..., channel], made.affine)
             if implant is not None:
                 lesion_file = folder / f"{name}_label-lesion_mask.nii.gz"

@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from tfds_epilepsy import bids, quality
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import replacing, write_json
+from tfds_epilepsy.files import replacing, write_json, write_text
 from tfds_epilepsy.regions import cerebrum_mask
 from tfds_epilepsy.registration import (
     Scan,
@@ -220,6 +220,7 @@ def preprocess_subjects(
             "SourceDatasets": [{"URL": bids_dir.resolve().as_uri()}],
         },
     )
+    write_text(out_dir / ".bidsignore", "quality.html\n*_xfm.h5\n")
     failures = []
     # Histograms are matched once all are there: until then, finished subjects wait beside.
     staging = out_dir / UNMATCHED if options.normalisation == "match" else out_dir
@@ -259,7 +260,7 @@ def _plan(raw: bids.RawSubject, bids_dir: Path, options: Options) -> dict[str, A
     return {
         "Settings": asdict(options),
         "Participant": {name: value or None for name, value in participant.items()},
-        "Sources": {
+        "SourceFiles": {
             name: {"File": os.path.relpath(path, bids_dir), "SHA256": _sha256(path)}
             for name, path in sources.items()
             if path is not None
@@ -297,7 +298,7 @@ def _check(
                 f"{folder}: was made with other options ({', '.join(changed)}); "
                 "choose another output folder, or overwrite all its subjects."
             )
-        elif subject in plans and record["Sources"] != plans[subject]["Sources"]:
+        elif subject in plans and record.get("SourceFiles") != plans[subject]["SourceFiles"]:
             problems.append(
                 f"{folder}: its raw files have changed since; overwrite it, or remove the folder."
             )
@@ -505,9 +506,9 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
     for name, volume in volumes.items():
         write_nifti(anat / f"{space}_desc-preproc_{name}.nii.gz", volume, template.affine)
         if name != REFERENCE:
-            write_json(anat / f"{space}_desc-preproc_{name}.json", _sidecar(name, fitted[name]))
+            write_json(anat / f"{space}_desc-preproc_{name}.json", _sidecar(name, fitted[name], options))
     write_nifti(anat / f"{space}_desc-brain_mask.nii.gz", brain_mask, template.affine, dtype=np.uint8)
-    write_json(anat / f"{space}_desc-brain_mask.json", {"Type": "Brain"})
+    write_json(anat / f"{space}_desc-brain_mask.json", {"Type": "Brain", **_place(options)})
     if raw.lesion_mask is not None:
         lesion = Scan(*read_nifti(raw.lesion_mask))
         chain = chains[_grid_of_lesion(raw) or REFERENCE]
@@ -515,13 +516,13 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
         if not moved.any():
             raise InputError(f"{raw.lesion_mask}: no lesion is left in the template's box.")
         write_nifti(anat / f"{space}_label-lesion_mask.nii.gz", moved, template.affine, dtype=np.uint8)
-        write_json(anat / f"{space}_label-lesion_mask.json", {"Type": "Lesion"})
+        write_json(anat / f"{space}_label-lesion_mask.json", {"Type": "Lesion", **_place(options)})
 
     header = _header(raw.images[REFERENCE])
     both = brain_mask & template.brain_mask
     region = template.brain_mask if options.region == "brain" else cerebrum_mask(options.voxel_size)
     return {
-        **_sidecar(REFERENCE, fitted[REFERENCE]),
+        **_sidecar(REFERENCE, fitted[REFERENCE], options),
         "BrainMask": "what is not background" if stripped else "the template's, registered to the head",
         "NativeGrid": {"Shape": list(header.shape[:3]), "Affine": header.affine.tolist()},
         "Quality": {
@@ -538,11 +539,15 @@ def _nearer_to(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> NDArray[np.
     return part[tuple(nearest)]
 
 
-def _sidecar(name: str, fitted: Mapping[str, float | str]) -> dict[str, Any]:
+def _place(options: Options) -> dict[str, str]:
+    return {"SpatialReference": TEMPLATE_SPACE, "Resolution": f"{options.voxel_size} mm, isotropic"}
+
+
+def _sidecar(name: str, fitted: Mapping[str, float | str], options: Options) -> dict[str, Any]:
     """What was done to one image, in the words of BIDS derivatives."""
     return {
         "SkullStripped": True,
-        "SpatialReference": TEMPLATE_SPACE,
+        **_place(options),
         "Units": "arbitrary, 0 to 1",
         "BiasCorrection": "none" if name.lower() == "pet" else "N4 (ANTs)",
         "Registration": "affine and SyN to the template (ANTs)"
