@@ -61,7 +61,7 @@ class PhantomConfig:
         visible: lesions that a reader would see, in place of subtle ones.
         contrast: of the lesions; 0 leaves patients without a sign of them, 1 is the default difficulty: the
             Mahalanobis distance of T1w and FLAIR smoothed at 4 mm, a voxel at a time, has a mean voxel AUROC
-            of 0.64 on the 20 test patients (``difficulty`` measures it).
+            of 0.66 on the 20 test patients (``difficulty`` measures it).
         second_site: share of the subjects that come from another scanner: other contrast, noise, sharpness.
     """
 
