@@ -56,7 +56,7 @@ def main() -> None:
 def start(app: typer.Typer) -> None:
     """Run a command line. Exits with 2 on bad input, without a traceback."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes, not the user's concern
-    # oneDNN kernels that run side by side round differently from run to run: one after the other, they repeat.
+    # oneDNN kernels that run side by side round differently each time: one after the other, they repeat.
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     try:
         app()
