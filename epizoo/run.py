@@ -28,6 +28,7 @@ from tfds_epilepsy.volumes import Subject, read_nifti, write_nifti
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from epizoo.detection import Detector
     from epizoo.detection.normative import NormativeModel
     from epizoo.evaluation import Scored
     from epizoo.evaluation.supervised import SupervisedReference
@@ -208,6 +209,7 @@ class Run:
         with self._step("train"):
             config = {"channels": len(self.builder.modalities), "seed": self.config.seed}
             model = models.create(self.config.model, **config, **self.config.model_config)
+            self._detector().codes(model)  # a detector that cannot read it is an error before the training
             controls = list(self.read("train"))
             held_out = [s for s in self.read("validation") if s.group == "control"]
 
@@ -236,7 +238,7 @@ class Run:
 
     def fit(self) -> NormativeModel | SupervisedReference:
         """Fit the detector on the training controls' codes."""
-        from epizoo.detection import create_detector, fit_normative
+        from epizoo.detection import fit_normative
 
         model = self.train()
         with self._step("fit"):
@@ -244,7 +246,7 @@ class Run:
                 model,
                 lambda: self.read("train"),
                 self.folder.detector,
-                detector=create_detector(self.config.detector, **self.config.detector_config),
+                detector=self._detector(),
                 fwhm=self.config.fwhm,
                 seed=self.config.seed,
                 console=self.console,
@@ -342,6 +344,11 @@ class Run:
 
     def _progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
         return iter(track(items, description, total=total, console=self.console))
+
+    def _detector(self) -> Detector:
+        from epizoo.detection import create_detector
+
+        return create_detector(self.config.detector, **self.config.detector_config)
 
     def _check_names(self) -> None:
         from epizoo.detection import DETECTORS

@@ -221,3 +221,11 @@ def test_other_data_are_scored_with_a_finished_run(finished, cohort, data_dir, t
     scores = RunFolder(tmp_path / "scores")
     assert np.array_equal(read_nifti(scores.score_map("p1", SPACE))[0], finished.score_map("p1"))
     assert scores.clusters("c0", SPACE).is_file()
+
+
+def test_a_detector_that_cannot_read_the_model_is_refused_before_training(cohort, data_dir, tmp_path):
+    run = Run(config(cohort, detector="head"), tmp_path / "run", data_dir=data_dir)
+    with pytest.raises(InputError, match="no head"):
+        run()
+    assert not run.folder.model.exists()
+    assert not (run.folder.path / "history.csv").exists()
