@@ -7,51 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 import epizoo.run
 from epizoo.run import Run, RunConfig, score_cohort
 from epizoo.run_folder import RunFolder
+from tests.small_cohort import AFFINE, CONTROLS, SPACE, TEST, write_cohort
 from tests.test_bids import write_participants
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import read_nifti, write_nifti
+from tfds_epilepsy.volumes import read_nifti
 
-SHAPE = (24, 26, 10)
-AFFINE = np.diag([2.0, 2, 2, 1])
-SPACE = "MNI152NLin2009aSym"
-GROUPS = {
-    **{f"c{i}": ("control", "train") for i in range(5)},
-    **{f"v{i}": ("control", "validation") for i in range(2)},
-    "h1": ("control", "test"),
-    "p1": ("patient", "test"),
-}
+GROUPS = {**CONTROLS, **TEST}
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     """Controls that share an anatomy, and a patient with a bright spot."""
     folder = tmp_path_factory.mktemp("cohort")
-    rng = np.random.default_rng(0)
-    anatomy = ndimage.gaussian_filter(rng.normal(size=SHAPE), 2)
-    brain = np.zeros(SHAPE, bool)
-    brain[2:-2, 2:-2, 1:-1] = True
-    for label, (group, _) in GROUPS.items():
-        lesion = np.zeros(SHAPE, bool)
-        if group == "patient":
-            lesion[8:13, 8:13, 4:7] = True
-        stem = folder / f"sub-{label}" / "anat" / f"sub-{label}_space-{SPACE}"
-        for modality, sign in (("T1w", 1), ("FLAIR", -1)):
-            noise = 0.02 * rng.normal(size=SHAPE)
-            write_nifti(
-                f"{stem}_{modality}.nii.gz", (5 + sign * 8 * anatomy + noise + 1.5 * lesion) * brain, AFFINE
-            )
-        write_nifti(f"{stem}_desc-brain_mask.nii.gz", brain, AFFINE, dtype=np.uint8)
-        if lesion.any():
-            write_nifti(f"{stem}_label-lesion_mask.nii.gz", lesion, AFFINE, dtype=np.uint8)
-    write_participants(
-        folder, [[f"sub-{s}", *who] for s, who in GROUPS.items()], "participant_id\tgroup\tsplit"
-    )
-    return folder
+    place = (slice(8, 13), slice(8, 13), slice(4, 7))
+    return write_cohort(folder, GROUPS, noise=0.02, contrast=1.5, spot=lambda rng: place)
 
 
 @pytest.fixture(scope="module")

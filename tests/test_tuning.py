@@ -15,7 +15,7 @@ import tfds_epilepsy
 from epizoo import models
 from epizoo.dense import DenseEncoder
 from epizoo.detection import NormativeModel
-from tests.tuning_cohort import write_cohort
+from tests.small_cohort import write_cohort
 from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
 from tuning import cases, spaces, trial

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from epizoo.run import Run, RunConfig
+from tests.small_cohort import write_cohort
 from tests.test_examples import load_script
 from tests.tuning_cheap import cheap
-from tests.tuning_cohort import write_cohort
 from tfds_epilepsy.errors import InputError
 from tuning import DetectionTuner, cases, detection_tuner, leaderboard, search, spaces
 from tuning.trial import SearchFailed

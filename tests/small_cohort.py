@@ -1,4 +1,4 @@
-"""A cohort small enough to search on: controls that share an anatomy, patients with a bright spot."""
+"""Cohorts small enough to run and to search: controls that share an anatomy, patients with a bright spot."""
 
 import numpy as np
 from scipy import ndimage
@@ -9,34 +9,37 @@ from tfds_epilepsy.volumes import write_nifti
 SHAPE = (24, 26, 10)
 AFFINE = np.diag([2.0, 2, 2, 1])
 SPACE = "MNI152NLin2009aSym"
-GROUPS = {
+CONTROLS = {
     **{f"c{i}": ("control", "train") for i in range(5)},
     **{f"v{i}": ("control", "validation") for i in range(2)},
-    **{f"w{i}": ("patient", "validation") for i in range(2)},
-    "h1": ("control", "test"),
-    "p1": ("patient", "test"),
 }
+TEST = {"h1": ("control", "test"), "p1": ("patient", "test")}
+GROUPS = {**CONTROLS, **{f"w{i}": ("patient", "validation") for i in range(2)}, **TEST}
 
 
-def write_cohort(folder, seed=0):
-    """A template-space derivative; the patients' spots are at different places."""
+def anywhere(rng):
+    x, y = rng.integers(5, 15, 2)
+    return slice(x, x + 5), slice(y, y + 5), slice(3, 7)
+
+
+def write_cohort(folder, groups=GROUPS, seed=0, *, noise=0.3, contrast=0.6, spot=anywhere):
+    """A template-space derivative; ``spot`` draws the place of each patient's lesion."""
     rng = np.random.default_rng(seed)
     anatomy = ndimage.gaussian_filter(rng.normal(size=SHAPE), 2)
     brain = np.zeros(SHAPE, bool)
     brain[2:-2, 2:-2, 1:-1] = True
-    for label, (group, _) in GROUPS.items():
+    for label, (group, _) in groups.items():
         lesion = np.zeros(SHAPE, bool)
         if group == "patient":
-            x, y = rng.integers(5, 15, 2)
-            lesion[x : x + 5, y : y + 5, 3:7] = True
+            lesion[spot(rng)] = True
         stem = folder / f"sub-{label}" / "anat" / f"sub-{label}_space-{SPACE}"
         for modality, sign in (("T1w", 1), ("FLAIR", -1)):
-            noise = 0.3 * rng.normal(size=SHAPE)
-            image = (5 + sign * 8 * anatomy + noise + 0.6 * lesion) * brain
+            grain = noise * rng.normal(size=SHAPE)
+            image = (5 + sign * 8 * anatomy + grain + contrast * lesion) * brain
             write_nifti(f"{stem}_{modality}.nii.gz", image, AFFINE)
         write_nifti(f"{stem}_desc-brain_mask.nii.gz", brain, AFFINE, dtype=np.uint8)
         if lesion.any():
             write_nifti(f"{stem}_label-lesion_mask.nii.gz", lesion, AFFINE, dtype=np.uint8)
-    rows = [[f"sub-{label}", *who] for label, who in GROUPS.items()]
+    rows = [[f"sub-{label}", *who] for label, who in groups.items()]
     write_participants(folder, rows, "participant_id\tgroup\tsplit")
     return folder
