@@ -51,7 +51,7 @@ PACKAGES = (
 # 10 x 500 x 256 shows the siamese 1.3 million pairs, as many patches as the paper's 75 controls x 17 000.
 PAPER = {"detector": "ocsvm", "epochs": 10, "steps_per_epoch": 500, "batch_size": 256}
 # A patch of 'synthetic' is 33 voxels wide and judged at 729 of them.
-OWN = {"synthetic": {"detector": "head", "epochs": 10, "steps_per_epoch": 250, "batch_size": 16}}
+OWN = {"synthetic": {**PAPER, "detector": "head", "steps_per_epoch": 250, "batch_size": 16}}
 FWHM = {"head": 6.0}  # mm; chosen on a phantom cohort of another seed
 
 
@@ -89,6 +89,18 @@ class RunConfig:
                 object.__setattr__(self, name, value)
         if self.fwhm is None:
             object.__setattr__(self, "fwhm", FWHM.get(self.detector, 0.0))
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """The settings in a ``config.json``; what an earlier version did not store is the default.
+
+        Raises:
+            InputError: no such file, or not one of this version.
+        """
+        try:
+            return cls(**read_json(path))
+        except TypeError as error:
+            raise InputError(f"{path}: not settings of this version ({error}).") from error
 
     @classmethod
     def of_preset(cls, data: str, preset: str | Path, *, seed: int = 0) -> RunConfig:
@@ -161,11 +173,7 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path, *, data_dir: Path | None = None, console: Console | None = None) -> Run:
         """Open an existing run by its folder alone."""
-        content = read_json(RunFolder(Path(folder)).config)
-        try:
-            config = RunConfig(**content)
-        except TypeError as error:
-            raise InputError(f"{folder}: config.json is not one of this version ({error}).") from error
+        config = RunConfig.read(RunFolder(Path(folder)).config)
         kind = cls
         if config.detector == SUPERVISED:
             from epizoo.supervised_run import SupervisedRun as kind
@@ -368,7 +376,7 @@ class Run:
         path = self.folder.path
         is_run = self.folder.config.is_file()
         if is_run and not overwrite:
-            stored = {**asdict(RunConfig("")), **read_json(self.folder.config)}
+            stored = asdict(RunConfig.read(self.folder.config))
             wanted = json.loads(json.dumps(asdict(self.config)))
             changed = [f"{k} {stored.get(k)!r} -> {v!r}" for k, v in wanted.items() if stored.get(k) != v]
             if changed:

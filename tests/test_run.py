@@ -202,3 +202,14 @@ def test_a_detector_that_cannot_read_the_model_is_refused_before_training(cohort
         run()
     assert not run.folder.model.exists()
     assert not (run.folder.path / "history.csv").exists()
+
+
+def test_a_run_whose_settings_were_stored_before_there_were_defaults_of_its_model_goes_on(
+    cohort, data_dir, tmp_path
+):
+    run = Run(config(cohort), tmp_path / "run", data_dir=data_dir)
+    stored = json.loads(run.folder.config.read_text())
+    for later in ("fwhm", "detector_config", "preset"):
+        del stored[later]
+    run.folder.config.write_text(json.dumps(stored))
+    assert Run(config(cohort), tmp_path / "run", data_dir=data_dir).config == run.config
