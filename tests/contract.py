@@ -94,10 +94,10 @@ def builds(case: Case) -> None:
     assert model.sampling in ("patch", "pair")
     assert model.paper
     assert model.monitor.removeprefix("val_") in model.tracked
-    if model.decoder is not None:
+    if model.reconstructs:
         assert model.reconstruct(case.patches()).shape == case.patches().shape
     if model.generates:
-        generated = model.generate(3)
+        generated = model.imagine(case.patches(3))
         assert generated.shape == (3, *case.patch_shape, case.channels)
         assert generated.min() >= 0
         assert generated.max() <= 1
@@ -116,6 +116,7 @@ def survives_kill_save_and_load(case: Case, folder: Path) -> None:
     assert len(rows) == 2
     assert np.isfinite(figures).all()
     assert f"{whole.monitor}" in rows[0]
+    assert ("val_coverage" in rows[0]) == whole.generates
     assert [row["epoch"] for row in rows] == [1, 2]
 
     with pytest.raises(KeyboardInterrupt):

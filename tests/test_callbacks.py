@@ -143,3 +143,17 @@ def test_trained_autoencoder_reconstructs_better():
     before = model.evaluate(CASE.dataset(100), steps=4, verbose=0)
     model.fit(data, steps_per_epoch=150, verbose=0)
     assert model.evaluate(CASE.dataset(100), steps=4, verbose=0) < before / 2
+
+
+def test_picture_of_a_model_that_completes_patches_keeps_their_surround(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(callbacks, "draw_patches", lambda rows, paths: drawn.append(rows))
+    case = Case("context_gan", (15, 15), 1)
+    case.train(case.create(), tmp_path, epochs=1)
+    rows = drawn[0]
+    assert list(rows) == ["patch", "reconstructed", "generated"]
+    surround = np.ones((15, 15), bool)
+    surround[5:10, 5:10] = False
+    for name in ("reconstructed", "generated"):
+        assert np.array_equal(rows[name][:, surround], rows["patch"][:, surround])
+        assert not np.allclose(rows[name][:, ~surround], rows["patch"][:, ~surround], atol=1e-3)

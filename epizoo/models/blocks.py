@@ -232,6 +232,12 @@ def from_latent(latent: Any, shape: Sequence[int], activation: str = "relu") -> 
     return layers.Reshape(tuple(shape))(latent)
 
 
+def crop(patches: Any, shape: Sequence[int]) -> Any:
+    """The centres ``(n, *shape, m)`` of patches ``(n, *patch_shape, m)``."""
+    begin = [(n - k) // 2 for n, k in zip(patches.shape[1:-1], shape, strict=True)]
+    return patches[(slice(None), *(slice(b, b + k) for b, k in zip(begin, shape, strict=True)))]
+
+
 def _activate(x: Any, activation: str, norm: str | None) -> Any:
     for one in _activations(activation, norm, x.shape[-1]):
         x = one(x)

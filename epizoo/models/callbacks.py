@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from epizoo.models.generator_quality import PATCHES, GeneratorQuality
 from epizoo.models.patch_model import PatchModel
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
 
 Row = dict[str, float]
+
+SHOWN = 12  # patches in a picture
+FEWEST = 16  # held-out patches that a generator is judged by
 
 
 def train(
@@ -43,7 +47,8 @@ def train(
     A run that was killed and resumed equals an uninterrupted one bit by bit: weights, optimisers' states
     and the number of batches seen are saved together after each epoch (``checkpoint.keras``), batch k is a
     function of k, and noise is one of the step. At the end the checkpoint becomes ``model.keras``. The
-    folder also gets ``history.csv`` and ``pictures/``.
+    folder also gets ``history.csv`` and ``pictures/``. Models that generate are judged on held-out patches
+    (:class:`GeneratorQuality`).
 
     >>> train(model, patch_dataset(controls), epochs=10, steps_per_epoch=500, folder="run")  # doctest: +SKIP
 
@@ -88,7 +93,11 @@ def train(
 
     if model.epochs < epochs and not history.stalled(model.monitor, patience):
         start = first if model.steps == 0 else _from_step(train_data, model.steps)
-        shown = first if validation_data is None else validation_data
+        held_out = None if validation_data is None else _first(validation_data, PATCHES)
+        shown = _first(first, SHOWN) if held_out is None else held_out[:SHOWN]
+        judges = []
+        if model.generates and held_out is not None and len(held_out) >= FEWEST:
+            judges.append(GeneratorQuality(held_out))
         progress = ProgressBar(console or Console(stderr=True))
         try:
             model.fit(
@@ -99,9 +108,10 @@ def train(
                 validation_data=validation_data,
                 verbose=0,
                 callbacks=[
+                    *judges,
                     history,
                     EarlyStopping(history, patience),
-                    Pictures(folder / "pictures", next(iter(shown))["patch"][:12]),
+                    Pictures(folder / "pictures", shown),
                     *callbacks,
                     Checkpoint(checkpoint),
                     progress,
@@ -171,7 +181,8 @@ class History(keras.callbacks.Callback):
             )
         self.rows.append(row)
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            # An earlier version's rows may lack a figure.
+            writer = csv.DictWriter(file, list(row), restval=math.nan)
             writer.writeheader()
             writer.writerows({**row, "epoch": int(row["epoch"])} for row in self.rows)
 
@@ -212,6 +223,8 @@ class Checkpoint(keras.callbacks.Callback):
 class Pictures(keras.callbacks.Callback):
     """Patches, their reconstructions and generated patches as a PNG after each epoch.
 
+    Of a model that completes patches, the surround of what is made is the patch's own.
+
     ``latest.png`` is overwritten; ``epoch-0001.png`` and so on are kept after epochs 1, 2, 4, 8, ...
 
     Args:
@@ -226,14 +239,14 @@ class Pictures(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         rows: dict[str, NDArray[np.float32]] = {}
-        if self.model.decoder is not None:
-            rows.update(patch=self.patches, reconstructed=self.model.reconstruct(self.patches))
+        if self.model.reconstructs:
+            rows["reconstructed"] = self.model.reconstruct(self.patches)
         if self.model.generates:
-            rows["generated"] = self.model.generate(len(self.patches))
+            rows["generated"] = self.model.imagine(self.patches)
         if not rows:
             return
         names = [f"epoch-{epoch + 1:04}.png"] if (epoch + 1) & epoch == 0 else []
-        draw_patches(rows, [self.folder / name for name in (*names, "latest.png")])
+        draw_patches({"patch": self.patches, **rows}, [self.folder / name for name in (*names, "latest.png")])
 
 
 class ProgressBar(keras.callbacks.Callback):
@@ -296,6 +309,16 @@ def _strip(patches: NDArray[np.float32]) -> NDArray[np.float32]:
         patches = patches[..., patches.shape[-1] // 2]
     turned = np.pad(patches.transpose(0, 2, 1)[:, ::-1], ((0, 0), (1, 1), (1, 1)), constant_values=1)
     return np.concatenate(list(turned), axis=1)
+
+
+def _first(data: tf.data.Dataset, n: int) -> NDArray[np.float32]:
+    """The first n patches of a data set, or all of a shorter one."""
+    taken: list[NDArray[np.float32]] = []
+    for batch in data:
+        taken.append(batch["patch"].numpy())
+        if sum(map(len, taken)) >= n:
+            break
+    return np.concatenate(taken)[:n]
 
 
 def _from_step(data: tf.data.Dataset | Callable[[int], tf.data.Dataset], step: int) -> tf.data.Dataset:

@@ -65,6 +65,7 @@ class ContextGAN(PatchModel):
         "d_optimizer": ("discriminator",),
     }
     averages: ClassVar = {"encoder": "live_encoder", "generator": "live_generator"}
+    generates = True
 
     def __init__(
         self,
@@ -105,14 +106,20 @@ class ContextGAN(PatchModel):
 
     # === What users call ===
 
-    def reconstruct(self, patches: ArrayLike, batch_size: int = 4096) -> NDArray[np.float32]:
-        """Patches with their centres made from code and surround; the surround stays as it is."""
-        if self._reconstruct is None:
-            self._reconstruct = self._compiled(self.reconstruction)
-        return self._in_batches(self._reconstruct, patches, batch_size)
+    @property
+    def reconstructs(self) -> bool:
+        return True
+
+    @property
+    def made_shape(self) -> tuple[int, ...]:
+        return self.centre_shape
+
+    def generate(self, n: int, seed: int = 0) -> NDArray[np.float32]:
+        """Not by this model, which makes a centre to suit its surround: see :meth:`imagine`."""
+        raise InputError(f"{self.name} completes patches: give it some, imagine(patches).")
 
     def imagine(self, patches: ArrayLike, seed: int = 0) -> NDArray[np.float32]:
-        """Patches with a centre drawn from what their surround leaves open, ``z ~ N(0, I)``."""
+        """Patches with a centre drawn from what their surround leaves open: ``z ~ N(0, I)``."""
         patches = np.asarray(patches, np.float32)
         z = tf.random.stateless_normal((len(patches), self.latent_dim), (seed, 0))
         return np.asarray(self._complete(tf.constant(patches), z), np.float32)
@@ -270,23 +277,18 @@ def look(patch: Any, centre_shape: Sequence[int], scales: Sequence[int]) -> list
     A crop that would reach past the patch ends there.
     """
     shape = patch.shape[1:-1]
-    views = [_crop(patch, centre_shape)]
+    views = [blocks.crop(patch, centre_shape)]
     for scale in scales:
         wide = [min(n, k * scale) for n, k in zip(shape, centre_shape, strict=True)]
         pool = getattr(layers, f"AveragePooling{len(shape)}D")
-        views.append(pool([min(scale, n) for n in wide], dtype="float32")(_crop(patch, wide)))
+        views.append(pool([min(scale, n) for n in wide], dtype="float32")(blocks.crop(patch, wide)))
     return views
-
-
-def _crop(patch: Any, shape: Sequence[int]) -> Any:
-    begin = [(n - k) // 2 for n, k in zip(patch.shape[1:-1], shape, strict=True)]
-    return patch[(slice(None), *(slice(b, b + k) for b, k in zip(begin, shape, strict=True)))]
 
 
 def _hole(patch_shape: Sequence[int], centre_shape: Sequence[int], scale: int) -> NDArray[np.float32]:
     """``(*shape, 1)``: 0 where a pooled voxel of the surround has a part in the centre, else 1."""
     marked = np.zeros((1, *patch_shape, 1), np.float32)
-    _crop(marked, centre_shape)[:] = 1
+    blocks.crop(marked, centre_shape)[:] = 1
     pooled = np.asarray(look(marked, centre_shape, [scale])[1])[0]
     return (pooled == 0).astype(np.float32)
 

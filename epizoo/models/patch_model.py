@@ -119,7 +119,7 @@ class PatchModel(keras.Model):
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {"optimizer": ("encoder", "decoder")}
     averages: ClassVar[Mapping[str, str]] = {}
     average_decay: ClassVar[float] = 0.999
-    generates: ClassVar[bool] = False  # the decoder makes patches of codes drawn from N(0, I)
+    generates: ClassVar[bool] = False  # it makes patches of codes drawn from N(0, I)
 
     encoder: keras.Model
     decoder: Any = None
@@ -168,7 +168,7 @@ class PatchModel(keras.Model):
         Raises:
             InputError: patches of another shape; a model without a decoder.
         """
-        if self.decoder is None:
+        if not self.reconstructs:
             raise InputError(f"{self.name} has no decoder: it cannot reconstruct.")
         if self._reconstruct is None:
             self._reconstruct = self._compiled(self.reconstruction)
@@ -184,6 +184,14 @@ class PatchModel(keras.Model):
             raise InputError(f"{self.name} has no prior on its codes: it cannot generate patches.")
         z = tf.random.stateless_normal((n, self.latent_dim), (seed, 0))
         return np.asarray(self.decoder(z, training=False), np.float32)
+
+    def imagine(self, patches: ArrayLike, seed: int = 0) -> NDArray[np.float32]:
+        """As many patches as are given, from the prior; a model that completes patches keeps their surround.
+
+        Raises:
+            InputError: a model without a prior.
+        """
+        return self.generate(len(np.asarray(patches)), seed)
 
     def compile(
         self,
@@ -289,6 +297,16 @@ class PatchModel(keras.Model):
     def flops_per_voxel(self) -> int:
         """Multiplications and additions a voxel of the dense form, which uses each weight once a voxel."""
         return 2 * _kernel_size(self.encoder)
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether ``reconstruct`` can be asked for."""
+        return self.decoder is not None
+
+    @property
+    def made_shape(self) -> tuple[int, ...]:
+        """The central part of a patch, in voxels, that the model makes; all of it but for few models."""
+        return self.patch_shape
 
     # === What a model overrides ===
 

@@ -19,6 +19,7 @@ from tfds_epilepsy.volumes import Subject, voxel_to_world
 
 Curve = tuple[ArrayLike, ArrayLike]
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # name of a plane: its normal axis
+SHARES = ("val_precision", "val_recall", "val_coverage")  # of GeneratorQuality
 LESION, CLUSTER = "#00e5ff", "#ffd400"
 _OUTLINE = [patheffects.withStroke(linewidth=2, foreground="black")]
 
@@ -142,31 +143,43 @@ def thumbnail(score_map: NDArray[np.float32], *, limit: float = 6.0) -> bytes:
 
 
 def training_curves(history: Mapping[str, ArrayLike]) -> bytes:
-    """Losses by epoch; a validation curve is dashed in the colour of its training curve.
+    """Losses by epoch, a panel each; validation is dashed. Shares of generated patches have one panel.
 
     Args:
         history: ``epoch`` and a column a figure; ``val_`` marks validation.
     """
-    names = [name for name in history if name != "epoch" and not name.startswith("val_")]
-    columns = min(len(names), 3)
-    rows = -(-len(names) // max(columns, 1))
+    shared = [name for name in SHARES if name in history]
+    named = (name.removeprefix("val_") for name in history if name not in ("epoch", *shared))
+    names = list(dict.fromkeys(named))
+    panels = len(names) + bool(shared)
+    columns = min(panels, 3)
+    rows = -(-panels // max(columns, 1))
     figure = Figure(figsize=(3.2 * columns, 2.3 * rows))
     for index, name in enumerate(names, start=1):
-        ax = figure.add_subplot(rows, columns, index)
-        (line,) = ax.plot(history["epoch"], history[name], label="training", marker=".")
+        ax = _by_epoch(figure.add_subplot(rows, columns, index), name.replace("_", " "))
+        if name in history:
+            ax.plot(history["epoch"], history[name], color="C0", label="training", marker=".")
         if f"val_{name}" in history:
-            ax.plot(
-                history["epoch"], history[f"val_{name}"], "--", color=line.get_color(), label="validation"
-            )
-        ax.set_title(name.replace("_", " "), fontsize=9)
-        ax.set_xlabel("epoch", fontsize=8)
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.tick_params(labelsize=7)
-        ax.grid(alpha=0.3)
+            ax.plot(history["epoch"], history[f"val_{name}"], "--", color="C0", label="validation")
         if index == 1:
             ax.legend(fontsize=7, frameon=False)
+    if shared:
+        ax = _by_epoch(figure.add_subplot(rows, columns, panels), "generated patches")
+        for name in shared:
+            ax.plot(history["epoch"], history[name], "--", label=name.removeprefix("val_"))
+        ax.set_ylim(-0.03, 1.03)
+        ax.legend(fontsize=7, frameon=False)
     figure.tight_layout()
     return _webp(figure, 110)
+
+
+def _by_epoch(ax: Axes, title: str) -> Axes:
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel("epoch", fontsize=8)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.tick_params(labelsize=7)
+    ax.grid(alpha=0.3)
+    return ax
 
 
 def froc_curve(curves: Mapping[str, Curve], chance: Mapping[str, Curve]) -> bytes:
