@@ -9,7 +9,7 @@ from pathlib import Path
 # All that a run writes.
 WRITTEN = (
     *("config.json", "metadata.json", "metrics.json", "report.html"),
-    *("model.keras", "checkpoint.keras", "history.csv", "pictures", "detector", "sub-*"),
+    *("model.keras", "checkpoint.keras", "best.keras", "history.csv", "pictures", "detector", "sub-*"),
     *("dataset_description.json", "README", ".bidsignore", ".partial-*"),
 )
 

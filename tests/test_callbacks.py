@@ -8,7 +8,7 @@ from rich.console import Console
 
 import epizoo
 from epizoo.models import callbacks
-from tests.contract import Case
+from tests.contract import Case, Killed
 from tfds_epilepsy.errors import InputError
 
 CASE = Case("autoencoder", (5, 5), 1)
@@ -47,6 +47,82 @@ def test_early_stopping_survives_a_restart(tmp_path):
     before = (tmp_path / "model.keras").read_bytes()
     assert CASE.train(CASE.create(), tmp_path, **options) == rows
     assert (tmp_path / "model.keras").read_bytes() == before
+
+
+def train_along(values, folder, monkeypatch, *watchers, **options):
+    """Train where the monitored figure takes given values, an epoch each, the last one from then on."""
+
+    class Told(callbacks.History):
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, {**logs, "val_loss": values[min(epoch, len(values) - 1)]})
+
+    monkeypatch.setattr(callbacks, "History", Told)
+    model = CASE.create()
+    return model, CASE.train(model, folder, callbacks=watchers, **options)
+
+
+def same_weights(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a.get_weights(), b.get_weights(), strict=True))
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path, monkeypatch):
+    values = (3, 1, 2)
+    stopped, rows = train_along(values, tmp_path / "a", monkeypatch, epochs=9, patience=2)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["history.csv", "model.keras", "pictures"]
+    best, _ = train_along(values, tmp_path / "b", monkeypatch, epochs=2)
+    assert same_state(stopped, best)
+    assert stopped.epochs == 2
+    assert same_weights(epizoo.load_model(tmp_path / "a" / "model.keras"), best)
+    ended, rows = train_along(values, tmp_path / "c", monkeypatch, epochs=3, patience=9)
+    assert len(rows) == 3
+    assert same_state(ended, best)
+    last, _ = train_along(values, tmp_path / "d", monkeypatch, epochs=3)
+    assert last.epochs == 3
+    assert not same_weights(last, best)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3], ids="killed in epoch {}".format)
+def test_killed_training_keeps_the_same_best_epoch(tmp_path, monkeypatch, epoch):
+    values, options = (3, 1, 2), {"epochs": 9, "patience": 2}
+    whole, rows = train_along(values, tmp_path / "whole", monkeypatch, **options)
+    with pytest.raises(KeyboardInterrupt):
+        train_along(values, tmp_path / "killed", monkeypatch, Killed(epoch), **options)
+    resumed, again = train_along(values, tmp_path / "killed", monkeypatch, **options)
+    assert again == rows
+    assert same_state(resumed, whole)
+
+
+def test_training_that_was_killed_as_it_ended_ends_alike(tmp_path, monkeypatch):
+    values, options = (3, 1, 2), {"epochs": 9, "patience": 2}
+    whole, rows = train_along(values, tmp_path / "whole", monkeypatch, **options)
+
+    def killed(model, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(callbacks, "restore", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_along(values, tmp_path / "killed", monkeypatch, **options)
+    monkeypatch.undo()
+    resumed, again = train_along(values, tmp_path / "killed", monkeypatch, **options)
+    assert again == rows
+    assert same_state(resumed, whole)
+
+
+def test_more_patience_goes_on_from_the_best_epoch(tmp_path, monkeypatch):
+    values = (3, 1, 2)
+    train_along(values, tmp_path / "a", monkeypatch, epochs=9, patience=1)
+    longer, rows = train_along(values, tmp_path / "a", monkeypatch, epochs=9, patience=3)
+    at_once, expected = train_along(values, tmp_path / "b", monkeypatch, epochs=9, patience=3)
+    assert rows == expected
+    assert same_state(longer, at_once)
+
+
+def same_state(a, b):
+    """Equal weights, optimiser's state and counters."""
+    states = [[v.numpy() for v in model.optimizer.variables] for model in (a, b)]
+    equal = all(np.array_equal(x, y) for x, y in zip(*states, strict=True))
+    return same_weights(a, b) and equal and (a.epochs, a.steps) == (b.epochs, b.steps)
 
 
 def test_more_epochs_go_on_where_a_finished_training_ended(tmp_path):

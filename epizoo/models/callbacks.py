@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def train(
         validation_data: held-out controls; every epoch sees its first ``validation_steps`` batches.
         validation_steps: all of a finite data set if None.
         patience: stop when ``model.monitor``, which needs no labels, has had no new minimum for so many
-            epochs.
+            epochs, and keep the model of the epoch with the minimum. Without it, the last epoch's is kept.
         callbacks: further Keras callbacks, such as ``keras.callbacks.TensorBoard``.
         console: where progress is shown; stderr if None.
 
@@ -80,18 +81,24 @@ def train(
     if patience is not None and validation_data is None:
         raise InputError("patience needs validation_data: early stopping watches held-out controls.")
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, final = folder / "checkpoint.keras", folder / "model.keras"
+    checkpoint, best, final = (folder / f"{name}.keras" for name in ("checkpoint", "best", "model"))
     if not model.compiled:
         model.compile()
     for saved in (checkpoint, final):
         if saved.is_file():
             restore(model, saved)
             break
-    history = History(folder / "history.csv", model.epochs)
+    # The history of a finished training goes on past the epoch that it kept.
+    finished = final.is_file() and not checkpoint.is_file()
+    history = History(folder / "history.csv", math.inf if finished else model.epochs)
     if validation_data is not None and validation_steps is not None:
         validation_data = validation_data.take(validation_steps)
 
-    if model.epochs < epochs and not history.stalled(model.monitor, patience):
+    done = max(model.epochs, len(history.rows))
+    if done < epochs and not history.stalled(model.monitor, patience):
+        history.forget_after(model.epochs)
+        if patience is not None and history.since_best(model.monitor) == 0:
+            save(model, best)
         start = first if model.steps == 0 else _from_step(train_data, model.steps)
         held_out = None if validation_data is None else _first(validation_data, PATCHES)
         shown = _first(first, SHOWN) if held_out is None else held_out[:SHOWN]
@@ -113,16 +120,22 @@ def train(
                     EarlyStopping(history, patience),
                     Pictures(folder / "pictures", shown),
                     *callbacks,
-                    Checkpoint(checkpoint),
+                    Checkpoint(checkpoint) if patience is None else Checkpoint(checkpoint, best, history),
                     progress,
                 ],
             )
         finally:
             progress.bar.stop()  # Keras tells callbacks of a normal end only
     if checkpoint.is_file():
+        if patience is not None and best.is_file():
+            # A copy: killed here, the training goes on from the best epoch, to the same end.
+            with replacing(checkpoint) as partial:
+                shutil.copyfile(best, partial)
+            restore(model, checkpoint)
         os.replace(checkpoint, final)
     elif not final.is_file():
         save(model, final)
+    best.unlink(missing_ok=True)
     return history.rows
 
 
@@ -162,14 +175,18 @@ class History(keras.callbacks.Callback):
         epochs: trained so far.
     """
 
-    def __init__(self, path: Path, epochs: int = 0):
+    def __init__(self, path: Path, epochs: float = 0):
         super().__init__()
         self.path = path
         self.rows: list[Row] = []
         if path.is_file():
             with path.open(newline="") as file:
                 self.rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-            self.rows = [row for row in self.rows if row["epoch"] <= epochs]
+            self.forget_after(epochs)
+
+    def forget_after(self, epochs: float) -> None:
+        """Drop the rows of later epochs."""
+        self.rows = [row for row in self.rows if row["epoch"] <= epochs]
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         row = {"epoch": float(epoch + 1), **{k: float(v) for k, v in (logs or {}).items()}}
@@ -188,10 +205,16 @@ class History(keras.callbacks.Callback):
 
     def stalled(self, monitor: str, patience: int | None) -> bool:
         """Whether a figure has had no new minimum in the last ``patience`` epochs."""
-        if patience is None or not self.rows:
+        if patience is None:
             return False
-        values = [row[monitor] for row in self.rows]
-        return len(values) - 1 - int(np.argmin(values)) >= patience
+        since = self.since_best(monitor)
+        return since is not None and since >= patience
+
+    def since_best(self, monitor: str) -> int | None:
+        """Epochs since the first minimum of a figure; None before the first epoch."""
+        if not self.rows:
+            return None
+        return len(self.rows) - 1 - int(np.argmin([row[monitor] for row in self.rows]))
 
 
 class EarlyStopping(keras.callbacks.Callback):
@@ -208,15 +231,26 @@ class EarlyStopping(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save the model after each epoch: weights, optimisers' states, epochs and steps trained, in one file."""
+    """Save the model after each epoch: weights, optimisers' states, epochs and steps trained, in one file.
 
-    def __init__(self, path: Path):
+    Args:
+        path: of the file.
+        best: another one, of the epoch in which ``model.monitor`` was least.
+        history: where that is seen.
+    """
+
+    def __init__(self, path: Path, best: Path | None = None, history: History | None = None):
         super().__init__()
         self.path = path
+        self.best = best
+        self.history = history
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.model.epochs = epoch + 1
         self.model.steps += self.params["steps"]
+        if self.best and self.history and self.history.since_best(self.model.monitor) == 0:
+            # The first to be written: killed after it, the epoch is trained again and writes the same.
+            save(self.model, self.best)
         save(self.model, self.path)
 
 
