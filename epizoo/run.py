@@ -48,16 +48,11 @@ PACKAGES = (
 )
 
 
-# 10 x 500 x 256 shows the siamese 1.3 million pairs, as many patches as the paper's 75 controls x 17 000.
-PAPER = {"detector": "ocsvm", "epochs": 10, "steps_per_epoch": 500, "batch_size": 256}
-# A patch of 'synthetic' is 33 voxels wide and judged at 729 of them.
-OWN = {"synthetic": {**PAPER, "detector": "head", "steps_per_epoch": 250, "batch_size": 16}}
-FWHM = {"head": 6.0}  # mm; chosen on a phantom cohort of another seed
-
-
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run does; stored as ``config.json``. What is None becomes the model's own default.
+    """What a run does; stored as ``config.json``. What is None is the model's or the detector's own.
+
+    The model's ``run_defaults`` and the detector's ``map_fwhm`` say what that is.
 
     Attributes:
         data: name of a builder config (``phantom_2mm``) or a folder with a template-space BIDS derivative.
@@ -84,11 +79,17 @@ class RunConfig:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in OWN.get(self.model, PAPER).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        if None in (self.detector, self.epochs, self.steps_per_epoch, self.batch_size):
+            from epizoo.models import REGISTRY, PatchModel
+
+            for name, value in REGISTRY.get(self.model, PatchModel).run_defaults.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
         if self.fwhm is None:
-            object.__setattr__(self, "fwhm", FWHM.get(self.detector, 0.0))
+            from epizoo.detection.detector import DETECTORS, Detector, detector_class
+
+            kind = detector_class(self.detector) if self.detector in DETECTORS else Detector
+            object.__setattr__(self, "fwhm", kind.map_fwhm)
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
@@ -201,7 +202,7 @@ class Run:
         return metrics
 
     def train(self) -> PatchModel | None:
-        """Train the encoder on training controls; early stopping and figures see validation controls."""
+        """Train the encoder on training controls; its figures see validation controls too."""
         if self.config.model == "none":
             return None
         from epizoo import models

@@ -4,11 +4,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 import epizoo.run
+from epizoo.models import REGISTRY, PatchModel
 from epizoo.run import Run, RunConfig, score_cohort
 from epizoo.run_folder import RunFolder
 from tests.small_cohort import AFFINE, CONTROLS, SPACE, TEST, write_cohort
@@ -213,3 +215,24 @@ def test_a_run_whose_settings_were_stored_before_there_were_defaults_of_its_mode
         del stored[later]
     run.folder.config.write_text(json.dumps(stored))
     assert Run(config(cohort), tmp_path / "run", data_dir=data_dir).config == run.config
+
+
+def test_settings_that_are_not_given_are_the_models_and_the_detectors():
+    def settings(**given):
+        run = RunConfig("nowhere", **given)
+        return run.detector, run.epochs, run.steps_per_epoch, run.batch_size, run.fwhm
+
+    assert settings(model="siamese") == ("ocsvm", 10, 500, 256, 0.0)
+    assert settings(model="none", detector="zscore") == ("zscore", 10, 500, 256, 0.0)
+    assert settings(model="synthetic") == ("head", 10, 250, 16, 6.0)
+    assert settings(model="synthetic", detector="ocsvm", epochs=3) == ("ocsvm", 3, 250, 16, 0.0)
+    assert settings(model="siamese", detector="head", fwhm=2.0) == ("head", 10, 500, 256, 2.0)
+
+
+def test_a_model_of_ones_own_has_its_own_settings(monkeypatch):
+    class Own(PatchModel):
+        run_defaults: ClassVar = {**PatchModel.run_defaults, "detector": "gaussian", "epochs": 2, "fwhm": 4.0}
+
+    monkeypatch.setitem(REGISTRY, "own", Own)
+    run = RunConfig("nowhere", model="own")
+    assert (run.detector, run.epochs, run.batch_size, run.fwhm) == ("gaussian", 2, 256, 4.0)

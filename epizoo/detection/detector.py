@@ -40,10 +40,7 @@ def create_detector(name: str, **config: Any) -> Detector:
     Raises:
         InputError: an unknown name or option.
     """
-    if name not in DETECTORS:
-        raise InputError(f"unknown detector {name!r}: choose one of {', '.join(DETECTORS)}.")
-    module, _, attribute = DETECTORS[name].partition(":")
-    detector: type[Detector] = getattr(import_module(module), attribute)
+    detector = detector_class(name)
     unknown = set(config) - set(detector.option_names())
     if unknown:
         raise InputError(
@@ -51,6 +48,18 @@ def create_detector(name: str, **config: Any) -> Detector:
             f"its options are {', '.join(detector.option_names()) or 'none'}."
         )
     return detector(**config)
+
+
+def detector_class(name: str) -> type[Detector]:
+    """The class of a detector.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in DETECTORS:
+        raise InputError(f"unknown detector {name!r}: choose one of {', '.join(DETECTORS)}.")
+    module, _, attribute = DETECTORS[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
 class Detector:
@@ -63,10 +72,12 @@ class Detector:
     detector that learns each voxel by itself.
     ``covariates``: of a subject, that ``fit``, ``cross_scores`` and ``score`` want to be given.
     ``calibration``: of the map: with mean and deviation of each ``voxel``, or one of each for the ``brain``.
+    ``map_fwhm``: smoothing of its map in a run that names no other, millimetres.
     """
 
     name: ClassVar[str]
     calibration: ClassVar[str] = "voxel"
+    map_fwhm: ClassVar[float] = 0.0
     sampled: int = 0
     covariates: Sequence[str] = ()
 

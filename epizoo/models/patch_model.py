@@ -50,7 +50,8 @@ class PatchModel(keras.Model):
     **What it declares.** ``sampling``: fed single patches (``{"patch", "position"}``) or pairs (and
     ``"partner"``). ``tracked``: names of the figures that each epoch reports. ``trains``: the optimisers,
     in the order in which ``train_step`` uses them, and the sub-networks that each trains. ``averages``:
-    sub-networks that are moving averages of trained ones.
+    sub-networks that are moving averages of trained ones. ``run_defaults``: settings of a run
+    (``RunConfig``: the detector, the length of the training, ...) where none are given.
 
     **A model with several optimisers** (a GAN) declares
 
@@ -117,6 +118,13 @@ class PatchModel(keras.Model):
     tracked: ClassVar[tuple[str, ...]] = ("loss",)
     monitor: ClassVar[str] = "val_loss"
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {"optimizer": ("encoder", "decoder")}
+    # 10 x 500 x 256 shows the siamese 1.3 million pairs, as many patches as the paper's 75 controls x 17 000.
+    run_defaults: ClassVar[Mapping[str, Any]] = {
+        "detector": "ocsvm",
+        "epochs": 10,
+        "steps_per_epoch": 500,
+        "batch_size": 256,
+    }
     averages: ClassVar[Mapping[str, str]] = {}
     average_decay: ClassVar[float] = 0.999
     generates: ClassVar[bool] = False  # it makes patches of codes drawn from N(0, I)

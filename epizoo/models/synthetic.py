@@ -56,6 +56,13 @@ class Synthetic(PatchModel):
 
     paper = "Edited tissue: Tan et al. 2020, arXiv 2011.04197; two pathways: Kamnitsas et al. 2017"
     trains: ClassVar = {"optimizer": ("encoder", "head")}
+    # A patch is 33 voxels wide and judged at 729 of them.
+    run_defaults: ClassVar = {
+        **PatchModel.run_defaults,
+        "detector": "head",
+        "steps_per_epoch": 250,
+        "batch_size": 16,
+    }
 
     def __init__(
         self,
