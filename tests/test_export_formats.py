@@ -16,7 +16,12 @@ from tfds_epilepsy.errors import InputError
 
 SHAPES = [(15, 15), (9, 9, 9)]
 # Pools of three axes are not among TFLite's operations.
-NO_TFLITE = {("dcgan", 3): "MaxPool3D", ("context_gan", 3): "AvgPool3D", ("synthetic", 3): "AvgPool3D"}
+NO_TFLITE = {
+    ("dcgan", 3): "MaxPool3D",
+    ("original_dcgan", 3): "MaxPool3D",
+    ("context_gan", 3): "AvgPool3D",
+    ("synthetic", 3): "AvgPool3D",
+}
 
 
 def encode_of(name, shape):

@@ -141,6 +141,31 @@ def test_dcgan_code_is_a_fixed_rotation_of_the_features():
     assert not np.allclose(code, before)
 
 
+def test_original_dcgan_follows_its_recipe():
+    model = epizoo.create("original_dcgan", patch_shape=(15, 15), channels=1, latent_dim=8)
+    model.compile(run_eagerly=True)
+    weights = [*model.live_features.weights, *model.live_generator.weights, *model.head.weights]
+    drawn = np.concatenate([w.numpy().ravel() for w in weights if w.name == "kernel"])
+    assert drawn.std() == pytest.approx(0.02, rel=0.02)
+    assert np.abs(drawn).max() < 0.12
+    norms = {
+        name: sum(isinstance(one, keras.layers.BatchNormalization) for one in getattr(model, name).layers)
+        for name in ("live_features", "live_generator")
+    }
+    assert norms == {"live_features": 2, "live_generator": 3}  # not on D's first layer nor on G's last
+    strides = [one.strides for one in model.live_features.layers if isinstance(one, keras.layers.Conv2D)]
+    assert strides == [(2, 2)] * 3
+    for optimizer in (model.d_optimizer, model.g_optimizer):
+        assert float(optimizer.learning_rate) == pytest.approx(2e-4)
+        assert (optimizer.beta_1, optimizer.beta_2) == (0.5, 0.999)
+    assert "r1" not in model.get_config()
+    history = model.fit(batches(patches(8, 15, 15, 1)), steps_per_epoch=2, verbose=0).history
+    assert set(history) == {"d_loss", "g_loss"}
+    # Statistics of batches go on in G's step, past what D learnt in its own.
+    last = zip(model.features.weights, model.live_features.weights, strict=True)
+    assert all(np.array_equal(a, b) for a, b in last if b.trainable)
+
+
 # === f-AnoGAN ===
 
 

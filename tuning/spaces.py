@@ -99,6 +99,7 @@ SPACES: dict[str, tuple[Parameter, ...]] = {
     "siamese": (PATCH, CODE, *STAGES, NORM, Log("alpha", 1e-3, 3.0), RATE, *DETECTOR),
     "deep_siamese": (PATCH, CODE, NORM, Log("alpha", 1e-3, 3.0), RATE, *DETECTOR),
     "dcgan": (PATCH, CODE, *STAGES, R1, *TWO_RATES, *DETECTOR),
+    "original_dcgan": (PATCH, CODE, *STAGES, *TWO_RATES, *DETECTOR),
     "f_anogan": (
         *(PATCH, CODE, *STAGES, Log("kappa", 0.1, 10.0), Choice("critic_steps", (1, 2, 5))),
         *(Log("g_learning_rate", 1e-4, 4e-3), Log("c_learning_rate", 1e-4, 4e-3)),

@@ -11,7 +11,7 @@ import keras
 from epizoo.models.autoencoder import Autoencoder
 from epizoo.models.bigan import BiGAN
 from epizoo.models.context_gan import ContextGAN
-from epizoo.models.dcgan import DCGAN
+from epizoo.models.dcgan import DCGAN, OriginalDCGAN
 from epizoo.models.f_anogan import FAnoGAN
 from epizoo.models.patch_model import PatchModel
 from epizoo.models.siamese import DeepSiamese, Siamese
@@ -27,6 +27,7 @@ REGISTRY: dict[str, type[PatchModel]] = {
     "siamese": Siamese,
     "deep_siamese": DeepSiamese,
     "dcgan": DCGAN,
+    "original_dcgan": OriginalDCGAN,
     "f_anogan": FAnoGAN,
     "bigan": BiGAN,
     "context_gan": ContextGAN,

@@ -33,12 +33,12 @@ class DCGAN(PatchModel):
 
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`; z has ``latent_dim`` values.
-        r1: weight of the penalty on the discriminator's slope.
+        r1: weight of the penalty on the discriminator's slope; without it if 0.
         filters: of the convolutions.
     """
 
     paper = "Radford et al. 2016, arXiv 1511.06434"
-    tracked = ("d_loss", "g_loss", "r1", "mmd")
+    tracked: ClassVar[tuple[str, ...]] = ("d_loss", "g_loss", "r1", "mmd")
     monitor = "val_mmd"
     trains: ClassVar = {"d_optimizer": ("live_features", "head"), "g_optimizer": ("live_generator",)}
     averages: ClassVar = {"features": "live_features", "generator": "live_generator"}
@@ -55,17 +55,12 @@ class DCGAN(PatchModel):
         **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
+        # === Config ===
+        self.r1 = r1
+        self.filters = filters
         # === Layers ===
-        stages = self.stages or blocks.gan_stages(patch_shape, filters)
         with self.building():
-            self.live_features = self._features(stages)
-            width = self.live_features.output_shape[-1]
-            self.head = keras.Sequential(
-                [keras.Input((width,)), layers.Dense(1, dtype="float32")], name="head"
-            )
-            self.live_generator = blocks.conv_decoder(
-                self.patch_shape, channels, latent_dim, stages, norm="group", name="generator"
-            )
+            self.live_features, self.head, self.live_generator = self.build_networks()
             projection = layers.Dense(
                 latent_dim,
                 use_bias=False,
@@ -75,9 +70,6 @@ class DCGAN(PatchModel):
                 dtype="float32",
             )
         self.encoder = keras.Model(self.features.input, projection(self.features.output), name="encoder")
-        # === Config ===
-        self.r1 = r1
-        self.filters = filters
 
     def default_optimizers(self) -> dict[str, keras.Optimizer]:
         return {
@@ -100,15 +92,17 @@ class DCGAN(PatchModel):
             d_loss = tf.reduce_mean(
                 losses.non_saturating_discriminator(self.discriminate(x), self.discriminate(made))
             )
-            r1 = tf.reduce_mean(losses.r1_penalty(self.discriminate, x))
-            d_total = d_loss + self.r1 / 2 * r1
+            figures, d_total = {"d_loss": d_loss}, d_loss
+            if self.r1:
+                figures["r1"] = tf.reduce_mean(losses.r1_penalty(self.discriminate, x))
+                d_total += self.r1 / 2 * figures["r1"]
         self.minimise(d_total, tape, "d_optimizer")
 
         with tf.GradientTape() as tape:
             fake = self.discriminate(self.live_generator(z, training=True))
             g_loss = tf.reduce_mean(losses.non_saturating_generator(fake))
         self.minimise(g_loss, tape, "g_optimizer")
-        return self.track(batch, d_loss=d_loss, g_loss=g_loss, r1=r1)
+        return self.track(batch, **figures, g_loss=g_loss)
 
     def discriminate(self, patches: Any) -> Any:
         """Logits ``(n, 1)`` of the trained discriminator."""
@@ -130,12 +124,85 @@ class DCGAN(PatchModel):
 
     # === Networks ===
 
-    def _features(self, stages: Sequence[blocks.Stage]) -> keras.Model:
+    def build_networks(self) -> tuple[keras.Model, keras.Model, keras.Model]:
+        """The discriminator's features, its logit of them, and the generator."""
+        return self._networks(self.stages or blocks.gan_stages(self.patch_shape, self.filters), None, "group")
+
+    def _networks(
+        self, stages: Sequence[blocks.Stage], discriminator_norm: str | None, generator_norm: str | None
+    ) -> tuple[keras.Model, keras.Model, keras.Model]:
+        features = self._features(stages, discriminator_norm)
+        width = features.output_shape[-1]
+        head = keras.Sequential([keras.Input((width,)), layers.Dense(1, dtype="float32")], name="head")
+        generator = blocks.conv_decoder(
+            *(self.patch_shape, self.channels, self.latent_dim, stages), norm=generator_norm, name="generator"
+        )
+        return features, head, generator
+
+    def _features(self, stages: Sequence[blocks.Stage], norm: str | None) -> keras.Model:
         """``patch`` to the features of every stage, each pooled to a grid of at most 4 a side."""
         patch = keras.Input((*self.patch_shape, self.channels), name="patch")
         pool = getattr(layers, f"MaxPooling{len(self.patch_shape)}D")
         x, features = patch, []
-        for stage in stages:
-            x = blocks.conv_stack(x, [stage], activation="leaky_relu")
+        for i, stage in enumerate(stages):
+            # Statistics of the input layer would hide from D how bright patches are (Radford et al. 2016).
+            x = blocks.conv_stack(x, [stage], activation="leaky_relu", norm=norm if i else None)
             features.append(layers.Flatten()(pool([math.ceil(n / 4) for n in x.shape[1:-1]])(x)))
         return keras.Model(patch, layers.Concatenate()(features), name="features")
+
+
+@register
+class OriginalDCGAN(DCGAN):
+    """The recipe of Radford et al. 2016, arXiv 1511.06434, section 3.
+
+    Strided convolutions, twice as wide at each stride, in place of pools; batch normalisation in D and G but
+    for D's first layer and G's first and last; rectifiers in G, leaky ones of slope 0.2 in D; weights from
+    N(0, 0.02^2); Adam at 2e-4 with beta_1 = 0.5; cross-entropy, with neither R1 nor averages:
+
+        L_D = -log s(D(x)) - log(1 - s(D(G(z)))),   L_G = -log s(D(G(z))),   s the sigmoid
+
+    Unlike the paper's, kernels are 3 wide (5 there, on images of 64) with valid padding, z is normal, and
+    intensities stay in [0, 1], so that G ends in a sigmoid, which is what tanh is on [-1, 1].
+
+    Args:
+        patch_shape, channels, latent_dim, **kwargs: see :class:`DCGAN`.
+        filters: of the first convolution.
+    """
+
+    tracked: ClassVar[tuple[str, ...]] = ("d_loss", "g_loss", "mmd")
+    average_decay = 0.0  # the averages are the weights themselves
+
+    def __init__(
+        self,
+        patch_shape: Sequence[int] = (15, 15),
+        channels: int = 2,
+        latent_dim: int = 64,
+        *,
+        filters: int = 32,
+        **kwargs: Any,
+    ):
+        super().__init__(patch_shape, channels, latent_dim, r1=0.0, filters=filters, **kwargs)
+
+    def default_optimizers(self) -> dict[str, keras.Optimizer]:
+        return {name: keras.optimizers.Adam(2e-4, beta_1=0.5) for name in self.trains}
+
+    def get_config(self) -> dict[str, Any]:
+        return {name: value for name, value in super().get_config().items() if name != "r1"}
+
+    def build_networks(self) -> tuple[keras.Model, keras.Model, keras.Model]:
+        stages = self.stages or strided_stages(self.patch_shape, self.filters)
+        networks = self._networks(stages, "batch", "batch")
+        for weight in (w for network in networks for w in network.trainable_variables):
+            if weight.name == "kernel":
+                weight.assign(keras.initializers.RandomNormal(stddev=0.02)(weight.shape))
+        return networks
+
+
+def strided_stages(patch_shape: Sequence[int], filters: int) -> list[blocks.Stage]:
+    """Strides of 2 until every axis holds one or two voxels, each twice as wide: 15 -> 7 -> 3 -> 1."""
+    stages: list[blocks.Stage] = []
+    shape = tuple(patch_shape)
+    while max(shape) > 2:
+        stages.append(blocks.Stage(filters * 2 ** len(stages), stride=2))
+        shape = stages[-1].fit_to(shape).output
+    return stages
