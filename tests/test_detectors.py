@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 from sklearn.covariance import OAS
-from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import OneClassSVM
 
 from epizoo.detection.classical import ZScore
@@ -126,7 +126,10 @@ def test_gaussian_is_the_mahalanobis_distance_of_sklearns_oas(seed, n, d, kind):
             continue
         reference = OAS().fit(train[voxel].astype(np.float64))
         expected = np.sqrt(reference.mahalanobis(query[voxel].astype(np.float64)))
-        np.testing.assert_allclose(scores[voxel], expected, rtol=2e-3, atol=2e-3)
+        # The mean is kept in float32: far from zero that alone moves the distance.
+        steepest = np.sqrt(np.linalg.norm(reference.precision_, 2))
+        rounding = np.spacing(np.abs(train[voxel]).max()) * np.sqrt(d) * steepest
+        np.testing.assert_allclose(scores[voxel], expected, rtol=2e-3, atol=2e-3 + rounding)
 
 
 @settings(max_examples=20, deadline=None)
@@ -136,8 +139,8 @@ def test_knn_is_the_mean_distance_to_the_nearest(seed, n, d, kind, k):
     query = np.concatenate([train[:, :3], codes(seed + 1, 2, 3, d, kind)], axis=1)
     scores = LocalKNN(k).fit(train).score(query)
     for voxel in range(2):
-        neighbours = NearestNeighbors(n_neighbors=min(k, n)).fit(train[voxel].astype(np.float64))
-        expected = neighbours.kneighbors(query[voxel].astype(np.float64))[0].mean(1)
+        distances = np.sort(cdist(query[voxel].astype(np.float64), train[voxel].astype(np.float64)))
+        expected = distances[:, : min(k, n)].mean(1)
         np.testing.assert_allclose(scores[voxel], expected, rtol=1e-4, atol=1e-4)
 
 
