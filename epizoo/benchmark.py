@@ -20,7 +20,7 @@ from epizoo.supervised_run import PATIENTS, SupervisedRun, supervised_config
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json
 
-BASELINES = ("zscore", "flair", "junction_extension", "spm")  # they read intensities
+BASELINES = ("zscore", "flair", "junction_extension", "spm", "signs")  # they read intensities
 
 
 def benchmark(
@@ -102,7 +102,7 @@ def _check_names(models: Sequence[str], detectors: Sequence[str], baselines: Seq
         for name in baselines
         if name not in BASELINES
     ]
-    encoders = [name for name in DETECTORS if name not in BASELINES]
+    encoders = [name for name in DETECTORS if name not in BASELINES or name == "signs"]
     problems += [
         f"{name!r} is no detector on an encoder's codes: choose among {', '.join(encoders)}."
         for name in detectors

@@ -216,8 +216,9 @@ class Run:
             callbacks.save(model, self.folder.model)
             return model
         with self._step("train"):
-            config = {"channels": len(self.builder.modalities), "seed": self.config.seed}
-            model = models.create(self.config.model, **config, **self.config.model_config)
+            own = models.REGISTRY[self.config.model].config_for(self.builder.modalities)
+            config = {**own, "seed": self.config.seed, **self.config.model_config}
+            model = models.create(self.config.model, **config)
             self._detector().codes(model)  # a detector that cannot read it is an error before the training
             controls = list(self.read("train"))
             held_out = [s for s in self.read("validation") if s.group == "control"]
@@ -355,9 +356,12 @@ class Run:
         return iter(track(items, description, total=total, console=self.console))
 
     def _detector(self) -> Detector:
-        from epizoo.detection import create_detector
+        from epizoo.detection.detector import create_detector, detector_class
 
-        return create_detector(self.config.detector, **self.config.detector_config)
+        options = dict(self.config.detector_config)
+        if "modalities" in detector_class(self.config.detector).option_names():
+            options.setdefault("modalities", list(self.builder.modalities))
+        return create_detector(self.config.detector, **options)
 
     def _check_names(self) -> None:
         from epizoo.detection import DETECTORS

@@ -97,7 +97,7 @@ def test_extension_is_high_where_grey_reaches_into_white():
     assert after[voxel] > before[voxel] + 0.2
 
 
-@pytest.mark.parametrize("name", ["zscore", "flair", "junction_extension", "spm"])
+@pytest.mark.parametrize("name", ["zscore", "flair", "junction_extension", "spm", "signs"])
 def test_a_baseline_sees_a_bright_ball_of_grey_in_white_matter(tmp_path, name):
     person = subject(50, age=35)
     white = ndimage.binary_erosion(tissue_probabilities(person)[..., 1] > 0.9, iterations=1)

@@ -59,11 +59,14 @@ def score(folder, raw, mask, names=("T1w", "FLAIR")):
 
 @pytest.mark.parametrize(
     ("detector", "fwhm"),
-    [("ocsvm", 0.0), ("ocsvm", 5.0), ("gaussian", 0.0), ("knn", 0.0), ("zscore", 0.0), ("flair", 5.0)],
+    [
+        *[("ocsvm", 0.0), ("ocsvm", 5.0), ("gaussian", 0.0), ("knn", 0.0)],
+        *[("zscore", 0.0), ("flair", 5.0), ("signs", 5.0)],
+    ],
 )
 def test_the_map_is_that_of_the_detector(detector, fwhm, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "RUN", 50)  # several runs a slice
-    encoder = None if detector in ("zscore", "flair") else encoder_2d()
+    encoder = None if detector in ("zscore", "flair", "signs") else encoder_2d()
     normative = fitted(encoder, tmp_path / "detector", detector, fwhm=fwhm)
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
     patient, raw = subject("p", 2, "patient", seed=99)
@@ -83,7 +86,12 @@ def test_3d_patches_and_one_modality(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "detector"), [("vae", (7, 7), "reconstruction"), ("synthetic", (9, 9, 9), "head")]
+    ("name", "shape", "detector"),
+    [
+        ("vae", (7, 7), "reconstruction"),
+        ("synthetic", (9, 9, 9), "head"),
+        ("synthetic", (9, 9, 9), "signs"),
+    ],
 )
 def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector):
     model = models.create(name, patch_shape=shape, latent_dim=4)

@@ -144,7 +144,7 @@ def test_dcgan_code_is_a_fixed_rotation_of_the_features():
 def test_original_dcgan_follows_its_recipe():
     model = epizoo.create("original_dcgan", patch_shape=(15, 15), channels=1, latent_dim=8)
     model.compile(run_eagerly=True)
-    weights = [*model.live_features.weights, *model.live_generator.weights, *model.head.weights]
+    weights = [*model.live_features.weights, *model.live_generator.weights, *model.classifier.weights]
     drawn = np.concatenate([w.numpy().ravel() for w in weights if w.name == "kernel"])
     assert drawn.std() == pytest.approx(0.02, rel=0.02)
     assert np.abs(drawn).max() < 0.12
@@ -218,12 +218,68 @@ def test_tissue_is_magnified_about_a_point():
     x = np.zeros((1, 11, 11, 1), np.float32)
     x[0, 4:7] = 1  # a bar of three voxels
     everywhere, centre = tf.ones((1, 11, 11, 1)), tf.zeros((1, 1, 1, 2))
-    thick = synthetic.warped(tf.constant(x), everywhere, column(2.0), centre).numpy()
-    thin = synthetic.warped(tf.constant(x), everywhere, column(0.5), centre).numpy()
+    thick = synthetic.warped(tf.constant(x), everywhere, column(2.0), centre, 0.0).numpy()
+    thin = synthetic.warped(tf.constant(x), everywhere, column(0.5), centre, 0.0).numpy()
     assert thick[0, :, 5, 0].sum() == pytest.approx(6, abs=0.1)
     assert thin[0, :, 5, 0].sum() == pytest.approx(1.5, abs=0.6)
-    same = synthetic.warped(tf.constant(x), 0 * everywhere, column(2.0), centre)
+    same = synthetic.warped(tf.constant(x), 0 * everywhere, column(2.0), centre, 0.0)
     assert np.array_equal(same, x)
+
+
+def test_tissue_grows_into_its_surroundings_and_no_further():
+    x = np.full((1, 21, 21, 1), 0.8, np.float32)
+    x[0, 9:12] = 0.5  # a bar of three voxels
+    weight = np.zeros((1, 21, 21, 1), np.float32)
+    weight[:, :, :11] = 1
+    made = synthetic.grown(
+        tf.constant(x), tf.constant(weight), column(0.5), column(0.05), column(1.0)
+    ).numpy()
+    assert (made[0, [8, 12], :5] < 0.68).all()  # the next voxels
+    assert np.allclose(made[0, [5, 15], :5], 0.8, atol=0.01)
+    assert np.allclose(made[0, 10], 0.5, atol=0.02)
+    assert np.array_equal(made[0, :, 11:], x[0, :, 11:])
+
+
+@pytest.mark.parametrize("shape", [(33, 33), (31, 9, 7)], ids=str)
+def test_the_noise_of_patches_is_measured_between_edges(shape):
+    x = np.full((3, *shape, 2), 0.5, np.float32)
+    x[:, :, ::6] = 0.7  # edges along the second axis, and some along the first
+    x[:, 5:] += 0.1
+    sd = np.array([[0.01, 0.03], [0.02, 0.002], [0.05, 0.01]]).reshape(3, *[1] * len(shape), 2)
+    noisy = (x + sd * RNG.normal(size=x.shape)).astype(np.float32)
+    noisy[2, 3:] = 0  # hardly any brain is left
+    level = synthetic.noise_level(tf.constant(noisy)).numpy()
+    assert level.shape == sd.shape
+    assert np.allclose(level[:2], sd[:2], rtol=0.3)
+    assert np.isfinite(level).all()
+
+
+@pytest.mark.parametrize("edit", ["foreign", "warped", "blurred"])
+def test_edits_leave_the_noise_as_it_was(edit):
+    sd = 0.03
+    x, other, grain = (tf.constant(sd * RNG.normal(size=(4, 41, 41, 1)), tf.float32) for _ in range(3))
+    weight, values = (
+        0.7 * tf.ones((4, 41, 41, 1)),
+        {
+            "foreign": (0.5 + other, column(*[0] * 4), column(*[0.6] * 4)),
+            "warped": (column(*[1.3] * 4), tf.zeros((4, 1, 1, 2))),
+            "blurred": (column(*[0.9] * 4),),
+        },
+    )
+    made = getattr(synthetic, edit)(0.5 + x, weight, *values[edit], grain).numpy()
+    without = getattr(synthetic, edit)(0.5 + x, weight, *values[edit], 0.0).numpy()
+    assert without.std() < 0.85 * sd
+    assert made.std() == pytest.approx(sd, rel=0.04)
+
+
+def test_light_keeps_brain_and_background():
+    x = np.zeros((2, 5, 5, 1), np.float32)
+    x[:, 2:] = 0.001
+    x[:, 3:] = 0.5
+    made = synthetic.relit(x, 0.1, -0.02).numpy()
+    assert np.allclose(made[:, 3:], 0.53)
+    assert (made[:, 2] > 0).all()
+    assert not made[:, :2].any()
 
 
 def test_shift_and_tint_scale_what_they_should():
@@ -255,9 +311,10 @@ def test_foreign_tissue_is_another_patch_of_the_batch():
     other = synthetic.neighbour(x)
     assert np.array_equal(other, x[[1, 0, 3, 2, 3]])
     weight = tf.ones((5, 7, 7, 1))
-    assert np.allclose(synthetic.foreign(x, weight, other, column(*[0] * 5), column(*[1] * 5)), other)
+    none, all_ = column(*[0] * 5), column(*[1] * 5)
+    assert np.allclose(synthetic.foreign(x, weight, other, none, all_, 0.0), other)
     x = 0.4 + 0.2 * x
-    fitted = synthetic.foreign(x, weight, synthetic.neighbour(x), column(*[1] * 5), column(*[1] * 5)).numpy()
+    fitted = synthetic.foreign(x, weight, synthetic.neighbour(x), all_, all_, 0.0).numpy()
     assert np.allclose(fitted.mean((1, 2)), x.mean((1, 2)), atol=1e-5)
     assert not np.allclose(fitted, x, atol=0.01)
 
@@ -270,6 +327,20 @@ def altered(request):
     x[:, :2] = 0
     made, where = (value.numpy() for value in model.alter(tf.constant(x)))
     return x, made, where[..., 0] > 0
+
+
+def test_most_shifts_go_the_way_that_lesions_change_a_modality():
+    model = epizoo.create("synthetic", patch_shape=(9, 9), filters=8, directions=[-1, 1])
+    model.compile()
+    config = type(model).config_for(["T1w", "FLAIR", "SWI"])
+    assert config == {"channels": 3, "directions": [-1, 1, 0]}
+    x = np.full((800, 9, 9, 2), 0.5, np.float32)  # in one tissue without noise only shifts and tints show
+    made = model.alter(tf.constant(x))[0].numpy() - x
+    darker, brighter = (made < -2e-3).any((1, 2)), (made > 2e-3).any((1, 2))
+    assert darker[:, 0].sum() > 3 * brighter[:, 0].sum() > 0
+    assert brighter[:, 1].sum() > 3 * darker[:, 1].sum() > 0
+    with pytest.raises(InputError, match=r"directions \[1\]: -1, 0 or 1 for each of 2"):
+        epizoo.create("synthetic", directions=[1])
 
 
 def test_half_of_the_patches_stay_as_they_are(altered):

@@ -206,6 +206,16 @@ def test_a_detector_that_cannot_read_the_model_is_refused_before_training(cohort
     assert not (run.folder.path / "history.csv").exists()
 
 
+def test_signs_are_those_of_the_cohorts_modalities(cohort, data_dir, tmp_path):
+    run = Run(config(cohort, model="none", detector="signs"), tmp_path / "run", data_dir=data_dir)
+    run.fit()
+    manifest = json.loads((run.folder.detector / "manifest.json").read_text())
+    assert manifest["config"] == {"modalities": list(run.builder.modalities)}
+    assert manifest["features"] == len(run.builder.modalities) + 1
+    run.score()
+    assert np.isfinite(run.score_map("p1")).all()
+
+
 def test_a_run_whose_settings_were_stored_before_there_were_defaults_of_its_model_goes_on(
     cohort, data_dir, tmp_path
 ):
@@ -224,7 +234,7 @@ def test_settings_that_are_not_given_are_the_models_and_the_detectors():
 
     assert settings(model="siamese") == ("ocsvm", 10, 500, 256, 0.0)
     assert settings(model="none", detector="zscore") == ("zscore", 10, 500, 256, 0.0)
-    assert settings(model="synthetic") == ("head", 10, 250, 16, 6.0)
+    assert settings(model="synthetic") == ("signs", 8, 250, 16, 6.0)
     assert settings(model="synthetic", detector="ocsvm", epochs=3) == ("ocsvm", 3, 250, 16, 0.0)
     assert settings(model="siamese", detector="head", fwhm=2.0) == ("head", 10, 500, 256, 2.0)
 

@@ -28,6 +28,7 @@ from tfds_epilepsy.volumes import load_template, read_nifti, same_grid, voxel_to
 
 KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
 TISSUES = ("gm", "wm", "csf")
+DIRECTIONS = {"T1w": -1, "FLAIR": 1, "T2w": 1, "pet": -1}  # of the signal in a lesion: 1 brighter, -1 darker
 EDGE = 0.3  # weight of the lesion above which a voxel belongs to its mask
 HIPPOCAMPUS = (27.0, -20.0, -17.0)  # template mm, right side
 

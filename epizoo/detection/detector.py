@@ -27,6 +27,7 @@ DETECTORS: dict[str, str] = {
     "adjusted": "epizoo.detection.adjusted:Adjusted",
     "reconstruction": "epizoo.detection.reconstruction:Reconstruction",
     "head": "epizoo.detection.head:Head",
+    "signs": "epizoo.detection.signs:Signs",
     "zscore": "epizoo.detection.classical:ZScore",
     "flair": "epizoo.detection.classical:FlairThreshold",
     "junction_extension": "epizoo.detection.classical:JunctionExtension",

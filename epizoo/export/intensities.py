@@ -1,4 +1,4 @@
-"""Intensities in TensorFlow operations: what ``tfds_epilepsy.volumes.normalise`` and ``codes.smooth`` do."""
+"""Intensities in TensorFlow operations: what ``volumes.normalise``, ``codes.smooth`` and ``SignMaps`` do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from epizoo.detection.codes import FWHM_TO_SIGMA
+from epizoo.detection.signs import EDGE_FWHM, SURROUND_FWHM
 
 METHODS = ("unit", "zscore")  # others are learnt from a cohort
 
@@ -59,6 +60,22 @@ def smooth(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], fwh
     inside = tf.cast(mask, tf.float32)
     values, weights = tf.unstack(_gaussian_filter(tf.stack([volume * inside, inside]), sigma))
     return tf.where(mask, values / tf.maximum(weights, 1e-6), 0.0)
+
+
+def signs(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating]) -> tf.Tensor:
+    """The signs ``(x, y, z, m + 1)`` of ``detection.signs.SignMaps``, of a normalised volume."""
+    channels = tf.unstack(volume, axis=-1)
+    relative = [tf.where(mask, c - smooth(c, mask, affine, SURROUND_FWHM), 0.0) for c in channels]
+    padded = tf.pad(smooth(channels[0], mask, affine, EDGE_FWHM), [(1, 1)] * 3)
+    squares = []
+    for axis, zoom in enumerate(np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)):
+        ahead, behind = (
+            padded[tuple(slice(2 * k, -2 + 2 * k or None) if a == axis else slice(1, -1) for a in range(3))]
+            for k in (1, 0)
+        )
+        squares.append(tf.square((ahead - behind) / np.float32(2 * zoom)))
+    gradient = tf.where(mask, tf.sqrt(tf.add_n(squares)), 0.0)
+    return tf.stack([*relative, gradient], -1)
 
 
 def _unit(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

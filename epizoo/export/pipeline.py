@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from epizoo.dense import DenseEncoder, dilating_in_3d, in_runs
 from epizoo.detection import NormativeModel
 from epizoo.detection.codes import EncoderCodes, Intensities
+from epizoo.detection.signs import SignMaps, Signs
 from epizoo.export import folder as folders
 from epizoo.export import intensities
 from epizoo.export.encoder import NORMALISATIONS, VOXELS, by_name, drawn_volume, stacked
@@ -46,7 +47,7 @@ def export_pipeline(
 
     Args:
         normative: a fitted detector: ``ocsvm``, ``gaussian``, ``knn``, ``reconstruction``, ``head``,
-            ``zscore`` or ``flair``, smoothed or not.
+            ``signs``, ``zscore`` or ``flair``, smoothed or not.
         folder: where the export goes; appears once it is whole and gives what the detector gives.
         modalities: names of the channels in order.
         normalisation: of raw intensities (see ``export_encoder``).
@@ -67,10 +68,10 @@ def export_pipeline(
             f"detector {name!r} has no form in TensorFlow operations: a pipeline can be exported with "
             f"{', '.join(SCORERS)}. Its encoder can be exported in any case (--what encoder)."
         )
-    if type(codes) not in (EncoderCodes, Intensities):
+    if type(codes) not in (EncoderCodes, SignMaps, Intensities):
         problems.append(
             f"a detector that reads {type(codes).__name__} has no form in TensorFlow operations: of codes, "
-            "those of an encoder and intensities have."
+            "those of an encoder, signs and intensities have."
         )
     if normalisation not in NORMALISATIONS:
         problems.append(f"normalisation {normalisation!r}: choose one of {', '.join(NORMALISATIONS)}.")
@@ -117,9 +118,9 @@ class _Pipeline:
     def __init__(self, normative: NormativeModel):
         self.affine, self.fwhm = normative.affine, normative.manifest["fwhm"]
         self.shape = normative.mask.shape
-        codes = normative.codes
-        self.dense: DenseEncoder | None = codes.dense if isinstance(codes, EncoderCodes) else None
-        self.code_fwhm = codes.fwhm if isinstance(codes, Intensities) else 0.0
+        self.codes = codes = normative.codes
+        encoder = codes.inner if isinstance(codes, SignMaps) else codes
+        self.dense: DenseEncoder | None = encoder.dense if isinstance(encoder, EncoderCodes) else None
         self.mask = tf.Variable(normative.mask, trainable=False)
         self.mean = tf.Variable(normative.mean, trainable=False)
         self.sd = tf.Variable(normative.sd, trainable=False)
@@ -140,22 +141,25 @@ class _Pipeline:
 
     def score(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """The map ``(x, y, z)`` of a normalised volume ``(x, y, z, m)``."""
-        if self.dense:
-            padded = self.dense.padded_in_graph(volume)
-        elif self.code_fwhm:
-            channels = tf.unstack(volume, axis=-1)
-            padded = tf.stack(
-                [intensities.smooth(c, mask, self.affine, self.code_fwhm) for c in channels], -1
-            )
-        else:
-            padded = volume
-        scores = tf.concat([slab.score(padded) for slab in self.slabs], 0)
+        padded = self.dense.padded_in_graph(volume) if self.dense else None
+        features = self._features(volume, mask)
+        scores = tf.concat([slab.score(padded, features) for slab in self.slabs], 0)
         voxels = tf.concat([slab.voxels.value() for slab in self.slabs], 0)
         raw = tf.scatter_nd(voxels, scores, self.shape)
         inside = tf.logical_and(mask, self.mask)
         if self.fwhm:
             raw = intensities.smooth(raw, inside, self.affine, self.fwhm)
         return tf.where(inside, (raw - self.mean) / self.sd, 0.0)
+
+    def _features(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor | None:
+        """What the detector reads of the volume itself, ``(x, y, z, k)``."""
+        codes = self.codes
+        if isinstance(codes, SignMaps):
+            return intensities.signs(volume, mask, self.affine)
+        if isinstance(codes, Intensities) and codes.fwhm:
+            channels = tf.unstack(volume, axis=-1)
+            return tf.stack([intensities.smooth(c, mask, self.affine, codes.fwhm) for c in channels], -1)
+        return volume if isinstance(codes, Intensities) else None
 
 
 class _Slab:
@@ -172,18 +176,20 @@ class _Slab:
     def variables(self) -> list[tf.Variable]:
         return [self.voxels, self.first, *self.scorer.variables]
 
-    def score(self, padded: tf.Tensor) -> tf.Tensor:
+    def score(self, padded: tf.Tensor | None, features: tf.Tensor | None) -> tf.Tensor:
         """Scores ``(v,)`` of its voxels, as many slices at a time as fit in ``STEP_BYTES``."""
-        slices_at_once = self.dense.slices_at_once(padded.shape) if self.dense else 1
+        slices_at_once = (
+            1 if self.dense is None or padded is None else self.dense.slices_at_once(padded.shape)
+        )
 
         def some_slices(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
             begin, end = self.first[start], self.first[stop]
             voxels = self.voxels[begin:end]
+            parts = [] if features is None else [tf.gather_nd(features, voxels)]
             if self.dense:
                 z = self.slices.start
-                latents = self.dense.slices_in_graph(padded, start + z, stop + z, voxels)
-            else:
-                latents = tf.gather_nd(padded, voxels)
+                parts.append(self.dense.slices_in_graph(padded, start + z, stop + z, voxels))
+            latents = tf.concat(parts, 1)
             return in_runs(
                 end - begin,
                 RUN,
@@ -305,6 +311,17 @@ class _ZScore(_Scorer):
         return tf.reduce_max(tf.abs(latents - self.mean[start:stop]) / self.sd[start:stop], 1)
 
 
+class _Signs(_ZScore):
+    """The sum of the signs, each in z units and in its direction."""
+
+    def __init__(self, state: Any, order: Any, config: Any):
+        super().__init__(state, order, config)
+        self.weights = Signs(**config).weights(state["mean_"].shape[1])
+
+    def score(self, latents: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        return tf.linalg.matvec((latents - self.mean[start:stop]) / self.sd[start:stop], self.weights)
+
+
 class _Flair(_Scorer):
     """One modality as it is."""
 
@@ -322,6 +339,7 @@ SCORERS: dict[str, Callable[..., _Scorer]] = {
     "knn": _KNN,
     "reconstruction": _Reconstruction,
     "head": _Head,
+    "signs": _Signs,
     "zscore": _ZScore,
     "flair": _Flair,
 }

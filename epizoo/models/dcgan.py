@@ -40,7 +40,7 @@ class DCGAN(PatchModel):
     paper = "Radford et al. 2016, arXiv 1511.06434"
     tracked: ClassVar[tuple[str, ...]] = ("d_loss", "g_loss", "r1", "mmd")
     monitor = "val_mmd"
-    trains: ClassVar = {"d_optimizer": ("live_features", "head"), "g_optimizer": ("live_generator",)}
+    trains: ClassVar = {"d_optimizer": ("live_features", "classifier"), "g_optimizer": ("live_generator",)}
     averages: ClassVar = {"features": "live_features", "generator": "live_generator"}
     generates = True
 
@@ -60,7 +60,7 @@ class DCGAN(PatchModel):
         self.filters = filters
         # === Layers ===
         with self.building():
-            self.live_features, self.head, self.live_generator = self.build_networks()
+            self.live_features, self.classifier, self.live_generator = self.build_networks()
             projection = layers.Dense(
                 latent_dim,
                 use_bias=False,
@@ -106,7 +106,7 @@ class DCGAN(PatchModel):
 
     def discriminate(self, patches: Any) -> Any:
         """Logits ``(n, 1)`` of the trained discriminator."""
-        return self.head(self.live_features(patches, training=True), training=True)
+        return self.classifier(self.live_features(patches, training=True), training=True)
 
     def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
         """Held-out controls: how far what the averaged generator makes is from them, in intensities."""
@@ -133,11 +133,13 @@ class DCGAN(PatchModel):
     ) -> tuple[keras.Model, keras.Model, keras.Model]:
         features = self._features(stages, discriminator_norm)
         width = features.output_shape[-1]
-        head = keras.Sequential([keras.Input((width,)), layers.Dense(1, dtype="float32")], name="head")
+        classifier = keras.Sequential(
+            [keras.Input((width,)), layers.Dense(1, dtype="float32")], name="classifier"
+        )
         generator = blocks.conv_decoder(
             *(self.patch_shape, self.channels, self.latent_dim, stages), norm=generator_norm, name="generator"
         )
-        return features, head, generator
+        return features, classifier, generator
 
     def _features(self, stages: Sequence[blocks.Stage], norm: str | None) -> keras.Model:
         """``patch`` to the features of every stage, each pooled to a grid of at most 4 a side."""

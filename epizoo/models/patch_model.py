@@ -201,6 +201,11 @@ class PatchModel(keras.Model):
         """
         return self.generate(len(np.asarray(patches)), seed)
 
+    @classmethod
+    def config_for(cls, modalities: Sequence[str]) -> dict[str, Any]:
+        """The arguments that follow from the names of the channels."""
+        return {"channels": len(modalities)}
+
     def compile(
         self,
         optimizer: Any = None,

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.lesions import DIRECTIONS
 
 SCALE = 3  # the context is seen 3 times coarser
+QUARTILE = 0.3186  # of the size of a standard normal value: a quarter lies below
+EXPECTED = 0.36  # 86 % of the changes of a modality go its own way, where it has one
 LOCAL_DEPTH = 4  # convolutions at full resolution, at most: they look at 9 voxels
 
 
@@ -30,12 +33,18 @@ class Synthetic(PatchModel):
       second case at the mean of what it replaces, so that its borders do not give it away (NSA: Schlüter
       et al. 2022, arXiv 2109.15222);
     - *warped*: magnified or shrunk about a point of the blob, by up to 1.5, as thick or thin cortex is;
-    - *blurred*: by .4 to 1.3 voxels, as a junction is;
+    - *grown*: the tissue of one of its voxels takes some of the next voxel's place;
+    - *blurred*: by .3 to 1.3 voxels, as a junction is;
     - *replaced*: its signal, but for the fine texture, goes toward that of another voxel of the patch: tissue
       of one kind where another belongs;
-    - *shifted*: brighter or darker by 2 to 12 %, some modalities and not others, each by its own amount;
+    - *shifted*: brighter or darker by 2 to 12 %, some modalities and not others, each by its own amount; six
+      of seven times in the direction in which lesions change the modality, where that is known;
     - *tinted*: the same for those voxels alone whose signal in one modality is like that of one voxel: one
       tissue of several.
+
+    Mixing, warping and blurring average the noise away, which no lesion does and which a network finds
+    sooner than any lesion: white noise of the patch's own level makes up for it. All patches, altered or
+    not, vary in brightness as scans do.
 
     The network says for every voxel in the middle of the patch whether it was altered (cross-entropy over the
     brain's voxels). It has two pathways after DeepMedic (Kamnitsas et al. 2017, Med Image Anal 36:61): nine
@@ -49,9 +58,11 @@ class Synthetic(PatchModel):
         patch_shape: 33x33x33 looks 27 voxels wide and judges 9x9x9 voxels of each patch at once in training.
         channels, latent_dim, **kwargs: see :class:`PatchModel`.
         filters: of the convolutions.
+        directions: of the change of each modality in lesions, as readers know it (FLAIR 1, T1w -1; see
+            ``tfds_epilepsy.lesions.DIRECTIONS``): 1 brighter, -1 darker, 0 either; all 0 if None.
 
     Raises:
-        InputError: ``stages`` were given.
+        InputError: ``stages`` were given; not one direction a modality.
     """
 
     paper = "Edited tissue: Tan et al. 2020, arXiv 2011.04197; two pathways: Kamnitsas et al. 2017"
@@ -59,7 +70,8 @@ class Synthetic(PatchModel):
     # A patch is 33 voxels wide and judged at 729 of them.
     run_defaults: ClassVar = {
         **PatchModel.run_defaults,
-        "detector": "head",
+        "detector": "signs",
+        "epochs": 8,
         "steps_per_epoch": 250,
         "batch_size": 16,
     }
@@ -71,13 +83,17 @@ class Synthetic(PatchModel):
         latent_dim: int = 64,
         *,
         filters: int = 24,
+        directions: Sequence[int] | None = None,
         **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
         if self.stages is not None:
             raise InputError("synthetic has two pathways of its own: give 'filters', not 'stages'.")
+        if directions is not None and (len(directions) != channels or not {-1, 0, 1}.issuperset(directions)):
+            raise InputError(f"directions {list(directions)}: -1, 0 or 1 for each of {channels} modalities.")
         # === Config ===
         self.filters = filters
+        self.directions = None if directions is None else [int(d) for d in directions]
         self.judged_shape = tuple(9 if n >= 27 else 3 for n in self.patch_shape)
         # === Layers ===
         with self.building():
@@ -108,8 +124,8 @@ class Synthetic(PatchModel):
 
         def codes(patch: Any, judged: Sequence[int], wide: Sequence[int]) -> Any:
             near = [j + 2 * d for j, d in zip(judged, local_depth, strict=True)]
-            seen = _apply(local, _crop(patch, near))
-            around = _apply(context, pool(_crop(patch, wide)))
+            seen = _apply(local, blocks.crop(patch, near))
+            around = _apply(context, pool(blocks.crop(patch, wide)))
             around = grow(around) if max(judged) > 1 else around
             return code(_apply(joint, layers.Concatenate()([seen, around])))
 
@@ -126,12 +142,24 @@ class Synthetic(PatchModel):
     # === Losses ===
 
     def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        x, altered = self.alter(batch["patch"], training)
+        x, altered = self.alter(self.relight(batch["patch"], training), training)
         logits = self.segmenter(x, training=training)[..., 0]
-        brain = tf.cast(tf.reduce_any(_crop(batch["patch"], self.judged_shape) > 0, -1), tf.float32)
-        loss = losses.binary_cross_entropy(_crop(altered, self.judged_shape)[..., 0], logits)
+        brain = tf.cast(tf.reduce_any(blocks.crop(batch["patch"], self.judged_shape) > 0, -1), tf.float32)
+        loss = losses.binary_cross_entropy(blocks.crop(altered, self.judged_shape)[..., 0], logits)
         share = tf.reduce_mean(self.gather(brain))  # of the whole batch
         return {"loss": tf.reduce_mean(loss * brain) / tf.maximum(share, 1e-6)}
+
+    def relight(self, x: Any, training: bool = True) -> Any:
+        """Patches ``(n, *patch_shape, m)`` as bright as another scan of them might be, with a bias field."""
+        rank = len(self.patch_shape)
+
+        def normal(name: str, *shape: int) -> Any:
+            return self.noise(name, (tf.shape(x)[0], *[1] * rank, *shape), training)
+
+        across = _grid(self.patch_shape) / np.array(self.patch_shape, np.float32)
+        tilt = tf.reduce_sum(normal("tilt", rank, self.channels) * across[..., np.newaxis], -2)
+        gain = 0.04 * (normal("gain", self.channels) + tilt)
+        return relit(x, gain, 0.01 * normal("offset", self.channels))
 
     def alter(self, x: Any, training: bool = True) -> tuple[Any, Any]:
         """Alter about half of healthy patches ``(n, *patch_shape, m)``.
@@ -150,7 +178,9 @@ class Synthetic(PatchModel):
 
         def gains(name: str) -> Any:
             amount = tf.exp(draw(name, *ones, m, low=np.log(0.02), high=np.log(0.12)))
-            return signed(name, amount) * tf.cast(draw(f"{name} any", *ones, m) < 0.6, tf.float32)
+            brighter = 0.5 + EXPECTED * np.array(self.directions or [0] * m, np.float32)
+            sign = tf.sign(brighter - draw(f"{name} sign", *ones, m))
+            return sign * amount * tf.cast(draw(f"{name} any", *ones, m) < 0.6, tf.float32)
 
         centre = (0.36 * draw("centre", *ones, rank) - 0.18) * size
         smallest, largest = np.log(np.maximum(0.045 * size, 1.0)), np.log(np.maximum(0.18 * size, 2.0))
@@ -161,6 +191,7 @@ class Synthetic(PatchModel):
 
         chosen = draw("altered") < 0.5
         healthy = x
+        grain = noise_level(x) * self.noise("grain", (n, *self.patch_shape, m), training)
 
         def sometimes(edit: Callable[..., Any], share: float, *values: Any) -> Any:
             """The edit, mixed in by the blob's weight, in a share of the chosen patches."""
@@ -175,11 +206,16 @@ class Synthetic(PatchModel):
 
         opacity = draw("opacity", *ones, 1, low=0.2)
         fits = tf.round(draw("fits", *ones, 1))
-        x = sometimes(foreign, 0.1, neighbour(healthy), fits, opacity)
+        x = sometimes(foreign, 0.1, neighbour(healthy), fits, opacity, grain)
         zoom = tf.exp(signed("zoom", draw("zoom", *ones, 1, low=0.05, high=0.4)))
         point = centre + radius * draw("point", *ones, rank, low=-0.7, high=0.7)
-        x = sometimes(warped, 0.4, zoom, point)
-        x = sometimes(blurred, 0.4, draw("sigma", *ones, 1, low=0.4, high=1.3))
+        x = sometimes(warped, 0.4, zoom, point, grain)
+        source = point + size // 2  # a voxel of the blob
+        source = tf.cast(tf.clip_by_value(tf.reshape(source, (-1, rank)), 0, size - 1), tf.int32)
+        tissue = tf.gather_nd(gaussian(healthy, 0.6 * tf.ones((n, *ones, 1))), source, batch_dims=1)
+        width, reach = draw("tissue", *ones, 1, low=0.04, high=0.12), draw("reach", *ones, 1, low=0.2)
+        x = sometimes(grown, 0.4, tf.reshape(tissue, (-1, *ones, m)), width, reach)
+        x = sometimes(blurred, 0.4, draw("sigma", *ones, 1, low=0.3, high=1.3), grain)
         there = tf.cast((0.2 + 0.6 * draw("there", rank)) * size, tf.int32)
         signal = tf.reshape(tf.gather_nd(healthy, there, batch_dims=1), (-1, *ones, m))
         x = sometimes(replaced, 0.15, signal, draw("strength", *ones, 1, low=0.2))
@@ -196,29 +232,51 @@ class Synthetic(PatchModel):
         return x, tf.cast((weight > 0.3) & changed, tf.float32)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "filters": self.filters}
+        return {**super().get_config(), "filters": self.filters, "directions": self.directions}
+
+    @classmethod
+    def config_for(cls, modalities: Sequence[str]) -> dict[str, Any]:
+        return {**super().config_for(modalities), "directions": [DIRECTIONS.get(m, 0) for m in modalities]}
 
 
 # === Edits: patches (n, *shape, m), the blob's weight (n, *shape, 1) and their own values, to patches ===
 
 
-def foreign(x: Any, weight: Any, other: Any, fits: Any, opacity: Any) -> Any:
+def foreign(x: Any, weight: Any, other: Any, fits: Any, opacity: Any, grain: Any) -> Any:
     """Another patch mixed in; where ``fits`` is 1, at the mean of the one that it replaces."""
     axes = list(range(1, len(x.shape) - 1))
     shift = tf.reduce_mean(x, axes, keepdims=True) - tf.reduce_mean(other, axes, keepdims=True)
-    return x + opacity * weight * (tf.clip_by_value(other + fits * shift, 0.0, 1.0) - x)
+    share = opacity * weight
+    mixed = x + share * (tf.clip_by_value(other + fits * shift, 0.0, 1.0) - x)
+    return mixed + grain * lost(share**2 + (1 - share) ** 2)
 
 
-def warped(x: Any, weight: Any, zoom: Any, point: Any) -> Any:
+def warped(x: Any, weight: Any, zoom: Any, point: Any, grain: Any) -> Any:
     """Magnified by ``zoom`` (below 1: shrunk) about a point, in voxels from the centre."""
     grid = _grid(x.shape[1:-1])
-    at = grid + weight * (point - grid) * (1 - 1 / zoom)
-    return interpolate(x, at + np.float32(np.array(x.shape[1:-1]) // 2))
+    at = grid + weight * (point - grid) * (1 - 1 / zoom) + np.float32(np.array(x.shape[1:-1]) // 2)
+    part = at - tf.floor(at)
+    kept = tf.reduce_prod(part**2 + (1 - part) ** 2, -1, keepdims=True)
+    return interpolate(x, at) + grain * lost(kept)
 
 
-def blurred(x: Any, weight: Any, sigma: Any) -> Any:
+def grown(x: Any, weight: Any, tissue: Any, width: Any, reach: Any) -> Any:
+    """Where voxels of a signal ``tissue``, within a width, are near, theirs in place of the voxel's own."""
+    member = tf.exp(-0.5 * tf.reduce_mean(tf.square((x - tissue) / width), -1, keepdims=True))
+    near = gaussian(member, 0.9 * tf.ones_like(reach))
+    signal = gaussian(member * x, 0.9 * tf.ones_like(reach)) / tf.maximum(near, 1e-3)
+    valid = tf.cast(tf.reduce_any(x > 0, -1, keepdims=True), x.dtype)
+    share = weight * reach * valid * tf.clip_by_value(2 * near, 0.0, 1.0) * (1 - member)
+    return x + share * (signal - gaussian(x, 0.5 * tf.ones_like(reach)))  # the fine texture is kept
+
+
+def blurred(x: Any, weight: Any, sigma: Any, grain: Any) -> Any:
     """Under a Gaussian of ``sigma`` voxels."""
-    return x + weight * (gaussian(x, sigma) - x)
+    rank = len(x.shape) - 2
+    kernel = _kernel(sigma)
+    middle, energy = kernel[..., 2:3] ** rank, tf.reduce_sum(kernel**2, -1, keepdims=True) ** rank
+    kept = (1 - weight) ** 2 + 2 * weight * (1 - weight) * middle + weight**2 * energy
+    return x + weight * (gaussian(x, sigma) - x) + grain * lost(kept)
 
 
 def replaced(x: Any, weight: Any, signal: Any, strength: Any) -> Any:
@@ -239,6 +297,34 @@ def tinted(x: Any, weight: Any, gain: Any, like: Any, by: Any, width: Any) -> An
 
 
 # === What the edits are made of ===
+
+
+def relit(x: Any, gain: Any, offset: Any) -> Any:
+    """A patch of the brain ``(n, *shape, m)`` under other light; what is brain stays above 0."""
+    brain = tf.cast(tf.reduce_any(x > 0, -1, keepdims=True), x.dtype)
+    return tf.clip_by_value(x * (1 + gain) + offset, 1e-3, 1.0) * brain
+
+
+def noise_level(x: Any) -> Any:
+    """Standard deviation of white noise in patches: ``(n, 1, ..., m)``; 0 where there is hardly any brain.
+
+    From the lower quartile of second differences along the first axis, which edges between tissues move least
+    (after Immerkaer 1996, Comput Vis Image Underst 64:300-302).
+    """
+    before, middle, after = x[:, :-2], x[:, 1:-1], x[:, 2:]
+    inside = tf.reduce_all(tf.stack([before, middle, after]) > 0, 0)
+    bend = tf.where(inside, tf.abs(middle - (before + after) / 2), np.inf)
+    bend = tf.reshape(bend, (tf.shape(x)[0], -1, x.shape[-1]))[:, ::7]  # a sample is enough
+    bend = tf.sort(tf.transpose(bend, (0, 2, 1)))
+    count = tf.reduce_sum(tf.cast(tf.math.is_finite(bend), tf.int32), -1)
+    quartile = tf.gather(bend, count // 4, batch_dims=2)
+    level = tf.where(count >= 20, quartile / np.float32(QUARTILE * np.sqrt(1.5)), 0.0)
+    return tf.reshape(level, (-1, *[1] * (len(x.shape) - 2), x.shape[-1]))
+
+
+def lost(kept: Any) -> Any:
+    """Standard deviation that white noise lost where a share of its variance is kept."""
+    return tf.sqrt(tf.maximum(1 - kept, 0.0))
 
 
 def blob(shape: Sequence[int], centre: Any, radius: Any, waves: Any) -> Any:
@@ -267,8 +353,7 @@ def neighbour(x: Any) -> Any:
 def gaussian(x: Any, sigma: Any) -> Any:
     """Smoothed by ``sigma (n, 1, ..., 1)`` voxels over five voxels along each axis; edges repeated."""
     rank = len(x.shape) - 2
-    kernel = tf.exp(-0.5 * tf.square(np.arange(-2, 3, dtype=np.float32) / tf.reshape(sigma, (-1, 1))))
-    kernel /= tf.reduce_sum(kernel, 1, keepdims=True)
+    kernel = tf.reshape(_kernel(sigma), (-1, 5))
     for axis in range(1, rank + 1):
         size = x.shape[axis]
         padded = tf.pad(x, [(2, 2) if i == axis else (0, 0) for i in range(rank + 2)], "SYMMETRIC")
@@ -295,6 +380,12 @@ def interpolate(x: Any, at: Any) -> Any:
 # === Helpers ===
 
 
+def _kernel(sigma: Any) -> Any:
+    """Of a Gaussian over five voxels: ``sigma (n, 1, ..., 1)`` voxels to ``(n, 1, ..., 5)``."""
+    kernel = tf.exp(-0.5 * tf.square(np.arange(-2, 3, dtype=np.float32) / sigma))
+    return kernel / tf.reduce_sum(kernel, -1, keepdims=True)
+
+
 def _grid(shape: Sequence[int]) -> NDArray[np.float32]:
     """Voxels from the middle ``(*shape, rank)``."""
     return np.stack(np.meshgrid(*(np.arange(k) - k // 2 for k in shape), indexing="ij"), -1).astype(
@@ -311,8 +402,3 @@ def _apply(stack: Sequence[Any], x: Any) -> Any:
     for one in stack:
         x = one(x)
     return x
-
-
-def _crop(x: Any, shape: Sequence[int]) -> Any:
-    begin = [(n - k) // 2 for n, k in zip(x.shape[1:-1], shape, strict=True)]
-    return x[(slice(None), *(slice(b, b + k) for b, k in zip(begin, shape, strict=True)))]

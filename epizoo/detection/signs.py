@@ -1,0 +1,122 @@
+"""The signs that readers look for, held against the controls at every voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from epizoo.detection.classical import ZScore
+from epizoo.detection.codes import Codes, smooth
+from epizoo.detection.detector import check_latents
+from epizoo.detection.head import Head
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.lesions import DIRECTIONS
+from tfds_epilepsy.volumes import Subject
+
+SURROUND_FWHM = 40.0  # millimetres; what is as wide is a bias field or the anatomy of a lobe
+EDGE_FWHM = 3.0  # millimetres, before the gradient is taken
+
+
+class Signs(ZScore):
+    """The sum of the signs of a lesion, each in z units of the controls at the voxel and one-sided.
+
+    - the signal, less its mean over the surround: darker T1w, brighter FLAIR and T2w, less PET uptake;
+    - the gradient of the first modality: less, where the junction of grey and white matter is blurred;
+    - what the model itself holds to be abnormal, where it has a ``head``.
+
+    These are the signs of focal cortical dysplasia that readers are taught (Blümcke et al. 2011, Epilepsia
+    52:158-174; Colombo et al. 2009, AJNR 31:658-664). All count alike: ``sum s_k z_k / sqrt(k)`` (Stouffer),
+    so there is nothing to fit to lesions.
+
+    Args:
+        modalities: names of the image's channels; those that ``DIRECTIONS`` does not know add no sign.
+
+    Attributes:
+        mean_, sd_: ``(v, k)`` float32, of the controls; an sd under 1e-3 is raised to it.
+
+    Raises:
+        InputError: no modality whose direction is known.
+    """
+
+    name: ClassVar[str] = "signs"
+    map_fwhm: ClassVar[float] = 6.0
+
+    def __init__(self, modalities: Sequence[str] = ("T1w", "FLAIR")):
+        self.modalities = list(modalities)
+        if not any(name in DIRECTIONS for name in self.modalities):
+            raise InputError(
+                f"modalities {', '.join(self.modalities) or 'none'}: 'signs' knows how a lesion changes "
+                f"{', '.join(DIRECTIONS)}; take another detector."
+            )
+
+    @property
+    def directions(self) -> NDArray[np.float32]:
+        """Of the features that come from the image: the modalities, then the gradient."""
+        return np.array([*(DIRECTIONS.get(name, 0) for name in self.modalities), -1], np.float32)
+
+    def codes(self, encoder: Any) -> Codes:
+        """The signs, and of a ``PatchModel`` what its head makes of a voxel.
+
+        Raises:
+            InputError: a model without a head.
+        """
+        if isinstance(encoder, Codes):
+            return encoder
+        return SignMaps(None if encoder is None else Head().codes(encoder))
+
+    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        latents = check_latents(latents, len(self.mean_))
+        directions = self.weights(latents.shape[2])
+        return ((latents - self.mean_[:, None]) / self.sd_[:, None]) @ directions
+
+    def weights(self, features: int) -> NDArray[np.float32]:
+        """``s_k / sqrt(k)`` of all features; what follows the signs is a model's own score.
+
+        Raises:
+            InputError: fewer features than signs.
+        """
+        own = features - len(self.directions)
+        if own < 0:
+            raise InputError(
+                f"{features} features: modalities {', '.join(self.modalities)} and their gradient are "
+                f"{len(self.directions)}."
+            )
+        signs = np.concatenate([self.directions, np.ones(own, np.float32)])
+        return signs / np.sqrt(np.count_nonzero(signs), dtype=np.float32)
+
+
+class SignMaps(Codes):
+    """Each modality less its surround and the gradient of the first; then what a model makes of the voxel.
+
+    Args:
+        inner: of the model; None for the signs alone.
+    """
+
+    def __init__(self, inner: Codes | None = None):
+        self.inner = inner
+
+    def volume(self, subject: Subject) -> NDArray[np.float32]:
+        """``(x, y, z, 2 m + 1)``: the image, which the model reads, and the signs ``(x, y, z, m + 1)``."""
+        mask, affine = subject.brain_mask, subject.affine
+        channels = np.moveaxis(subject.image, -1, 0)
+        relative = [np.where(mask, c - smooth(c, mask, affine, SURROUND_FWHM), 0) for c in channels]
+        zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+        blurred = smooth(channels[0], mask, affine, EDGE_FWHM)
+        slopes = [
+            ndimage.correlate1d(blurred, [-0.5, 0, 0.5], axis, mode="constant") / zooms[axis]
+            for axis in range(3)
+        ]
+        gradient = np.where(mask, np.sqrt(sum(np.square(slope) for slope in slopes)), 0)
+        return np.stack([*channels, *relative, gradient], -1, dtype=np.float32)
+
+    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+        m = volume.shape[-1] // 2
+        signs = volume[:, :, z, m:][mask[:, :, z]]
+        if self.inner is None:
+            return signs
+        own = self.inner.latents(volume[..., :m], mask, z)
+        return np.concatenate([signs, own], axis=1, dtype=np.float32)

@@ -1,0 +1,107 @@
+"""The signs: maps against brute force, scores against numbers worked by hand, directions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from epizoo import models
+from epizoo.detection.signs import EDGE_FWHM, SURROUND_FWHM, SignMaps, Signs
+from tests.test_classical import fit, subject
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import Subject
+
+
+def person(seed=0, shape=(9, 8, 7), zooms=(1.5, 2.0, 3.0), modalities=2):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(shape) < 0.8
+    image = np.where(mask[..., None], rng.random((*shape, modalities)), 0).astype(np.float32)
+    return Subject("01", "control", image, mask, np.zeros_like(mask), np.diag([*zooms, 1.0]))
+
+
+def mean_around(values, mask, zooms, at, fwhm):
+    """Of the voxels in the mask, by a Gaussian in millimetres: voxel by voxel."""
+    offsets = (np.argwhere(mask) - at) * zooms
+    weights = np.exp(-0.5 * (offsets**2).sum(1) / (fwhm / np.sqrt(8 * np.log(2))) ** 2)
+    return (weights * values[mask]).sum() / weights.sum()
+
+
+def test_maps_are_those_of_a_loop_over_the_voxels_of_an_anisotropic_grid():
+    one, zooms = person(), np.array([1.5, 2.0, 3.0])
+    maps = SignMaps().volume(one)
+    assert maps.shape == (9, 8, 7, 5)
+    np.testing.assert_array_equal(maps[..., :2], one.image)
+    blurred = np.zeros(one.brain_mask.shape)
+    for at in np.argwhere(one.brain_mask):
+        blurred[tuple(at)] = mean_around(one.image[..., 0], one.brain_mask, zooms, at, EDGE_FWHM)
+    padded = np.pad(blurred, 1)
+    for at in np.argwhere(one.brain_mask)[::7]:
+        x, y, z = at
+        for m in range(2):
+            surround = mean_around(one.image[..., m], one.brain_mask, zooms, at, SURROUND_FWHM)
+            assert maps[x, y, z, 2 + m] == pytest.approx(one.image[x, y, z, m] - surround, abs=2e-3)
+        steps = np.array(
+            [
+                padded[x + 2, y + 1, z + 1] - padded[x, y + 1, z + 1],
+                padded[x + 1, y + 2, z + 1] - padded[x + 1, y, z + 1],
+                padded[x + 1, y + 1, z + 2] - padded[x + 1, y + 1, z],
+            ]
+        )
+        assert maps[x, y, z, 4] == pytest.approx(np.linalg.norm(steps / (2 * zooms)), abs=2e-3)
+    assert (maps[~one.brain_mask] == 0).all()
+
+
+def test_the_score_is_the_sum_of_z_in_the_direction_of_each_sign():
+    controls = np.array([[[0.0, 1.0, 5.0], [2.0, 3.0, 5.0], [4.0, 5.0, 8.0]]], np.float32)  # sd 2, 2, 1.73
+    detector = Signs().fit(controls)
+    patient = np.array([[[0.0, 7.0, 3.0]]], np.float32)  # darker T1w, brighter FLAIR, less gradient
+    z = np.array([-2.0 / 2, 4.0 / 2, -3.0 / np.sqrt(3)]) / np.sqrt(1 + 1 / 3)
+    expected = (-z[0] + z[1] - z[2]) / np.sqrt(3)
+    np.testing.assert_allclose(detector.score(patient), [[expected]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("modalities", "weights"),
+    [
+        (["T1w"], [-1, -1]),
+        (["T1w", "FLAIR", "pet"], [-1, 1, -1, -1]),
+        (["T1w", "SWI"], [-1, 0, -1]),
+    ],
+)
+def test_modalities_have_directions_and_what_a_model_adds_counts_upward(modalities, weights):
+    signs = Signs(modalities)
+    found = signs.weights(len(weights) + 1)
+    expected = np.array([*weights, 1]) / np.sqrt(np.count_nonzero(weights) + 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(InputError, match="features"):
+        signs.weights(len(weights) - 1)
+
+
+def test_without_a_known_direction_or_a_head_it_says_so():
+    with pytest.raises(InputError, match="SWI: 'signs' knows how a lesion changes T1w"):
+        Signs(["SWI"])
+    with pytest.raises(InputError, match="no head"):
+        Signs().codes(models.create("siamese", patch_shape=(7, 7), latent_dim=4))
+
+
+def test_brighter_flair_scores_higher_and_darker_lower(tmp_path):
+    patient = subject(50)
+    model = fit(tmp_path, "signs")
+    where = np.zeros_like(patient.brain_mask)
+    where[30:40, 50:60] = patient.brain_mask[30:40, 50:60]
+
+    def score(gain):
+        image = patient.image.copy()
+        image[where, 1] *= gain
+        return model.score(replace(patient, image=image))[where].mean()
+
+    assert score(1.15) > score(1.0) + 0.2 > score(0.85) + 0.4
+
+
+def test_a_bias_field_is_no_sign(tmp_path):
+    patient = subject(50)
+    model = fit(tmp_path, "signs")
+    x = np.linspace(-1, 1, patient.image.shape[0])[:, None, None, None]
+    biased = model.score(replace(patient, image=(patient.image * (1 + 0.08 * x)).astype(np.float32)))
+    plain = model.score(patient)
+    assert abs(biased - plain)[patient.brain_mask].mean() < 0.35
