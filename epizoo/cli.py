@@ -334,7 +334,7 @@ def benchmark(
     baselines: Annotated[
         list[str] | None, typer.Option(help="Classical detectors on intensities; all by default.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    seeds: Annotated[int, typer.Option(min=0, help="Runs of each model; 0: baselines alone.")] = 3,
     supervised: Annotated[
         int,
         typer.Option(min=0, help="Annotated patients that the supervised reference learns from; 0: none."),
