@@ -66,15 +66,15 @@ def signs(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating]) -> t
     """The signs ``(x, y, z, m + 1)`` of ``detection.signs.SignMaps``, of a normalised volume."""
     channels = tf.unstack(volume, axis=-1)
     relative = [tf.where(mask, c - smooth(c, mask, affine, SURROUND_FWHM), 0.0) for c in channels]
-    padded = tf.pad(smooth(channels[0], mask, affine, EDGE_FWHM), [(1, 1)] * 3)
-    squares = []
-    for axis, zoom in enumerate(np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)):
-        ahead, behind = (
-            padded[tuple(slice(2 * k, -2 + 2 * k or None) if a == axis else slice(1, -1) for a in range(3))]
-            for k in (1, 0)
-        )
-        squares.append(tf.square((ahead - behind) / np.float32(2 * zoom)))
-    gradient = tf.where(mask, tf.sqrt(tf.add_n(squares)), 0.0)
+    zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    # A rim of zeros, so that what tf.roll brings round from the other end is 0.
+    blurred = tf.pad(smooth(channels[0], mask, affine, EDGE_FWHM), [(1, 1)] * 3)
+    slopes = [
+        (tf.roll(blurred, -1, axis) - tf.roll(blurred, 1, axis)) / (2 * zoom)
+        for axis, zoom in enumerate(zooms)
+    ]
+    steepness = tf.sqrt(tf.add_n([tf.square(slope) for slope in slopes]))[1:-1, 1:-1, 1:-1]
+    gradient = tf.where(mask, steepness, 0.0)
     return tf.stack([*relative, gradient], -1)
 
 

@@ -173,9 +173,6 @@ class Synthetic(PatchModel):
         def draw(name: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Any:
             return low + (high - low) * self.uniform(name, (n, *shape), training)
 
-        def signed(name: str, values: Any) -> Any:
-            return values * tf.sign(draw(f"{name} sign", *values.shape[1:]) - 0.5)
-
         def gains(name: str) -> Any:
             amount = tf.exp(draw(name, *ones, m, low=np.log(0.02), high=np.log(0.12)))
             brighter = 0.5 + EXPECTED * np.array(self.directions or [0] * m, np.float32)
@@ -207,9 +204,9 @@ class Synthetic(PatchModel):
         opacity = draw("opacity", *ones, 1, low=0.2)
         fits = tf.round(draw("fits", *ones, 1))
         x = sometimes(foreign, 0.1, neighbour(healthy), fits, opacity, grain)
-        zoom = tf.exp(signed("zoom", draw("zoom", *ones, 1, low=0.05, high=0.4)))
+        zoom = draw("zoom", *ones, 1, low=0.05, high=0.4) * tf.sign(draw("zoom sign", *ones, 1) - 0.5)
         point = centre + radius * draw("point", *ones, rank, low=-0.7, high=0.7)
-        x = sometimes(warped, 0.4, zoom, point, grain)
+        x = sometimes(warped, 0.4, tf.exp(zoom), point, grain)
         source = point + size // 2  # a voxel of the blob
         source = tf.cast(tf.clip_by_value(tf.reshape(source, (-1, rank)), 0, size - 1), tf.int32)
         tissue = tf.gather_nd(gaussian(healthy, 0.6 * tf.ones((n, *ones, 1))), source, batch_dims=1)
