@@ -12,6 +12,7 @@ from rich.console import Console
 
 import tfds_epilepsy
 from epizoo.detection import DETECTORS
+from epizoo.detection.detector import detector_class
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
 from epizoo.folds import make_folds
 from epizoo.models import REGISTRY
@@ -20,7 +21,8 @@ from epizoo.supervised_run import PATIENTS, SupervisedRun, supervised_config
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json
 
-BASELINES = ("zscore", "flair", "junction_extension", "spm", "signs")  # they read intensities
+BASELINES = [name for name in DETECTORS if "image" in detector_class(name).reads]
+ON_CODES = [name for name in DETECTORS if "codes" in detector_class(name).reads]
 
 
 def benchmark(
@@ -50,7 +52,8 @@ def benchmark(
         detectors: on the models' codes; each model's own if empty.
         baselines: detectors that read intensities; all of ``BASELINES`` that the data has the images for if
             None.
-        seeds: runs of each model and of the supervised reference; baselines have no random part and run once.
+        seeds: runs of each model and of the supervised reference; 0: baselines alone, which have no random
+            part and run once.
         supervised: annotated patients that the supervised reference is trained on; 0 leaves it out.
         folds: for a derivative of controls alone: cross-validate over subjects, with lesions implanted in
             the held-out ones (``epizoo.folds``); the table pools the folds.
@@ -65,6 +68,8 @@ def benchmark(
         InputError: unknown names, before any work; as ``Run`` and ``make_folds``.
     """
     folder, console = Path(folder), console or Console(stderr=True)
+    if not seeds and (models or detectors):
+        raise InputError("0 seeds run baselines alone: name no model and no detector, or at least 1 seed.")
     models = list(REGISTRY) if models is None else models
     _check_names(models, detectors, baselines or ())
     cohorts = {folder: data}
@@ -102,11 +107,10 @@ def _check_names(models: Sequence[str], detectors: Sequence[str], baselines: Seq
         for name in baselines
         if name not in BASELINES
     ]
-    encoders = [name for name in DETECTORS if name not in BASELINES or name == "signs"]
     problems += [
-        f"{name!r} is no detector on an encoder's codes: choose among {', '.join(encoders)}."
+        f"{name!r} is no detector on an encoder's codes: choose among {', '.join(ON_CODES)}."
         for name in detectors
-        if name not in encoders
+        if name not in ON_CODES
     ]
     if problems:
         raise InputError(problems)

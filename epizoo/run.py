@@ -143,7 +143,8 @@ class Run:
 
     Raises:
         InputError: the folder holds a run of another configuration, is not a run, or cannot be written;
-            the data set has problems or fewer than 2 training controls; an unknown model or detector.
+            the data set has problems or fewer than 2 training controls; an unknown model or detector, or a
+            detector that cannot read this model or these modalities. Then nothing is written.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class Run:
 
         self.builder = tfds_epilepsy.load(config.data, data_dir, require_controls=True)
         self._check_data(overwrite)
+        if overwrite or not self.folder.config.is_file():
+            self._check_method()
         if overwrite:
             self.folder.clear()  # after every check: what cannot be made anew is not deleted
         self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -212,14 +215,11 @@ class Run:
         if self.folder.model.is_file():
             return models.load_model(self.folder.model)
         if self.config.preset is not None:
-            model = models.from_preset(self.config.preset)
+            model = self._new_model()
             callbacks.save(model, self.folder.model)
             return model
         with self._step("train"):
-            own = models.REGISTRY[self.config.model].config_for(self.builder.modalities)
-            config = {**own, "seed": self.config.seed, **self.config.model_config}
-            model = models.create(self.config.model, **config)
-            self._detector().codes(model)  # a detector that cannot read it is an error before the training
+            model = self._new_model()
             controls = list(self.read("train"))
             held_out = [s for s in self.read("validation") if s.group == "control"]
 
@@ -355,6 +355,17 @@ class Run:
     def _progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
         return iter(track(items, description, total=total, console=self.console))
 
+    def _new_model(self) -> PatchModel:
+        """The preset's, or one that is not trained."""
+        from epizoo import models
+
+        if self.config.preset is not None:
+            return models.from_preset(self.config.preset)
+        own = models.REGISTRY[self.config.model].config_for(self.builder.modalities)
+        return models.create(
+            self.config.model, **{**own, "seed": self.config.seed, **self.config.model_config}
+        )
+
     def _detector(self) -> Detector:
         from epizoo.detection.detector import create_detector, detector_class
 
@@ -376,6 +387,12 @@ class Run:
             )
         if problems:
             raise InputError(problems)
+
+    def _check_method(self) -> None:
+        """Whether the detector takes its options and reads what the model gives."""
+        detector = self._detector()
+        if self.config.model != "none":
+            detector.codes(self._new_model())
 
     def _check_folder(self, overwrite: bool) -> None:
         path = self.folder.path
@@ -470,10 +487,11 @@ def score_subject(
 
     With the derivative that ``epizoo preprocess`` made, map and labels also in the subject's own T1w space.
     """
-    from epizoo.detection.clusters import find_clusters, write_clusters_tsv
+    from epizoo.detection.clusters import find_clusters, with_signs, write_clusters_tsv
 
-    score_map = normative.score(subject)
+    score_map, parts = normative.explain(subject)
     clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
+    clusters = with_signs(clusters, labels, parts)
     write_nifti(folder.score_map(subject.subject, space), score_map, subject.affine)
     write_nifti(folder.labels(subject.subject, space), labels, subject.affine, dtype=np.int16)
     spaces = {space: space}

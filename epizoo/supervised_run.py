@@ -83,6 +83,9 @@ class SupervisedRun(Run):
         if n < 1:
             raise InputError(f"{n} annotated patients: the supervised reference needs at least 1.")
 
+    def _check_method(self) -> None:
+        """Nothing: model and detector are one."""
+
     def _write_metadata(self) -> None:
         super()._write_metadata()
         n = self.config.model_config["patients"]

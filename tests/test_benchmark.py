@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from epizoo import supervised_run
-from epizoo.benchmark import BASELINES, benchmark
+from epizoo.benchmark import BASELINES, ON_CODES, benchmark
 from epizoo.demo import comparison
+from epizoo.detection import DETECTORS
 from epizoo.evaluation import evaluate
 from epizoo.models import REGISTRY
 from epizoo.run import Run, score_cohort
@@ -106,7 +107,15 @@ def test_names_are_checked_before_any_work(tmp_path):
     with pytest.raises(InputError) as error:
         benchmark("phantom_2mm", tmp_path / "out", ["siamese", "mamba"], ["zscore"], ["ocsvm", "flair"])
     assert len(error.value.problems) == 3
+    with pytest.raises(InputError, match="0 seeds run baselines alone"):
+        benchmark("phantom_2mm", tmp_path / "out", ["siamese"], seeds=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_detectors_say_what_they_read():
+    assert set(BASELINES) == {"zscore", "flair", "junction_extension", "spm", "signs"}
+    assert set(BASELINES) & set(ON_CODES) == {"signs"}
+    assert set(BASELINES) | set(ON_CODES) == set(DETECTORS)
 
 
 def test_by_default_everything_is_planned(cohort, data_dir, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tfds_epilepsy.regions import cerebrum_mask
+from tfds_epilepsy.regions import cerebrum_mask, region_names
 from tfds_epilepsy.volumes import load_template
 
 
@@ -42,3 +42,28 @@ def test_both_grids_agree():
     fine = cerebrum_mask(1)[::2, ::2, ::2]
     coarse = cerebrum_mask(2)
     assert 2 * (fine & coarse).sum() / (fine.sum() + coarse.sum()) > 0.985
+
+
+@pytest.mark.parametrize(
+    ("place", "region"),
+    [
+        ((-40, 40, 20), "frontal"),
+        ((2, 60, -10), "frontal"),
+        ((-50, -50, 45), "parietal"),
+        ((60, -20, -15), "temporal"),
+        ((-26, -14, -20), "mesial temporal"),
+        ((10, -92, 4), "occipital"),
+        ((38, 4, 2), "insula and operculum"),
+        ((-4, 20, 28), "cingulate"),
+        ((12, -16, 8), "deep grey matter"),
+        ((25, -65, -40), "cerebellum or brain stem"),
+        ((0, -28, -35), "cerebellum or brain stem"),
+        ((0, 300, 0), "frontal"),
+    ],
+)
+def test_the_region_of_a_position(place, region):
+    assert region_names([place, np.multiply(place, (-1, 1, 1))]) == [region, region]
+
+
+def test_no_position_has_no_region():
+    assert region_names([]) == []

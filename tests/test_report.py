@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from epizoo import evaluation
-from epizoo.detection.clusters import find_clusters, write_clusters_tsv
+from epizoo.detection.clusters import find_clusters, read_clusters_tsv, write_clusters_tsv
 from epizoo.evaluation import Scored
 from epizoo.report import build_report, figures, native, patient, report, tables
 from epizoo.report.viewer import viewer
@@ -139,6 +139,24 @@ def test_each_patient_has_a_page_and_the_cluster_on_the_lesion_is_marked(built):
     assert 'class="hit"' not in second
     assert "(yellow, dashed)" in second
     assert "annotated lesion (cyan)" not in second
+
+
+def test_false_positives_of_controls_are_listed_with_their_place_and_signs(tmp_path, quick):
+    folder = make_run(tmp_path / "run", ["p1", "c1"], threshold=3.0)
+    table = folder.clusters("c1", TEMPLATE_SPACE)
+    clusters = [dataclasses.replace(c, signs=f"darker T1w {c.rank}.5") for c in read_clusters_tsv(table)]
+    write_clusters_tsv(table, clusters)
+    build_report(folder, read)
+    listed = folder.report.read_text().split("<h3>False positives</h3>")[1].split("</table>")[0]
+    high = sorted((c for c in clusters if c.peak >= 3.0), key=lambda c: -c.peak)
+    assert len(clusters) >= len(high) > 1
+    assert re.findall(r"darker T1w (\d+)\.5", listed) == [str(c.rank) for c in high]
+    places = re.findall(r'</th><td class="text">([^<]*)<', listed)
+    assert places == [f"{c.hemisphere} {c.region}" for c in high]
+    assert "sub-p1" not in listed
+    none = make_run(tmp_path / "none", ["p1", "c1"], threshold=30.0)
+    build_report(none, read)
+    assert "False positives</h3>" not in none.report.read_text()
 
 
 def test_the_viewer_is_on_the_patients_own_page_and_begins_at_the_first_cluster(built):

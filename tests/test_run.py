@@ -198,12 +198,20 @@ def test_other_data_are_scored_with_a_finished_run(finished, cohort, data_dir, t
     assert scores.clusters("c0", SPACE).is_file()
 
 
-def test_a_detector_that_cannot_read_the_model_is_refused_before_training(cohort, data_dir, tmp_path):
-    run = Run(config(cohort, detector="head"), tmp_path / "run", data_dir=data_dir)
-    with pytest.raises(InputError, match="no head"):
-        run()
-    assert not run.folder.model.exists()
-    assert not (run.folder.path / "history.csv").exists()
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"detector": "head"}, "no head"),
+        ({"detector": "gaussian", "detector_config": {"gamma": 1}}, "no option gamma"),
+        ({"model": "none", "detector": "signs", "detector_config": {"modalities": ["SWI"]}}, "SWI: 'signs'"),
+    ],
+)
+def test_a_detector_that_cannot_do_it_is_refused_before_anything_is_written(
+    cohort, data_dir, tmp_path, settings, message
+):
+    with pytest.raises(InputError, match=message):
+        Run(config(cohort, **settings), tmp_path / "run", data_dir=data_dir)
+    assert not (tmp_path / "run").exists()
 
 
 def test_signs_are_those_of_the_cohorts_modalities(cohort, data_dir, tmp_path):

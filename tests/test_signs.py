@@ -84,6 +84,20 @@ def test_without_a_known_direction_or_a_head_it_says_so():
         Signs().codes(models.create("siamese", patch_shape=(7, 7), latent_dim=4))
 
 
+def test_a_score_is_made_of_its_signs(tmp_path):
+    model, patient = fit(tmp_path, "signs"), subject(50)
+    score, parts = model.explain(patient)
+    np.testing.assert_array_equal(score, model.score(patient))
+    assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction"]
+    inside = model.mask & patient.brain_mask
+    raw = sum(parts.values())[inside] / np.sqrt(3)
+    np.testing.assert_allclose(score[inside], (raw - model.mean[inside]) / model.sd[inside], atol=1e-4)
+    rng = np.random.default_rng(0)
+    detector = Signs(["SWI", "pet"]).fit(rng.random((4, 9, 4)))
+    names = list(detector.parts(rng.random((4, 1, 4))))
+    assert names == ["darker pet", "blurred junction", "model"]  # nothing is known of SWI
+
+
 def test_brighter_flair_scores_higher_and_darker_lower(tmp_path):
     patient = subject(50)
     model = fit(tmp_path, "signs")

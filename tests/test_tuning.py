@@ -41,7 +41,7 @@ def test_every_model_of_the_zoo_has_a_space():
 @pytest.mark.parametrize("model", spaces.SPACES)
 def test_what_is_proposed_has_a_dense_form(model):
     values = drawn(model, seed=3)
-    encoder = spaces.create(model, values, channels=1, seed=0).encoder
+    encoder = spaces.create(model, values, modalities=["T1w"], seed=0).encoder
     DenseEncoder(encoder)  # compares itself with the encoder
     assert encoder.output_shape == (None, values["latent_dim"])
 
@@ -60,7 +60,7 @@ def test_values_become_layers_losses_and_rates():
         **{"shrinks": 1, "widen": "yes", "norm": "batch", "alpha": 0.5, "learning_rate": 3e-3},
         **{"detector": "ocsvm", "nu": 0.1, "fwhm": 4},
     }
-    model = spaces.create("siamese", values, channels=2, seed=5)
+    model = spaces.create("siamese", values, modalities=["T1w", "FLAIR"], seed=5)
     convolutions = [layer for layer in model.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [(c.filters, c.strides) for c in convolutions] == [(8, (2, 2)), (16, (1, 1)), (16, (1, 1))]
     assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.encoder.layers)
@@ -70,16 +70,25 @@ def test_values_become_layers_losses_and_rates():
 
 
 def test_a_gan_gets_a_rate_for_each_optimiser():
-    model = spaces.create("bigan", {"d_learning_rate": 1e-4, "g_learning_rate": 2e-4}, channels=1, seed=0)
+    model = spaces.create(
+        "bigan", {"d_learning_rate": 1e-4, "g_learning_rate": 2e-4}, modalities=["T1w"], seed=0
+    )
     assert float(model.d_optimizer.learning_rate) == pytest.approx(1e-4)
     assert float(model.g_optimizer.learning_rate) == pytest.approx(2e-4)
 
 
 def test_a_schedule_begins_at_the_rate():
-    model = spaces.create("synthetic", {"cube": 15, "width": 8, "learning_rate": 5e-3}, channels=1, seed=0)
+    model = spaces.create(
+        "synthetic", {"cube": 15, "width": 8, "learning_rate": 5e-3}, modalities=["T1w"], seed=0
+    )
     own = models.create("synthetic").default_optimizers()["optimizer"].get_config()["learning_rate"]
     schedule = model.optimizer.get_config()["learning_rate"]
     assert schedule["config"] == {**own["config"], "initial_learning_rate": 5e-3}
+
+
+def test_a_model_knows_its_modalities_as_in_a_run():
+    model = spaces.create("synthetic", {"cube": 15, "width": 8}, modalities=["FLAIR", "T1w"], seed=0)
+    assert list(model.directions) == [1, -1]
 
 
 def test_the_context_gans_patch_holds_its_widest_surround():
@@ -88,12 +97,12 @@ def test_the_context_gans_patch_holds_its_widest_surround():
 
 
 def test_no_values_are_the_default_architecture():
-    made = spaces.create("siamese", {}, channels=2, seed=0)
+    made = spaces.create("siamese", {}, modalities=["T1w", "FLAIR"], seed=0)
     assert made.get_config() == models.create("siamese").get_config()
 
 
 def test_a_searched_architecture_is_kept_in_a_preset(tmp_path):
-    model = spaces.create("wae", drawn("wae", 1), channels=1, seed=0)
+    model = spaces.create("wae", drawn("wae", 1), modalities=["T1w"], seed=0)
     again = models.from_preset(model.save_preset(tmp_path / "preset"))
     assert again.get_config() == model.get_config()
     patches = np.random.default_rng(0).random((3, *model.patch_shape, 1), np.float32)

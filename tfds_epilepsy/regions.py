@@ -1,4 +1,4 @@
-"""The cerebrum of the template: the brain without cerebellum and brain stem."""
+"""Regions of the template: the cerebrum, and the part of the brain that a position lies in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from tfds_epilepsy.volumes import load_template
@@ -77,3 +77,52 @@ def cerebrum_mask(voxel_size: int = 2) -> NDArray[np.bool_]:
     mask = template.brain_mask & ~hindbrain
     mask.flags.writeable = False
     return mask
+
+
+def region_names(positions: ArrayLike) -> list[str]:
+    """The part of the brain that each position lies in, for a reader's eye: borders are true to a centimetre.
+
+    In the cerebrum the part whose gyrus or nucleus has the nearest centre; outside of it, the hindbrain.
+
+    Args:
+        positions: ``(n, 3)``, millimetres of MNI152.
+
+    Returns:
+        names of ``CENTRES``, or ``cerebellum or brain stem``.
+    """
+    positions = np.asarray(positions, np.float64).reshape(-1, 3)
+    template, cerebrum = load_template(2), cerebrum_mask(2)
+    voxels = np.rint(nib.affines.apply_affine(np.linalg.inv(template.affine), positions)).astype(int)
+    voxels = voxels.clip(0, np.array(template.shape) - 1)
+    hindbrain = (template.brain_mask & ~cerebrum)[tuple(voxels.T)]
+    names = [name for name, centres in CENTRES.items() for _ in centres]
+    centres = np.array([centre for centres in CENTRES.values() for centre in centres])
+    mirrored = np.abs(positions) * [1, 0, 0] + positions * [0, 1, 1]
+    nearest = np.linalg.norm(mirrored[:, None] - centres, axis=2).argmin(1)
+    return [
+        "cerebellum or brain stem" if behind else names[k]
+        for behind, k in zip(hindbrain, nearest, strict=True)
+    ]
+
+
+# Centres of gyri and nuclei, mm of MNI152, mirrored in x, rounded from the parcellation of Tzourio-Mazoyer et
+# al. 2002 (NeuroImage 15:273-289).
+CENTRES: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "frontal": (
+        *((39, -6, 51), (18, 35, 42), (17, 47, -13), (33, 33, 35), (31, 50, -10), (48, 13, 19)),
+        *((46, 30, 14), (36, 31, -12), (5, 5, 61), (8, 15, -11), (5, 49, 31), (5, 54, -7), (5, 37, -18)),
+    ),
+    "parietal": (
+        *((42, -23, 49), (23, -60, 59), (43, -46, 47), (56, -34, 30), (44, -61, 36), (7, -56, 48)),
+        *((8, -25, 70),),
+    ),
+    "temporal": (
+        *((42, -19, 10), (53, -21, 7), (40, 15, -20), (56, -34, -2), (36, 15, -34), (50, -28, -23)),
+        *((31, -40, -20),),
+    ),
+    "mesial temporal": ((25, -21, -10), (21, -16, -21), (23, -1, -17)),
+    "occipital": (*((7, -79, 6), (6, -80, 27), (15, -68, -5), (17, -84, 28), (32, -81, 16), (36, -78, -8)),),
+    "insula and operculum": ((35, 7, 3), (47, -8, 14)),
+    "cingulate": ((4, 35, 14), (5, -15, 42), (5, -43, 25)),
+    "deep grey matter": ((11, 11, 9), (24, 4, 2), (18, 0, 0), (11, -18, 8)),
+}

@@ -556,8 +556,8 @@ def _oracle(tuner: str, objective: str, trials: int, epochs: int, seed: int, spa
     if tuner == "random":
         return _Random(max_trials=trials, **arguments)
     if tuner == "bayesian":
-        # keras-tuner's own three a dimension would be more than most searches have.
-        return _Bayesian(max_trials=trials, num_initial_points=max(trials // 3, 3), **arguments)
+        # keras-tuner's own three a dimension would be more than most searches have; a budget may end any.
+        return _Bayesian(max_trials=trials, num_initial_points=min(max(trials // 3, 3), 10), **arguments)
     oracle = _Hyperband(max_epochs=epochs, hyperband_iterations=10**6, **arguments)
     oracle.max_trials = trials
     return oracle

@@ -142,11 +142,12 @@ def describe(space: Sequence[Parameter]) -> Iterator[tuple[str, str, str]]:
 # === What the values mean ===
 
 
-def create(model: str, values: Mapping[str, Any], *, channels: int, seed: int) -> PatchModel:
+def create(model: str, values: Mapping[str, Any], *, modalities: Sequence[str], seed: int) -> PatchModel:
     """The compiled model that the values of a space describe; no values give the default architecture."""
     from epizoo import models  # brings TensorFlow, which printing a space need not wait for
 
-    created = models.create(model, channels=channels, seed=seed, **model_config(values))
+    config = {**models.REGISTRY[model].config_for(modalities), **model_config(values)}
+    created = models.create(model, seed=seed, **config)
     optimizers = created.default_optimizers()
     for name, optimizer in list(optimizers.items()):
         rate = values.get(name.replace("optimizer", "learning_rate"))

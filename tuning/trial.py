@@ -156,7 +156,7 @@ def run(spec: Spec, folder: Path) -> Result:
     cohort = Visible(spec.data, spec.data_dir)
     if cohort.fingerprint != spec.fingerprint:
         raise InputError(f"{spec.data} has changed since the search began: {cohort.fingerprint} now.")
-    model = build_model(spec, channels=len(cohort.modalities))
+    model = build_model(spec, cohort.modalities)
     with steps("train"):
         train = _train if isinstance(model, PatchModel) else _train_plain
         history, first = train(model, spec, folder, cohort, steps)
@@ -167,7 +167,7 @@ def run(spec: Spec, folder: Path) -> Result:
     return {"status": "completed", "reason": "", **figures, **result, "steps": steps.seconds}
 
 
-def build_model(spec: Spec, channels: int) -> Any:
+def build_model(spec: Spec, modalities: Sequence[str]) -> Any:
     """The compiled model of a trial.
 
     Raises:
@@ -177,7 +177,7 @@ def build_model(spec: Spec, channels: int) -> Any:
         from tuning import spaces
 
         assert spec.model is not None  # a spec has one of the two
-        return spaces.create(spec.model, spec.values, channels=channels, seed=spec.seed)
+        return spaces.create(spec.model, spec.values, modalities=modalities, seed=spec.seed)
     import keras
     import keras_tuner
 

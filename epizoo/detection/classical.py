@@ -31,6 +31,7 @@ class ZScore(Detector):
     """
 
     name: ClassVar[str] = "zscore"
+    reads: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(self, fwhm: float = 6.0):
         self.fwhm = fwhm
@@ -63,6 +64,7 @@ class FlairThreshold(Detector):
     """
 
     name: ClassVar[str] = "flair"
+    reads: ClassVar[frozenset[str]] = frozenset({"image"})
     calibration = "brain"
 
     def __init__(self, fwhm: float = 3.0, modality: int = 1):
@@ -95,6 +97,7 @@ class JunctionExtension(Adjusted):
     """
 
     name: ClassVar[str] = "junction_extension"
+    reads: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(self, nu: float = 0.03):
         self.nu = nu
@@ -116,6 +119,7 @@ class SPM(Adjusted):
     """
 
     name: ClassVar[str] = "spm"
+    reads: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(self, fwhm: float = 8.0, covariates: Sequence[str] = ("age", "sex")):
         self.fwhm = fwhm

@@ -8,8 +8,8 @@ clusters; ``calibrate_threshold`` gives the absolute one at which false positive
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json, write_text
+from tfds_epilepsy.regions import region_names
 from tfds_epilepsy.volumes import voxel_to_world
 
 CONNECTIVITY = np.ones((3, 3, 3), dtype=int)  # 26 neighbours
@@ -44,6 +45,8 @@ class Cluster:
         peak_mm: world position of the peak (template space, RAS+).
         centroid_mm: world position of the unweighted centre.
         hemisphere: ``left`` (centroid at x < 0) or ``right``.
+        region: where the centroid lies, to a centimetre (``tfds_epilepsy.regions.region_names``).
+        signs: what the score is made of, where the detector can say: ``brighter FLAIR 3.2, darker T1w 1.1``.
     """
 
     rank: int
@@ -55,6 +58,8 @@ class Cluster:
     peak_mm: tuple[float, float, float]
     centroid_mm: tuple[float, float, float]
     hemisphere: str
+    region: str = ""
+    signs: str = ""
 
 
 def find_clusters(
@@ -132,6 +137,7 @@ def find_clusters(
     order = np.lexsort((first, -peak, -mean, -score))[:keep]
 
     peak_mm, centroid_mm = voxel_to_world(peak_at, affine), voxel_to_world(centroids, affine)
+    regions = region_names(centroid_mm)
     clusters = [
         Cluster(
             rank=rank,
@@ -143,12 +149,31 @@ def find_clusters(
             peak_mm=_triple(peak_mm[i]),
             centroid_mm=_triple(centroid_mm[i]),
             hemisphere="left" if centroid_mm[i, 0] < 0 else "right",
+            region=regions[i],
         )
         for rank, i in enumerate(order, start=1)
     ]
     ranks = np.zeros(n + 1, np.int32)
     ranks[np.array(found)[order]] = np.arange(1, len(order) + 1)
     return clusters, ranks[labels]
+
+
+def with_signs(
+    clusters: Iterable[Cluster], labels: NDArray[np.integer], parts: Mapping[str, NDArray[np.floating]]
+) -> list[Cluster]:
+    """Clusters that say what their score is made of.
+
+    Args:
+        clusters: of a map.
+        labels: ``(x, y, z)``, the rank of each voxel's cluster.
+        parts: ``(x, y, z)`` each (``NormativeModel.explain``); empty where the detector cannot say.
+    """
+    explained = []
+    for cluster in clusters:
+        means = {name: float(part[labels == cluster.rank].mean()) for name, part in parts.items()}
+        ordered = sorted(means.items(), key=lambda item: -item[1])
+        explained.append(replace(cluster, signs=", ".join(f"{name} {mean:.1f}" for name, mean in ordered)))
+    return explained
 
 
 def calibrate_threshold(
@@ -237,7 +262,7 @@ def write_clusters_tsv(path: str | Path, clusters: list[Cluster]) -> Path:
     """Write clusters as a BIDS TSV with a JSON sidecar that describes each column, both atomically."""
     path = Path(path)
     rows = [_row(cluster) for cluster in clusters]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).replace({"signs": {"": "n/a"}})
     write_json(path.with_suffix(".json"), COLUMNS)
     write_text(path, table.to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n"))
     return path
@@ -253,7 +278,8 @@ def read_clusters_tsv(path: str | Path) -> list[Cluster]:
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
     table = pd.read_csv(path, sep="\t")
-    missing = [name for name in COLUMNS if name not in table.columns]
+    later = ("region", "signs")  # tables of earlier versions do not have them
+    missing = [name for name in COLUMNS if name not in (*table.columns, *later)]
     if missing:
         raise InputError(f"{path}: columns {', '.join(missing)} are missing; it is no table of clusters.")
     return [
@@ -267,6 +293,7 @@ def read_clusters_tsv(path: str | Path) -> list[Cluster]:
             peak_mm=_triple([row[f"peak_{axis}"] for axis in "xyz"]),
             centroid_mm=_triple([row[f"centroid_{axis}"] for axis in "xyz"]),
             hemisphere=str(row["hemisphere"]),
+            **{name: row[name] for name in later if isinstance(row.get(name), str)},
         )
         for row in table.to_dict("records")
     ]
@@ -294,6 +321,11 @@ COLUMNS: dict[str, dict[str, object]] = {
     "hemisphere": {
         "Description": "Side of the centre",
         "Levels": {"left": "x < 0", "right": "x >= 0"},
+    },
+    "region": {"Description": "Part of the brain that the centre lies in, true to a centimetre"},
+    "signs": {
+        "Description": "What the score is made of, where the detector can say: means over the cluster, "
+        "the largest first, in standard deviations from the controls"
     },
 }
 

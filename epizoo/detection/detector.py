@@ -74,11 +74,13 @@ class Detector:
     ``covariates``: of a subject, that ``fit``, ``cross_scores`` and ``score`` want to be given.
     ``calibration``: of the map: with mean and deviation of each ``voxel``, or one of each for the ``brain``.
     ``map_fwhm``: smoothing of its map in a run that names no other, millimetres.
+    ``reads``: ``codes`` of an encoder, the ``image`` itself (a baseline that needs no model), or both.
     """
 
     name: ClassVar[str]
     calibration: ClassVar[str] = "voxel"
     map_fwhm: ClassVar[float] = 0.0
+    reads: ClassVar[frozenset[str]] = frozenset({"codes"})
     sampled: int = 0
     covariates: Sequence[str] = ()
 
@@ -113,6 +115,17 @@ class Detector:
             ``(v, m)`` float32.
         """
         raise NotImplementedError
+
+    def parts(self, latents: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
+        """What a score is made of, by name, for the reader of a cluster; empty where that cannot be said.
+
+        Args:
+            latents: as of ``score``.
+
+        Returns:
+            ``(v, m)`` float32 each, in standard deviations from the controls.
+        """
+        return {}
 
     def codes(self, encoder: Any) -> Codes:
         """What it reads of a subject.

@@ -165,6 +165,14 @@ class NormativeModel:
         Raises:
             InputError: another grid, other modalities, NaN, an empty brain mask.
         """
+        return self.explain(subject)[0]
+
+    def explain(self, subject: Subject) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        """The score map, and maps of what its scores are made of (``Detector.parts``), not smoothed.
+
+        Raises:
+            InputError: as ``score``.
+        """
         problems = check_grid(
             subject,
             self.mask.shape,
@@ -176,6 +184,7 @@ class NormativeModel:
             raise InputError(problems)
         volume = self.codes.volume(subject)
         raw = np.zeros(self.mask.shape, np.float32)
+        parts: dict[str, NDArray[np.float32]] = {}
         sample = None
         for number, (start, stop) in enumerate(self.manifest["slabs"]):
             detector = self._slab(number)
@@ -186,11 +195,15 @@ class NormativeModel:
             latents = self.codes.latents(volume, self.mask, slice(start, stop))
             known = covariates_of(subject, detector.covariates)
             scores = detector.score(latents[:, None], **known)[:, 0]
-            raw[:, :, start:stop][self.mask[:, :, start:stop]] = scores
+            here = self.mask[:, :, start:stop]
+            raw[:, :, start:stop][here] = scores
+            for name, values in detector.parts(latents[:, None]).items():
+                part = parts.setdefault(name, np.zeros(self.mask.shape, np.float32))
+                part[:, :, start:stop][here] = values[:, 0]
         inside = self.mask & subject.brain_mask
         if self.manifest["fwhm"]:
             raw = smooth(raw, inside, self.affine, self.manifest["fwhm"])
-        return np.where(inside, (raw - self.mean) / self.sd, 0).astype(np.float32)
+        return np.where(inside, (raw - self.mean) / self.sd, 0).astype(np.float32), parts
 
     def p_values(self, score_map: NDArray[np.floating]) -> NDArray[np.float32]:
         """One-sided p of each z: the share of the controls' cross-fitted voxels that reach it; 1 outside.

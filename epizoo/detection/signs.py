@@ -43,6 +43,7 @@ class Signs(ZScore):
     """
 
     name: ClassVar[str] = "signs"
+    reads: ClassVar[frozenset[str]] = frozenset({"codes", "image"})
     map_fwhm: ClassVar[float] = 6.0
 
     def __init__(self, modalities: Sequence[str] = ("T1w", "FLAIR")):
@@ -69,9 +70,20 @@ class Signs(ZScore):
         return SignMaps(None if encoder is None else Head().codes(encoder))
 
     def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        return self._z(latents) @ self.weights(latents.shape[2])
+
+    def parts(self, latents: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
+        """The z of each sign in its direction: their sum over the root of their number is the score."""
+        z = self._z(latents)
+        ways = {-1: "darker", 1: "brighter"}
+        names = [f"{ways.get(DIRECTIONS.get(name, 0))} {name}" for name in self.modalities]
+        names += ["blurred junction", *["model"] * (z.shape[2] - len(names) - 1)]
+        weights = self.weights(z.shape[2])
+        return {name: z[..., k] * np.sign(weights[k]) for k, name in enumerate(names) if weights[k]}
+
+    def _z(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
         latents = check_latents(latents, len(self.mean_))
-        directions = self.weights(latents.shape[2])
-        return ((latents - self.mean_[:, None]) / self.sd_[:, None]) @ directions
+        return (latents - self.mean_[:, None]) / self.sd_[:, None]
 
     def weights(self, features: int) -> NDArray[np.float32]:
         """``s_k / sqrt(k)`` of all features; what follows the signs is a model's own score.
@@ -102,16 +114,16 @@ class SignMaps(Codes):
     def volume(self, subject: Subject) -> NDArray[np.float32]:
         """``(x, y, z, 2 m + 1)``: the image, which the model reads, and the signs ``(x, y, z, m + 1)``."""
         mask, affine = subject.brain_mask, subject.affine
-        channels = np.moveaxis(subject.image, -1, 0)
-        relative = [np.where(mask, c - smooth(c, mask, affine, SURROUND_FWHM), 0) for c in channels]
+        surround = smooth(subject.image, mask, affine, SURROUND_FWHM)
+        relative = np.where(mask[..., None], subject.image - surround, 0)
         zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-        blurred = smooth(channels[0], mask, affine, EDGE_FWHM)
+        blurred = smooth(subject.image[..., 0], mask, affine, EDGE_FWHM)
         slopes = [
             ndimage.correlate1d(blurred, [-0.5, 0, 0.5], axis, mode="constant") / zooms[axis]
             for axis in range(3)
         ]
         gradient = np.where(mask, np.sqrt(sum(np.square(slope) for slope in slopes)), 0)
-        return np.stack([*channels, *relative, gradient], -1, dtype=np.float32)
+        return np.concatenate([subject.image, relative, gradient[..., None]], -1, dtype=np.float32)
 
     def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         m = volume.shape[-1] // 2

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from epizoo.detection.codes import FWHM_TO_SIGMA
+from epizoo.detection.codes import gaussian_matrices
 from epizoo.detection.signs import EDGE_FWHM, SURROUND_FWHM
 
 METHODS = ("unit", "zscore")  # others are learnt from a cohort
@@ -55,27 +53,29 @@ def rescale(values: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
 
 
 def smooth(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], fwhm: float) -> tf.Tensor:
-    """As ``detection.codes.smooth``: ``(x, y, z)`` inside a mask, ``fwhm`` in millimetres."""
-    sigma = fwhm * FWHM_TO_SIGMA / np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-    inside = tf.cast(mask, tf.float32)
-    values, weights = tf.unstack(_gaussian_filter(tf.stack([volume * inside, inside]), sigma))
-    return tf.where(mask, values / tf.maximum(weights, 1e-6), 0.0)
+    """As ``detection.codes.smooth``: ``(x, y, z)`` or ``(x, y, z, c)``, inside a mask; ``fwhm`` in mm."""
+    if len(volume.shape) == 3:
+        return smooth(volume[..., tf.newaxis], mask, affine, fwhm)[..., 0]
+    inside = tf.cast(mask, tf.float32)[..., tf.newaxis]
+    blurred = tf.concat([volume * inside, inside], -1)
+    for matrix in reversed(gaussian_matrices(mask.shape, affine, fwhm)):
+        blurred = tf.tensordot(matrix, blurred, [[1], [2]])  # the last of x, y, z becomes the first
+    return tf.where(inside > 0, blurred[..., :-1] / tf.maximum(blurred[..., -1:], 1e-6), 0.0)
 
 
 def signs(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating]) -> tf.Tensor:
     """The signs ``(x, y, z, m + 1)`` of ``detection.signs.SignMaps``, of a normalised volume."""
-    channels = tf.unstack(volume, axis=-1)
-    relative = [tf.where(mask, c - smooth(c, mask, affine, SURROUND_FWHM), 0.0) for c in channels]
+    relative = tf.where(mask[..., tf.newaxis], volume - smooth(volume, mask, affine, SURROUND_FWHM), 0.0)
     zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
     # A rim of zeros, so that what tf.roll brings round from the other end is 0.
-    blurred = tf.pad(smooth(channels[0], mask, affine, EDGE_FWHM), [(1, 1)] * 3)
+    blurred = tf.pad(smooth(volume[..., 0], mask, affine, EDGE_FWHM), [(1, 1)] * 3)
     slopes = [
         (tf.roll(blurred, -1, axis) - tf.roll(blurred, 1, axis)) / (2 * zoom)
         for axis, zoom in enumerate(zooms)
     ]
     steepness = tf.sqrt(tf.add_n([tf.square(slope) for slope in slopes]))[1:-1, 1:-1, 1:-1]
     gradient = tf.where(mask, steepness, 0.0)
-    return tf.stack([*relative, gradient], -1)
+    return tf.concat([relative, gradient[..., tf.newaxis]], -1)
 
 
 def _unit(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -103,17 +103,3 @@ def _percentile(values: tf.Tensor, q: float) -> tf.Tensor:
     index = tf.cast(tf.floor(position), tf.int32)
     pair = tf.cast(tf.gather(values, tf.stack([index, tf.minimum(index + 1, last)])), tf.float64)
     return pair[0] + (pair[1] - pair[0]) * (position - tf.cast(index, tf.float64))
-
-
-def _gaussian_filter(volumes: tf.Tensor, sigma: NDArray[np.floating]) -> Any:
-    """``scipy.ndimage.gaussian_filter(..., mode="constant")`` of ``(n, x, y, z)``."""
-    for axis, width in enumerate(sigma, start=1):
-        radius = int(4 * width + 0.5)
-        weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
-        kernel = (weights / weights.sum()).astype(np.float32)[:, None, None]
-        order = [*(a for a in range(4) if a != axis), axis]
-        lines = tf.transpose(volumes, order)
-        shape = tf.shape(lines)
-        lines = tf.nn.conv1d(tf.reshape(lines, (-1, shape[3], 1)), kernel, 1, "SAME")
-        volumes = tf.transpose(tf.reshape(lines, shape), np.argsort(order))
-    return volumes

@@ -157,8 +157,7 @@ class _Pipeline:
         if isinstance(codes, SignMaps):
             return intensities.signs(volume, mask, self.affine)
         if isinstance(codes, Intensities) and codes.fwhm:
-            channels = tf.unstack(volume, axis=-1)
-            return tf.stack([intensities.smooth(c, mask, self.affine, codes.fwhm) for c in channels], -1)
+            return intensities.smooth(volume, mask, self.affine, codes.fwhm)
         return volume if isinstance(codes, Intensities) else None
 
 

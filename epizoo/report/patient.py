@@ -93,6 +93,7 @@ def subject_page(subject: Subject, background: Background) -> Page:
         "projection": source(figures.projection(subject, score_map, peaks, limit=background.limit)),
         "box_width": 9.5 * (len(background.modalities) + 1),
         "columns": columns,
+        "words": WORDS,
         "clusters": rows,
         "boxes": _boxes(background, subject, score_map, labels, lesion, peaks),
         "patches": _patches(background, subject, peaks),
@@ -213,7 +214,8 @@ def _table(
             f"{controls.as_high(cluster.peak)} of {n}" if n else None,
             _millimetres(cluster.peak_mm),
             None if native is None else _millimetres(native[index]),
-            cluster.hemisphere,
+            f"{cluster.hemisphere} {cluster.region}",
+            cluster.signs or None,
             "on it" if hits["strict"][index] else "overlaps" if hits["overlap"][index] else None,
         ]
         for index, cluster in enumerate(clusters)
@@ -226,6 +228,7 @@ def _table(
     return columns, rows
 
 
+SIGNS = "signs (SD from the controls)"
 COLUMNS = (
     "size (mm³)",
     "mean score",
@@ -234,9 +237,11 @@ COLUMNS = (
     "controls as high",
     "peak x, y, z (mm, template)",
     "peak x, y, z (mm, own T1w)",
-    "hemisphere",
+    "where",
+    SIGNS,
     "lesion",
 )
+WORDS = ("where", SIGNS, "lesion")  # columns that are not numbers
 
 
 def _millimetres(position: ArrayLike) -> str:

@@ -16,9 +16,10 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from epizoo.detection.clusters import read_clusters_tsv
 from epizoo.evaluation import RULES
 from epizoo.report import figures
-from epizoo.report.patient import Background, Page, source, subject_page
+from epizoo.report.patient import SIGNS, WORDS, Background, Page, source, subject_page
 from epizoo.report.tables import EDGES, ControlScores, histogram, number, p_value, without_empty
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.files import read_json, write_text
@@ -94,6 +95,7 @@ def build_report(
         "summary_figures": cohort.figures(),
         "strata_columns": STRATA_COLUMNS,
         "strata": _strata(metrics["strata"]),
+        "false_positives": _false_positives(folder, metadata["space"], metrics),
         "training": source(figures.training_curves(history)) if history else None,
         "pictures": _pictures(folder.path / "pictures"),
         "identity": _identity(config, metadata),
@@ -363,6 +365,41 @@ def _strata(strata: Mapping[str, Any]) -> list[list[str]]:
         for name, groups in strata.items()
         for group, figures in groups.items()
     ]
+
+
+def _false_positives(folder: RunFolder, space: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The clusters of held-out controls that reach the calibrated threshold, the highest first."""
+    threshold = metrics["threshold"]
+    controls = [row["subject"] for row in metrics["rows"] if row["group"] == "control"]
+    found = [
+        (cluster.peak, name, cluster)
+        for name in (controls if threshold is not None else ())
+        for cluster in read_clusters_tsv(folder.clusters(name, space))
+        if cluster.peak >= threshold
+    ]
+    cells = [
+        [
+            f"sub-{name}",
+            f"{cluster.hemisphere} {cluster.region}",
+            ", ".join(f"{v:.0f}" for v in cluster.peak_mm),
+            f"{cluster.size_mm3:.0f}",
+            f"{cluster.peak:.1f}",
+            cluster.signs,
+        ]
+        for _, name, cluster in sorted(found, key=lambda one: -one[0])
+    ]
+    columns, rows = without_empty(FALSE_POSITIVE_COLUMNS, cells, "")
+    return {"columns": columns, "rows": rows, "words": WORDS}
+
+
+FALSE_POSITIVE_COLUMNS = [
+    "control",
+    "where",
+    "peak x, y, z (mm, template)",
+    "size (mm³)",
+    "peak score",
+    SIGNS,
+]
 
 
 SUBJECT_COLUMNS = [
