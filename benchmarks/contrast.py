@@ -31,7 +31,8 @@ def main(picture: str, *runs: str) -> None:
         folder = RunFolder(Path(run))
         model = models.load_model(folder.model) if folder.model.is_file() else None
         normative = NormativeModel.load(folder.detector, model)
-        areas, found = zip(*(measure(normative, contrast) for contrast in CONTRASTS), strict=True)
+        configs = [replace(phantom.PhantomConfig(), contrast=contrast) for contrast in CONTRASTS]
+        areas, found = zip(*(measure(normative, config) for config in configs), strict=True)
         for contrast, area, share in zip(CONTRASTS, areas, found, strict=True):
             figures = f"AUROC {show(area)}, in the first 5 {show(share)}"
             print(f"{folder.path.name:20} contrast {contrast:g}: {figures}")
@@ -47,9 +48,8 @@ def main(picture: str, *runs: str) -> None:
     figure.savefig(picture, dpi=80)
 
 
-def measure(normative: NormativeModel, contrast: float) -> tuple[Interval, Interval]:
-    """Voxel AUROC and sensitivity at rank 5 over the test patients, with 95 % intervals."""
-    config = replace(phantom.PhantomConfig(), contrast=contrast)
+def measure(normative: NormativeModel, config: phantom.PhantomConfig) -> tuple[Interval, Interval]:
+    """Voxel AUROC and sensitivity at rank 5 over the test patients of a phantom, with 95 % intervals."""
     areas, scored = [], []
     for label in phantom.cohort(config)["test"]:
         if label.startswith("patient"):

@@ -1,0 +1,87 @@
+"""Detection where conditions are worse: fewer controls, patients from another scanner, smaller voxels.
+
+    python -m benchmarks.robustness docs/robustness.png demo/voxel-wise-z-score demo/siamese
+
+Finished runs on the phantom. The encoder of a run stays as it is; its detector is fitted anew on the first of
+the training controls, and scores the same test patients. A run without an encoder is measured at 1 mm too: an
+encoder of 2 mm patches says nothing there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.contrast import measure, show
+from epizoo import models
+from epizoo.detection import NormativeModel, create_detector, fit_normative
+from epizoo.evaluation import Interval
+from epizoo.run_folder import RunFolder
+from tfds_epilepsy import phantom
+from tfds_epilepsy.phantom import PhantomConfig
+
+CONTROLS = (10, 20, 40)
+DEFAULT = PhantomConfig()
+
+
+def main(picture: str, *runs: str) -> None:
+    figure = Figure(figsize=(9, 3))
+    panels = figure.subplots(1, 2)
+    for number, run in enumerate(runs):
+        folder = RunFolder(Path(run))
+        model = models.load_model(folder.model) if folder.model.is_file() else None
+        manifest = NormativeModel.load(folder.detector, model).manifest
+        names = []
+        intervals: list[tuple[Interval, Interval]] = []
+        for name, controls, patients in conditions(with_voxels=model is None):
+            labels = phantom.cohort(controls)["train"]
+            with TemporaryDirectory() as scratch:
+                normative = fit_normative(
+                    model,
+                    lambda controls=controls, labels=labels: (phantom.subject(controls, x) for x in labels),
+                    scratch,
+                    create_detector(manifest["detector"], **manifest["config"]),
+                    fwhm=manifest["fwhm"],
+                    seed=manifest["seed"],
+                )
+                intervals.append(measure(normative, patients))
+            names.append(name)
+            area, share = intervals[-1]
+            print(
+                f"{folder.path.name:20} {name:16} AUROC {show(area)}, in the first 5 {show(share)}",
+                flush=True,
+            )
+        at = np.arange(len(names)) + 0.12 * number
+        for ax, these in zip(panels, zip(*intervals, strict=True), strict=True):
+            values = [interval.value for interval in these]
+            bars = [[i.value - i.low for i in these], [i.high - i.value for i in these]]
+            ax.errorbar(at, values, np.maximum(bars, 0), fmt="o", capsize=3, label=folder.path.name)
+    ticks = [name for name, _, _ in conditions(with_voxels=True)]
+    for ax, title in zip(panels, ("voxel AUROC, mean", "lesions in the first 5 clusters"), strict=True):
+        ax.set(ylabel=title, ylim=(-0.03, 1.03))
+        ax.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right", fontsize=8)
+    panels[0].axhline(0.5, color="0.5", linestyle=":")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=80)
+
+
+def conditions(*, with_voxels: bool) -> Iterator[tuple[str, PhantomConfig, PhantomConfig]]:
+    """Name, the cohort of the training controls, and that of the test patients."""
+    for n in CONTROLS:
+        yield f"{n} controls", replace(DEFAULT, n_train=n), DEFAULT
+    yield "another scanner", DEFAULT, replace(DEFAULT, second_site=1.0)
+    yield "both scanners", replace(DEFAULT, second_site=0.5), replace(DEFAULT, second_site=0.5)
+    if with_voxels:
+        fine = replace(DEFAULT, voxel_size=1)
+        yield "1 mm", fine, fine
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
