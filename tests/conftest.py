@@ -1,8 +1,9 @@
-"""Before TensorFlow starts: quiet, and two logical CPUs, so that MirroredStrategy has replicas to mirror."""
+"""Before TensorFlow starts: quiet, a core, and two logical CPUs, so that MirroredStrategy has replicas."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # tests run side by side, and threads of many spin
 
 import keras
 import pytest

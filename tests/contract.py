@@ -107,9 +107,8 @@ def builds(case: Case) -> None:
     assert not np.allclose(model.encode(case.patches()), other.encode(case.patches()))
 
 
-def survives_kill_save_and_load(case: Case, folder: Path) -> None:
+def survives_kill_save_and_load(case: Case, folder: Path, *, eager: bool = True) -> None:
     """Fits with figures that are numbers; a killed run resumes to the same bits; the file holds all of it."""
-    eager = len(case.patch_shape) == 3  # a graph in 2D, where it is cheaper
     whole = case.create(eager=eager)
     rows = case.train(whole, folder / "whole")
     figures = np.array([list(row.values()) for row in rows])

@@ -32,6 +32,11 @@ def test_killed_training_resumes_bit_by_bit_and_saves_everything(case, tmp_path)
     contract.survives_kill_save_and_load(case, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["siamese", "bigan"])  # of one optimiser, and of two
+def test_killed_training_in_a_graph_resumes_bit_by_bit(name, tmp_path):
+    contract.survives_kill_save_and_load(Case(name), tmp_path, eager=False)
+
+
 @plane_and_solid
 def test_code_does_not_depend_on_batch_mates(case):
     contract.encodes_each_patch_alone(case)
