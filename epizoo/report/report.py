@@ -9,14 +9,16 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from epizoo.detection.clusters import read_clusters_tsv
+from epizoo.detection.clusters import find_clusters, read_clusters_tsv
 from epizoo.evaluation import RULES
 from epizoo.report import figures
 from epizoo.report.patient import SIGNS, WORDS, Background, Page, source, subject_page
@@ -368,15 +370,19 @@ def _strata(strata: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _false_positives(folder: RunFolder, space: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The clusters of held-out controls that reach the calibrated threshold, the highest first."""
-    threshold = metrics["threshold"]
+    """The clusters of held-out controls at the calibrated threshold, which are counted, the highest first.
+
+    Their signs are those of the cluster, by the patients' protocol, that their peak lies in.
+    """
     controls = [row["subject"] for row in metrics["rows"] if row["group"] == "control"]
-    found = [
-        (cluster.peak, name, cluster)
-        for name in (controls if threshold is not None else ())
-        for cluster in read_clusters_tsv(folder.clusters(name, space))
-        if cluster.peak >= threshold
-    ]
+    found = []
+    for name in controls if metrics["threshold"] is not None else ():
+        score_map, affine = read_nifti(folder.score_map(name, space))
+        labels, _ = read_nifti(folder.labels(name, space), dtype=np.int32)
+        signs = {cluster.rank: cluster.signs for cluster in read_clusters_tsv(folder.clusters(name, space))}
+        for cluster in find_clusters(score_map, affine, threshold=metrics["threshold"])[0]:
+            peak = np.rint(apply_affine(np.linalg.inv(affine), cluster.peak_mm)).astype(int)
+            found.append((cluster.peak, name, replace(cluster, signs=signs.get(labels[tuple(peak)], ""))))
     cells = [
         [
             f"sub-{name}",
