@@ -242,11 +242,11 @@ def test_clusters_say_what_their_score_is_made_of():
     clusters, labels = find_clusters(
         score_map, AFFINE, np.ones(score_map.shape, bool), threshold=1, min_size_mm3=8
     )
-    bright, dark = np.where(labels == 1, 4.0, 0.5), np.where(labels == 1, -1.0, 2.0)
+    bright, dark = np.where(labels == 1, 4.0, -0.01), np.where(labels == 1, -1.0, 2.0)
     bright[1, 1, 1] = 12.0  # mean of eight voxels: 5
     first, second = with_signs(clusters, labels, {"brighter FLAIR": bright, "darker T1w": dark})
     assert first.signs == "brighter FLAIR 5.0, darker T1w -1.0"
-    assert second.signs == "darker T1w 2.0, brighter FLAIR 0.5"
+    assert second.signs == "darker T1w 2.0, brighter FLAIR 0.0"
     assert with_signs(clusters, labels, {}) == clusters
 
 

@@ -172,7 +172,9 @@ def with_signs(
     for cluster in clusters:
         means = {name: float(part[labels == cluster.rank].mean()) for name, part in parts.items()}
         ordered = sorted(means.items(), key=lambda item: -item[1])
-        explained.append(replace(cluster, signs=", ".join(f"{name} {mean:.1f}" for name, mean in ordered)))
+        explained.append(
+            replace(cluster, signs=", ".join(f"{name} {round(mean, 1) + 0.0:.1f}" for name, mean in ordered))
+        )
     return explained
 
 
