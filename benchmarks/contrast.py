@@ -9,11 +9,15 @@ is where the lesion would be. The models were fitted on controls, which contrast
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from epizoo import models
 from epizoo.detection import NormativeModel, find_clusters
@@ -37,9 +41,7 @@ def main(picture: str, *runs: str) -> None:
             figures = f"AUROC {show(area)}, in the first 5 {show(share)}"
             print(f"{folder.path.name:20} contrast {contrast:g}: {figures}")
         for ax, intervals in ((voxel, areas), (lesion, found)):
-            values = [interval.value for interval in intervals]
-            bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
-            ax.errorbar(CONTRASTS, values, np.maximum(bars, 0), marker="o", capsize=3, label=folder.path.name)
+            draw(ax, CONTRASTS, intervals, label=folder.path.name)
     voxel.axhline(0.5, color="0.5", linestyle=":")
     voxel.set(xlabel="contrast of the lesions", ylabel="voxel AUROC, mean", ylim=(0.3, 1))
     lesion.set(xlabel="contrast of the lesions", ylabel="lesions in the first 5 clusters", ylim=(-0.03, 1.03))
@@ -61,6 +63,13 @@ def measure(normative: NormativeModel, config: phantom.PhantomConfig) -> tuple[I
             scored.append(Scored(subject, score_map, clusters, labels))
     share = evaluate(scored, resamples=10)["lesion"]["overlap"]["sensitivity"]["5"]
     return bootstrap_mean(areas), Interval(*(share[name] for name in ("value", "low", "high", "n")))
+
+
+def draw(ax: Axes, at: ArrayLike, intervals: Sequence[Interval], **options: Any) -> None:
+    """Values with their intervals as error bars."""
+    values = [interval.value for interval in intervals]
+    bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
+    ax.errorbar(at, values, np.maximum(bars, 0), marker="o", capsize=3, **options)
 
 
 def show(interval: Interval) -> str:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.contrast import measure, show
+from benchmarks.contrast import draw, measure, show
 from epizoo import models
 from epizoo.detection import NormativeModel, create_detector, fit_normative
 from epizoo.evaluation import Interval
@@ -37,7 +37,6 @@ def main(picture: str, *runs: str) -> None:
         folder = RunFolder(Path(run))
         model = models.load_model(folder.model) if folder.model.is_file() else None
         manifest = NormativeModel.load(folder.detector, model).manifest
-        names = []
         intervals: list[tuple[Interval, Interval]] = []
         for name, controls, patients in conditions(with_voxels=model is None):
             labels = phantom.cohort(controls)["train"]
@@ -50,18 +49,15 @@ def main(picture: str, *runs: str) -> None:
                     fwhm=manifest["fwhm"],
                     seed=manifest["seed"],
                 )
-                intervals.append(measure(normative, patients))
-            names.append(name)
-            area, share = intervals[-1]
+                area, share = measure(normative, patients)
+            intervals.append((area, share))
             print(
                 f"{folder.path.name:20} {name:16} AUROC {show(area)}, in the first 5 {show(share)}",
                 flush=True,
             )
-        at = np.arange(len(names)) + 0.12 * number
+        at = np.arange(len(intervals)) + 0.12 * number
         for ax, these in zip(panels, zip(*intervals, strict=True), strict=True):
-            values = [interval.value for interval in these]
-            bars = [[i.value - i.low for i in these], [i.high - i.value for i in these]]
-            ax.errorbar(at, values, np.maximum(bars, 0), fmt="o", capsize=3, label=folder.path.name)
+            draw(ax, at, these, linestyle="none", label=folder.path.name)
     ticks = [name for name, _, _ in conditions(with_voxels=True)]
     for ax, title in zip(panels, ("voxel AUROC, mean", "lesions in the first 5 clusters"), strict=True):
         ax.set(ylabel=title, ylim=(-0.03, 1.03))

@@ -90,3 +90,11 @@ def test_an_empty_mask_and_a_constant_image_cannot_be_normalised():
         volumes.normalise(np.ones((2, 2, 2)), np.zeros((2, 2, 2), bool))
     with pytest.raises(InputError, match="constant"):
         volumes.normalise(np.ones((2, 2, 2)), np.ones((2, 2, 2), bool))
+
+
+def test_world_positions_lead_back_to_their_voxels():
+    affine = np.array([[0.0, -2.0, 0.1, 30], [1.5, 0, 0, -40], [0, 0.2, 3.0, 7], [0, 0, 0, 1]])
+    indices = np.array([[0, 0, 0], [3, -2, 5], [40, 17, 9]])
+    positions = volumes.voxel_to_world(indices + np.array([0.4, -0.4, 0.3]), affine)
+    np.testing.assert_array_equal(volumes.world_to_voxel(positions, affine), indices)
+    np.testing.assert_array_equal(volumes.world_to_voxel(positions[1], affine), indices[1])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from tfds_epilepsy.volumes import load_template
+from tfds_epilepsy.volumes import load_template, world_to_voxel
 
 # Balls (x, y, z, radius in mm of MNI152, mirrored in x) that lie in the hindbrain and in the cerebrum.
 HINDBRAIN = (
@@ -92,12 +92,11 @@ def region_names(positions: ArrayLike) -> list[str]:
     """
     positions = np.asarray(positions, np.float64).reshape(-1, 3)
     template, cerebrum = load_template(2), cerebrum_mask(2)
-    voxels = np.rint(nib.affines.apply_affine(np.linalg.inv(template.affine), positions)).astype(int)
-    voxels = voxels.clip(0, np.array(template.shape) - 1)
+    voxels = world_to_voxel(positions, template.affine).clip(0, np.array(template.shape) - 1)
     hindbrain = (template.brain_mask & ~cerebrum)[tuple(voxels.T)]
     names = [name for name, centres in CENTRES.items() for _ in centres]
     centres = np.array([centre for centres in CENTRES.values() for centre in centres])
-    mirrored = np.abs(positions) * [1, 0, 0] + positions * [0, 1, 1]
+    mirrored = np.column_stack([np.abs(positions[:, 0]), positions[:, 1:]])
     nearest = np.linalg.norm(mirrored[:, None] - centres, axis=2).argmin(1)
     return [
         "cerebellum or brain stem" if behind else names[k]
@@ -105,8 +104,8 @@ def region_names(positions: ArrayLike) -> list[str]:
     ]
 
 
-# Centres of gyri and nuclei, mm of MNI152, mirrored in x, rounded from the parcellation of Tzourio-Mazoyer et
-# al. 2002 (NeuroImage 15:273-289).
+# Approximate centres of the gyri and nuclei of the parcellation of Tzourio-Mazoyer et al. 2002 (NeuroImage
+# 15:273-289), mm of MNI152, those on the right.
 CENTRES: dict[str, tuple[tuple[int, int, int], ...]] = {
     "frontal": (
         *((39, -6, 51), (18, 35, 42), (17, 47, -13), (33, 33, 35), (31, 50, -10), (48, 13, 19)),
@@ -121,7 +120,7 @@ CENTRES: dict[str, tuple[tuple[int, int, int], ...]] = {
         *((31, -40, -20),),
     ),
     "mesial temporal": ((25, -21, -10), (21, -16, -21), (23, -1, -17)),
-    "occipital": (*((7, -79, 6), (6, -80, 27), (15, -68, -5), (17, -84, 28), (32, -81, 16), (36, -78, -8)),),
+    "occipital": ((7, -79, 6), (6, -80, 27), (15, -68, -5), (17, -84, 28), (32, -81, 16), (36, -78, -8)),
     "insula and operculum": ((35, 7, 3), (47, -8, 14)),
     "cingulate": ((4, 35, 14), (5, -15, 42), (5, -43, 25)),
     "deep grey matter": ((11, 11, 9), (24, 4, 2), (18, 0, 0), (11, -18, 8)),

@@ -195,6 +195,12 @@ def voxel_to_world(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]
     return nib.affines.apply_affine(np.asarray(affine), np.asarray(indices, dtype=np.float64))
 
 
+def world_to_voxel(positions: ArrayLike, affine: ArrayLike) -> NDArray[np.int64]:
+    """Indices ``(n, 3)`` of the voxels nearest to world millimetres ``(n, 3)``; they may lie off the grid."""
+    inverse = np.linalg.inv(np.asarray(affine))
+    return np.rint(nib.affines.apply_affine(inverse, np.asarray(positions))).astype(np.int64)
+
+
 def scaled_position(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float32]:
     """World position of voxels scaled to [-1, 1] over ``TEMPLATE_BOX``: ``(n, 3)`` float32."""
     low, high = np.transpose(TEMPLATE_BOX)

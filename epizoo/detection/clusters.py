@@ -61,6 +61,11 @@ class Cluster:
     region: str = ""
     signs: str = ""
 
+    @property
+    def where(self) -> str:
+        """``left frontal``; the side alone where the region is not known."""
+        return f"{self.hemisphere} {self.region}".strip()
+
 
 def find_clusters(
     score_map: NDArray[np.floating],
@@ -170,7 +175,8 @@ def with_signs(
     """
     explained = []
     for cluster in clusters:
-        means = {name: float(part[labels == cluster.rank].mean()) for name, part in parts.items()}
+        inside = labels == cluster.rank
+        means = {name: float(part[inside].mean()) for name, part in parts.items()}
         ordered = sorted(means.items(), key=lambda item: -item[1])
         explained.append(
             replace(cluster, signs=", ".join(f"{name} {round(mean, 1) + 0.0:.1f}" for name, mean in ordered))

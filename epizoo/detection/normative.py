@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ class NormativeModel:
             raise InputError(problems)
         volume = self.codes.volume(subject)
         raw = np.zeros(self.mask.shape, np.float32)
-        parts: dict[str, NDArray[np.float32]] = {}
+        parts: dict[str, NDArray[np.float32]] = defaultdict(lambda: np.zeros(self.mask.shape, np.float32))
         sample = None
         for number, (start, stop) in enumerate(self.manifest["slabs"]):
             detector = self._slab(number)
@@ -198,12 +199,11 @@ class NormativeModel:
             here = self.mask[:, :, start:stop]
             raw[:, :, start:stop][here] = scores
             for name, values in detector.parts(latents[:, None]).items():
-                part = parts.setdefault(name, np.zeros(self.mask.shape, np.float32))
-                part[:, :, start:stop][here] = values[:, 0]
+                parts[name][:, :, start:stop][here] = values[:, 0]
         inside = self.mask & subject.brain_mask
         if self.manifest["fwhm"]:
             raw = smooth(raw, inside, self.affine, self.manifest["fwhm"])
-        return np.where(inside, (raw - self.mean) / self.sd, 0).astype(np.float32), parts
+        return np.where(inside, (raw - self.mean) / self.sd, 0).astype(np.float32), dict(parts)
 
     def p_values(self, score_map: NDArray[np.floating]) -> NDArray[np.float32]:
         """One-sided p of each z: the share of the controls' cross-fitted voxels that reach it; 1 outside.

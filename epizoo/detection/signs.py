@@ -75,11 +75,12 @@ class Signs(ZScore):
     def parts(self, latents: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
         """The z of each sign in its direction: their sum over the root of their number is the score."""
         z = self._z(latents)
-        ways = {-1: "darker", 1: "brighter"}
-        names = [f"{ways.get(DIRECTIONS.get(name, 0))} {name}" for name in self.modalities]
-        names += ["blurred junction", *["model"] * (z.shape[2] - len(names) - 1)]
-        weights = self.weights(z.shape[2])
-        return {name: z[..., k] * np.sign(weights[k]) for k, name in enumerate(names) if weights[k]}
+        signs = np.sign(self.weights(z.shape[2]))
+        pairs = zip(self.modalities, signs, strict=False)
+        names = [f"{'brighter' if sign > 0 else 'darker'} {modality}" for modality, sign in pairs]
+        names += ["blurred junction", "model"]
+        named = zip(names, signs, strict=False)
+        return {name: sign * z[..., k] for k, (name, sign) in enumerate(named) if sign}
 
     def _z(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
         latents = check_latents(latents, len(self.mean_))

@@ -8,18 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from epizoo.detection.clusters import Cluster, read_clusters_tsv
 from epizoo.evaluation import hit_chance, match_clusters
 from epizoo.report import figures
 from epizoo.report.native import native_positions
-from epizoo.report.tables import ControlScores, p_value, without_empty
+from epizoo.report.tables import ControlScores, millimetres, p_value, without_empty
 from epizoo.report.viewer import viewer
 from epizoo.run_folder import RunFolder
-from tfds_epilepsy.volumes import Subject, read_nifti
+from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 
 BOXES = 3  # clusters whose slices and patches are shown, besides the slices through a lesion
 SURROUNDINGS = (15, 15)  # voxels around a peak that are shown where there is no encoder
@@ -80,7 +79,7 @@ def subject_page(subject: Subject, background: Background) -> Page:
     clusters = read_clusters_tsv(folder.clusters(name, space))
     brain = subject.brain_mask & (score_map != 0)
     lesion = subject.lesion_mask & subject.brain_mask
-    peaks = [_voxel(subject, cluster.peak_mm) for cluster in clusters]
+    peaks = [world_to_voxel(cluster.peak_mm, subject.affine).tolist() for cluster in clusters]
     controls = background.scores.without(name, score_map[score_map != 0])
     columns, rows = _table(background, name, clusters, match_clusters(labels, lesion), controls)
     context = {
@@ -117,11 +116,6 @@ def subject_page(subject: Subject, background: Background) -> Page:
 def source(image: bytes) -> str:
     """A WebP image as the ``src`` of an ``img``."""
     return "data:image/webp;base64," + base64.b64encode(image).decode()
-
-
-def _voxel(subject: Subject, millimetres: ArrayLike) -> list[int]:
-    to_voxel = np.linalg.inv(subject.affine)
-    return [int(v) for v in np.rint(nib.affines.apply_affine(to_voxel, millimetres))]
 
 
 def _description(subject: Subject, lesion: NDArray[np.bool_]) -> str:
@@ -212,9 +206,9 @@ def _table(
             f"{cluster.peak:.2f}",
             p_value(controls.p_value(cluster.peak)) if n else None,
             f"{controls.as_high(cluster.peak)} of {n}" if n else None,
-            _millimetres(cluster.peak_mm),
-            None if native is None else _millimetres(native[index]),
-            f"{cluster.hemisphere} {cluster.region}",
+            millimetres(cluster.peak_mm),
+            None if native is None else millimetres(native[index]),
+            cluster.where,
             cluster.signs or None,
             "on it" if hits["strict"][index] else "overlaps" if hits["overlap"][index] else None,
         ]
@@ -242,7 +236,3 @@ COLUMNS = (
     "lesion",
 )
 WORDS = ("where", SIGNS, "lesion")  # columns that are not numbers
-
-
-def _millimetres(position: ArrayLike) -> str:
-    return ", ".join(str(round(float(v))) for v in np.asarray(position))

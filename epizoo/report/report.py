@@ -9,23 +9,21 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from epizoo.detection.clusters import find_clusters, read_clusters_tsv
 from epizoo.evaluation import RULES
 from epizoo.report import figures
 from epizoo.report.patient import SIGNS, WORDS, Background, Page, source, subject_page
-from epizoo.report.tables import EDGES, ControlScores, histogram, number, p_value, without_empty
+from epizoo.report.tables import EDGES, ControlScores, histogram, millimetres, number, p_value, without_empty
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.files import read_json, write_text
-from tfds_epilepsy.volumes import Subject, read_nifti
+from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 
 MAX_BYTES = 5_000_000  # of report.html; a cohort whose pages would pass it gets an index of them
 MAX_THUMBNAILS = 1000
@@ -374,26 +372,20 @@ def _false_positives(folder: RunFolder, space: str, metrics: Mapping[str, Any]) 
 
     Their signs are those of the cluster, by the patients' protocol, that their peak lies in.
     """
-    controls = [row["subject"] for row in metrics["rows"] if row["group"] == "control"]
     found = []
-    for name in controls if metrics["threshold"] is not None else ():
+    for row in metrics["rows"]:
+        if row["group"] != "control" or not row["clusters_at_threshold"]:
+            continue
+        name = row["subject"]
         score_map, affine = read_nifti(folder.score_map(name, space))
         labels, _ = read_nifti(folder.labels(name, space), dtype=np.int32)
         signs = {cluster.rank: cluster.signs for cluster in read_clusters_tsv(folder.clusters(name, space))}
         for cluster in find_clusters(score_map, affine, threshold=metrics["threshold"])[0]:
-            peak = np.rint(apply_affine(np.linalg.inv(affine), cluster.peak_mm)).astype(int)
-            found.append((cluster.peak, name, replace(cluster, signs=signs.get(labels[tuple(peak)], ""))))
-    cells = [
-        [
-            f"sub-{name}",
-            f"{cluster.hemisphere} {cluster.region}",
-            ", ".join(f"{v:.0f}" for v in cluster.peak_mm),
-            f"{cluster.size_mm3:.0f}",
-            f"{cluster.peak:.1f}",
-            cluster.signs,
-        ]
-        for _, name, cluster in sorted(found, key=lambda one: -one[0])
-    ]
+            rank = labels[tuple(world_to_voxel(cluster.peak_mm, affine))]
+            row_cells = [f"sub-{name}", cluster.where, millimetres(cluster.peak_mm)]
+            row_cells += [f"{cluster.size_mm3:.0f}", f"{cluster.peak:.1f}", signs.get(rank, "")]
+            found.append((cluster.peak, row_cells))
+    cells = [row_cells for _, row_cells in sorted(found, key=lambda one: -one[0])]
     columns, rows = without_empty(FALSE_POSITIVE_COLUMNS, cells, "")
     return {"columns": columns, "rows": rows, "words": WORDS}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 # Bins of scores, in z: fine enough for p values; what lies outside counts at the ends.
 EDGES = np.linspace(-15, 60, 7501)
@@ -71,6 +71,11 @@ def without_empty(
 def number(value: float | None, digits: int) -> str:
     """A number, or a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def millimetres(position: ArrayLike) -> str:
+    """``-12, 30, 5``."""
+    return ", ".join(str(round(float(v))) for v in np.asarray(position))
 
 
 def p_value(p: float) -> str:
