@@ -7,25 +7,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from epizoo.detection.classical import ZScore
 from epizoo.detection.codes import Codes, smooth
 from epizoo.detection.detector import check_latents
 from epizoo.detection.head import Head
+from epizoo.detection.junction import junction_width
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import DIRECTIONS
 from tfds_epilepsy.volumes import Subject
 
 SURROUND_FWHM = 40.0  # millimetres; what is as wide is a bias field or the anatomy of a lobe
-EDGE_FWHM = 3.0  # millimetres, before the gradient is taken
 
 
 class Signs(ZScore):
     """The sum of the signs of a lesion, each in z units of the controls at the voxel and one-sided.
 
     - the signal, less its mean over the surround: darker T1w, brighter FLAIR and T2w, less PET uptake;
-    - the gradient of the first modality: less, where the junction of grey and white matter is blurred;
+    - the width of the junction of grey and white matter in the first modality, where it is blurred;
     - what the model itself holds to be abnormal, where it has a ``head``.
 
     These are the signs of focal cortical dysplasia that readers are taught (Blümcke et al. 2011, Epilepsia
@@ -56,8 +55,8 @@ class Signs(ZScore):
 
     @property
     def directions(self) -> NDArray[np.float32]:
-        """Of the features that come from the image: the modalities, then the gradient."""
-        return np.array([*(DIRECTIONS.get(name, 0) for name in self.modalities), -1], np.float32)
+        """Of the features that come from the image: the modalities, then the junction."""
+        return np.array([*(DIRECTIONS.get(name, 0) for name in self.modalities), 1], np.float32)
 
     def codes(self, encoder: Any) -> Codes:
         """The signs, and of a ``PatchModel`` what its head makes of a voxel.
@@ -95,7 +94,7 @@ class Signs(ZScore):
         own = features - len(self.directions)
         if own < 0:
             raise InputError(
-                f"{features} features: modalities {', '.join(self.modalities)} and their gradient are "
+                f"{features} features: modalities {', '.join(self.modalities)} and their junction are "
                 f"{len(self.directions)}."
             )
         signs = np.concatenate([self.directions, np.ones(own, np.float32)])
@@ -103,7 +102,7 @@ class Signs(ZScore):
 
 
 class SignMaps(Codes):
-    """Each modality less its surround and the gradient of the first; then what a model makes of the voxel.
+    """Each modality less its surround and the width of the junction; then what a model makes of the voxel.
 
     Args:
         inner: of the model; None for the signs alone.
@@ -117,14 +116,8 @@ class SignMaps(Codes):
         mask, affine = subject.brain_mask, subject.affine
         surround = smooth(subject.image, mask, affine, SURROUND_FWHM)
         relative = np.where(mask[..., None], subject.image - surround, 0)
-        zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-        blurred = smooth(subject.image[..., 0], mask, affine, EDGE_FWHM)
-        slopes = [
-            ndimage.correlate1d(blurred, [-0.5, 0, 0.5], axis, mode="constant") / zooms[axis]
-            for axis in range(3)
-        ]
-        gradient = np.where(mask, np.sqrt(sum(np.square(slope) for slope in slopes)), 0)
-        return np.concatenate([subject.image, relative, gradient[..., None]], -1, dtype=np.float32)
+        junction = junction_width(subject.image[..., 0], mask, affine)
+        return np.concatenate([subject.image, relative, junction[..., None]], -1, dtype=np.float32)
 
     def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         m = volume.shape[-1] // 2

@@ -7,7 +7,16 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from epizoo.detection.codes import gaussian_matrices
-from epizoo.detection.signs import EDGE_FWHM, SURROUND_FWHM
+from epizoo.detection.junction import (
+    EDGE_FWHM,
+    LITTLE,
+    NARROW,
+    SMALLEST_SPAN,
+    USUAL_WIDTH,
+    WIDE,
+    WINDOW_FWHM,
+)
+from epizoo.detection.signs import SURROUND_FWHM
 
 METHODS = ("unit", "zscore")  # others are learnt from a cohort
 
@@ -63,19 +72,54 @@ def smooth(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], fwh
     return tf.where(inside > 0, blurred[..., :-1] / tf.maximum(blurred[..., -1:], 1e-6), 0.0)
 
 
-def signs(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating]) -> tf.Tensor:
-    """The signs ``(x, y, z, m + 1)`` of ``detection.signs.SignMaps``, of a normalised volume."""
+def signs(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], weights: tf.Tensor) -> tf.Tensor:
+    """The signs ``(x, y, z, m + 1)`` of ``detection.signs.SignMaps``, of a normalised volume.
+
+    Args:
+        volume, mask, affine: of the subject.
+        weights: ``detection.junction.tissue_weights`` of the grid.
+    """
     relative = tf.where(mask[..., tf.newaxis], volume - smooth(volume, mask, affine, SURROUND_FWHM), 0.0)
+    junction = junction_width(volume[..., 0], mask, affine, weights)
+    return tf.concat([relative, junction[..., tf.newaxis]], -1)
+
+
+def junction_width(
+    t1: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], weights: tf.Tensor
+) -> tf.Tensor:
+    """As ``detection.junction.junction_width``."""
+    shares = tf.cast((weights + 1e-6) * tf.cast(mask, tf.float32), tf.float64)
+    total = tf.reduce_sum(shares * tf.cast(t1, tf.float64), [1, 2, 3])
+    grey, white = tf.unstack(tf.cast(total / tf.reduce_sum(shares, [1, 2, 3]), tf.float32))
+    span = white - grey
+    span = tf.where(tf.abs(span) < SMALLEST_SPAN, SMALLEST_SPAN, span)
+    middle = (t1 - grey) / span - 0.5
+    slope = gradient(smooth(t1, mask, affine, EDGE_FWHM), mask, affine) / tf.abs(span)
+    measures = tf.stack([_band(middle, NARROW), _band(middle, WIDE) * slope], -1)
+    volume, area = tf.unstack(smooth(measures, mask, affine, WINDOW_FWHM), axis=-1)
+    return tf.where(mask, tf.math.log((volume + LITTLE) / (area + LITTLE / USUAL_WIDTH)), 0.0)
+
+
+def gradient(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating]) -> tf.Tensor:
+    """As ``detection.junction.gradient``."""
     zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-    # A rim of zeros, so that what tf.roll brings round from the other end is 0.
-    blurred = tf.pad(smooth(volume[..., 0], mask, affine, EDGE_FWHM), [(1, 1)] * 3)
-    slopes = [
-        (tf.roll(blurred, -1, axis) - tf.roll(blurred, 1, axis)) / (2 * zoom)
-        for axis, zoom in enumerate(zooms)
-    ]
-    steepness = tf.sqrt(tf.add_n([tf.square(slope) for slope in slopes]))[1:-1, 1:-1, 1:-1]
-    gradient = tf.where(mask, steepness, 0.0)
-    return tf.concat([relative, gradient[..., tf.newaxis]], -1)
+    inside = tf.cast(mask, tf.float32)
+    squares = []
+    for axis, zoom in enumerate(zooms):
+        pads = [[side if i == axis else (0, 0) for i in range(3)] for side in ((1, 0), (0, 1))]
+        rise = _steps(volume, axis) * tf.cast(tf.equal(_steps(inside, axis), 0), tf.float32)
+        squares.append(tf.square(tf.add_n([tf.pad(rise, pad) for pad in pads]) / (2 * zoom)))
+    return tf.where(mask, tf.sqrt(tf.add_n(squares)), 0.0)
+
+
+def _steps(volume: tf.Tensor, axis: int) -> tf.Tensor:
+    """From each voxel to the next along an axis."""
+    size = volume.shape[axis]
+    return tf.gather(volume, tf.range(1, size), axis=axis) - tf.gather(volume, tf.range(size - 1), axis=axis)
+
+
+def _band(off: tf.Tensor, sd: float) -> tf.Tensor:
+    return tf.exp(-0.5 * tf.square(off / sd)) / (sd * np.sqrt(2 * np.pi))
 
 
 def _unit(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

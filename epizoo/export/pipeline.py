@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from epizoo.dense import DenseEncoder, dilating_in_3d, in_runs
 from epizoo.detection import NormativeModel
 from epizoo.detection.codes import EncoderCodes, Intensities
+from epizoo.detection.junction import tissue_weights
 from epizoo.detection.signs import SignMaps, Signs
 from epizoo.export import folder as folders
 from epizoo.export import intensities
@@ -124,6 +125,9 @@ class _Pipeline:
         self.mask = tf.Variable(normative.mask, trainable=False)
         self.mean = tf.Variable(normative.mean, trainable=False)
         self.sd = tf.Variable(normative.sd, trainable=False)
+        self.tissue = [
+            tf.Variable(tissue_weights(self.shape, tuple(np.ravel(self.affine))), trainable=False)
+        ] * isinstance(codes, SignMaps)
         scorer = SCORERS[normative.manifest["detector"]]
         self.slabs = [
             _Slab(self, slices, normative.mask, scorer(state, order, normative.manifest["config"]))
@@ -132,7 +136,13 @@ class _Pipeline:
 
     @property
     def variables(self) -> list[tf.Variable]:
-        own = [self.mask, self.mean, self.sd, *(v for slab in self.slabs for v in slab.variables)]
+        own = [
+            self.mask,
+            self.mean,
+            self.sd,
+            *self.tissue,
+            *(v for slab in self.slabs for v in slab.variables),
+        ]
         return own + ([v.value for v in self.dense.encoder.variables] if self.dense else [])
 
     @property
@@ -155,7 +165,7 @@ class _Pipeline:
         """What the detector reads of the volume itself, ``(x, y, z, k)``."""
         codes = self.codes
         if isinstance(codes, SignMaps):
-            return intensities.signs(volume, mask, self.affine)
+            return intensities.signs(volume, mask, self.affine, *self.tissue)
         if isinstance(codes, Intensities) and codes.fwhm:
             return intensities.smooth(volume, mask, self.affine, codes.fwhm)
         return volume if isinstance(codes, Intensities) else None
