@@ -17,6 +17,7 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import DIRECTIONS
 from tfds_epilepsy.volumes import Subject
 
+MODEL_WEIGHT = 0.5  # of a model's opinion, where a sign counts 1
 SURROUND_FWHM = 40.0  # millimetres; what is as wide is a bias field or the anatomy of a lobe
 
 
@@ -28,8 +29,8 @@ class Signs(ZScore):
     - what the model itself holds to be abnormal, where it has a ``head``.
 
     These are the signs of focal cortical dysplasia that readers are taught (Blümcke et al. 2011, Epilepsia
-    52:158-174; Colombo et al. 2009, AJNR 31:658-664). All count alike: ``sum s_k z_k / sqrt(k)`` (Stouffer),
-    so there is nothing to fit to lesions.
+    52:158-174; Colombo et al. 2009, AJNR 31:658-664). Those of the image count alike and the model's opinion
+    half: ``sum w_k z_k / sqrt(sum w_k^2)`` (Stouffer), so there is nothing to fit to lesions.
 
     Args:
         modalities: names of the image's channels; those that ``DIRECTIONS`` does not know add no sign.
@@ -43,7 +44,7 @@ class Signs(ZScore):
 
     name: ClassVar[str] = "signs"
     reads: ClassVar[frozenset[str]] = frozenset({"codes", "image"})
-    map_fwhm: ClassVar[float] = 6.0
+    map_fwhm: ClassVar[float] = 8.0
 
     def __init__(self, modalities: Sequence[str] = ("T1w", "FLAIR")):
         self.modalities = list(modalities)
@@ -72,7 +73,7 @@ class Signs(ZScore):
         return self._z(latents) @ self.weights(latents.shape[2])
 
     def parts(self, latents: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
-        """The z of each sign in its direction: their sum over the root of their number is the score."""
+        """The z of each sign in its direction; the score is their weighted sum, see above."""
         z = self._z(latents)
         signs = np.sign(self.weights(z.shape[2]))
         pairs = zip(self.modalities, signs, strict=False)
@@ -86,7 +87,7 @@ class Signs(ZScore):
         return (latents - self.mean_[:, None]) / self.sd_[:, None]
 
     def weights(self, features: int) -> NDArray[np.float32]:
-        """``s_k / sqrt(k)`` of all features; what follows the signs is a model's own score.
+        """What each feature's z counts for, with its direction; after the signs, a model's own score.
 
         Raises:
             InputError: fewer features than signs.
@@ -97,8 +98,8 @@ class Signs(ZScore):
                 f"{features} features: modalities {', '.join(self.modalities)} and their junction are "
                 f"{len(self.directions)}."
             )
-        signs = np.concatenate([self.directions, np.ones(own, np.float32)])
-        return signs / np.sqrt(np.count_nonzero(signs), dtype=np.float32)
+        signs = np.concatenate([self.directions, np.full(own, MODEL_WEIGHT, np.float32)])
+        return signs / np.linalg.norm(signs)
 
 
 class SignMaps(Codes):
