@@ -125,9 +125,10 @@ class _Pipeline:
         self.mask = tf.Variable(normative.mask, trainable=False)
         self.mean = tf.Variable(normative.mean, trainable=False)
         self.sd = tf.Variable(normative.sd, trainable=False)
-        self.tissue = [
-            tf.Variable(tissue_weights(self.shape, tuple(np.ravel(self.affine))), trainable=False)
-        ] * isinstance(codes, SignMaps)
+        self.tissue: list[tf.Variable] = []  # of the grid; only signs read it
+        if isinstance(codes, SignMaps):
+            weights = tissue_weights(self.shape, tuple(np.ravel(self.affine)))
+            self.tissue.append(tf.Variable(weights, trainable=False))
         scorer = SCORERS[normative.manifest["detector"]]
         self.slabs = [
             _Slab(self, slices, normative.mask, scorer(state, order, normative.manifest["config"]))
