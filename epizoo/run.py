@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from rich.progress import track
 
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, replacing, write_json, write_text
+from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_text
 from tfds_epilepsy.volumes import Subject, read_nifti, write_nifti
 
 if TYPE_CHECKING:
@@ -143,8 +144,9 @@ class Run:
 
     Raises:
         InputError: the folder holds a run of another configuration, is not a run, or cannot be written;
-            the data set has problems or fewer than 2 training controls; an unknown model or detector, or a
-            detector that cannot read this model or these modalities. Then nothing is written.
+            another process is at work in it; the data set has problems or fewer than 2 training controls;
+            an unknown model or detector, or a detector that cannot read this model or these modalities. Then
+            nothing of a run is written.
     """
 
     def __init__(
@@ -167,9 +169,10 @@ class Run:
         self._check_data(overwrite)
         if overwrite or not self.folder.config.is_file():
             self._check_method()
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        weakref.finalize(self, hold(self.folder.path).close)
         if overwrite:
             self.folder.clear()  # after every check: what cannot be made anew is not deleted
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         write_json(self.folder.config, asdict(config))
         describe(self.folder.path, f"epizoo run {self.folder.path.absolute().name}", config.data)
         self._write_metadata()
@@ -406,7 +409,7 @@ class Run:
                     f"{path} holds a run of other settings ({'; '.join(changed)}): "
                     "choose another folder, or --overwrite to start anew."
                 )
-        if not is_run and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not is_run and path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
             raise InputError(f"{path}: not empty and not a run (no config.json); choose another folder.")
         existing = next(p for p in (path, *path.absolute().parents) if p.exists())
         if not os.access(existing, os.W_OK):

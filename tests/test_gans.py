@@ -34,7 +34,7 @@ def test_bigan_learns_to_invert_itself():
     optimizers = {name: keras.optimizers.Adam(3e-3, beta_1=0.0, beta_2=0.9) for name in model.trains}
     model.compile(**optimizers)
     before = np.mean((model.reconstruct(x) - x) ** 2)
-    model.fit(batches(x), steps_per_epoch=500, verbose=0)
+    model.fit(batches(x), steps_per_epoch=1000, verbose=0)
     assert np.mean((model.reconstruct(x) - x) ** 2) < 0.2 * min(before, x.var())
 
 

@@ -166,9 +166,26 @@ def test_overwrite_deletes_what_the_run_wrote_once_all_is_checked(finished, coho
     assert (tmp_path / "run" / "report.html").exists()
     Run(config(cohort, epochs=3), tmp_path / "run", data_dir=data_dir, overwrite=True)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        *(".bidsignore", "README", "config.json"),
+        *(".bidsignore", ".lock", "README", "config.json"),
         *("dataset_description.json", "metadata.json", "notes.txt"),
     ]
+
+
+def test_one_process_at_a_time_works_in_a_folder(finished, cohort, data_dir, tmp_path):
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    hold = f"from tfds_epilepsy.files import hold; file = hold({str(tmp_path / 'run')!r}); print(); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        other.stdout.readline()
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="another process is at work there"):
+                Run(config(cohort), tmp_path / "run", data_dir=data_dir, overwrite=overwrite)
+    finally:
+        other.kill()
+        other.communicate()
+    assert Run(config(cohort), tmp_path / "run", data_dir=data_dir).finished  # a killed process lets go
 
 
 def test_names_are_checked_before_the_data(tmp_path):

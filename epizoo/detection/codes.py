@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 class Codes:
     """A code at every voxel, in two steps: one a subject for whole volumes, one a slab for the rest."""
+
+    version: ClassVar[int] = 1  # counts up when a class comes to compute other codes than before
 
     def volume(self, subject: Subject) -> NDArray[np.float32]:
         """What is kept of a subject: ``(x, y, z, c)`` float32, its image by default."""
@@ -41,10 +43,9 @@ class Codes:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal codes: class and attributes."""
-        return _digest(
-            [json.dumps([type(self).__name__, vars(self)], sort_keys=True, default=_name).encode()]
-        )
+        """Equal for equal codes: class, its version and attributes."""
+        what = [type(self).__name__, self.version, vars(self)]
+        return _digest([json.dumps(what, sort_keys=True, default=_name).encode()])
 
 
 class EncoderCodes(Codes):

@@ -109,6 +109,8 @@ class SignMaps(Codes):
         inner: of the model; None for the signs alone.
     """
 
+    version: ClassVar[int] = 2  # the first held the gradient in place of the junction's width
+
     def __init__(self, inner: Codes | None = None):
         self.inner = inner
 
