@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from epizoo import models
+from epizoo.detection import NormativeModel
 from epizoo.detection.junction import junction_width
 from epizoo.detection.signs import SURROUND_FWHM, SignMaps, Signs
 from tests.test_classical import fit, subject
@@ -110,3 +111,12 @@ def test_a_bias_field_is_no_sign(tmp_path):
     biased = model.score(replace(patient, image=(patient.image * (1 + 0.08 * x)).astype(np.float32)))
     plain = model.score(patient)
     assert abs(biased - plain)[patient.brain_mask].mean() < 0.35
+
+
+def test_a_detector_fitted_on_another_version_of_the_maps_is_refused(tmp_path, monkeypatch):
+    """The version that held the gradient in place of the width would load without a word."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(SignMaps, "version", 1)
+        folder = fit(tmp_path, Signs()).folder
+    with pytest.raises(InputError, match="encoder"):
+        NormativeModel.load(folder, None)
