@@ -16,6 +16,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: export TF_ENABLE_ONEDNN_OPTS = 1
 bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks.patches
 	.venv-bench/bin/python -m benchmarks.dense

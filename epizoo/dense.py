@@ -33,7 +33,7 @@ from tfds_epilepsy.errors import InputError
 # a slice by itself).
 STEP_BYTES = 128 * 2**20
 # Steps side by side: much of one (gathers, copies, fresh memory) keeps a single core busy.
-WORKERS = min(len(os.sched_getaffinity(0)), 4)
+WORKERS = min(os.cpu_count() or 1, 4)
 
 
 class DenseEncoder:

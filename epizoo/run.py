@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from epizoo.run_folder import RunFolder
+from epizoo.run_folder import LOCK, RunFolder
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_text
+from tfds_epilepsy.files import read_json, replacing, write_json, write_text
 from tfds_epilepsy.volumes import Subject, read_nifti, write_nifti
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Run:
         if overwrite or not self.folder.config.is_file():
             self._check_method()
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        weakref.finalize(self, hold(self.folder.path).close)
+        weakref.finalize(self, self.folder.hold().close)
         if overwrite:
             self.folder.clear()  # after every check: what cannot be made anew is not deleted
         write_json(self.folder.config, asdict(config))

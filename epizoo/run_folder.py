@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-# All that a run writes.
+from tfds_epilepsy.errors import InputError
+
+LOCK = ".lock"
+# All else that a run writes.
 WRITTEN = (
     *("config.json", "metadata.json", "metrics.json", "report.html"),
     *("model.keras", "checkpoint.keras", "best.keras", "history.csv", "pictures", "detector", "sub-*"),
@@ -59,6 +64,27 @@ class RunFolder:
 
     def _anat(self, subject: str) -> Path:
         return self.path / f"sub-{subject}" / "anat"
+
+    def hold(self) -> IO[bytes]:
+        """Keep other processes out while the returned file is open; a process that ends lets go.
+
+        File systems without locks let everyone in.
+
+        Raises:
+            InputError: another process is at work there.
+        """
+        file = (self.path / LOCK).open("ab")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise InputError(
+                f"{self.path}: another process is at work there: wait until it ends, or choose "
+                "another folder."
+            ) from None
+        except OSError:
+            pass
+        return file
 
     def clear(self) -> None:
         """Delete what a run writes, and nothing else that lies in the folder."""

@@ -173,7 +173,13 @@ def test_overwrite_deletes_what_the_run_wrote_once_all_is_checked(finished, coho
 
 def test_one_process_at_a_time_works_in_a_folder(finished, cohort, data_dir, tmp_path):
     shutil.copytree(finished.folder.path, tmp_path / "run")
-    hold = f"from tfds_epilepsy.files import hold; file = hold({str(tmp_path / 'run')!r}); print(); input()"
+    hold = f"""
+from pathlib import Path
+from epizoo.run_folder import RunFolder
+file = RunFolder(Path({str(tmp_path / "run")!r})).hold()
+print(flush=True)
+input()
+"""
     other = subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tfds_epilepsy.errors import InputError
-
-LOCK = ".lock"
 
 
 @contextmanager
@@ -70,27 +67,6 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     lines = ["\t".join(rows[0]) if rows else "participant_id"]
     lines += ["\t".join(text(value) for value in row.values()) for row in rows]
     return write_text(path, "\n".join(lines) + "\n")
-
-
-def hold(folder: str | Path) -> IO[bytes]:
-    """Keep other processes out of a folder while the returned file is open; a process that ends lets go.
-
-    The lock lies in ``.lock``. File systems without locks let everyone in.
-
-    Raises:
-        InputError: another process is at work there.
-    """
-    file = (Path(folder) / LOCK).open("ab")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise InputError(
-            f"{folder}: another process is at work there: wait until it ends, or choose another folder."
-        ) from None
-    except OSError:
-        pass
-    return file
 
 
 def plain(value: Any) -> Any:
