@@ -90,7 +90,7 @@ def demo(
 def run(
     data: Data,
     out_dir: RunDir,
-    model: Model = "synthetic",
+    model: Model = "deviation",
     detector: Detector = None,
     epochs: Epochs = None,
     seed: Seed = 0,
@@ -117,7 +117,7 @@ def run(
 def train(
     data: Data,
     out_dir: RunDir,
-    model: Model = "synthetic",
+    model: Model = "deviation",
     detector: Detector = None,
     epochs: Epochs = None,
     seed: Seed = 0,

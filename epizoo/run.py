@@ -68,7 +68,7 @@ class RunConfig:
     """
 
     data: str
-    model: str = "synthetic"
+    model: str = "deviation"
     detector: str = None  # type: ignore[assignment]
     model_config: dict[str, Any] = field(default_factory=dict)
     epochs: int = None  # type: ignore[assignment]
@@ -224,7 +224,9 @@ class Run:
         with self._step("train"):
             model = self._new_model()
             controls = list(self.read("train"))
-            held_out = [s for s in self.read("validation") if s.group == "control"]
+            model.adapt(controls)
+            controls = [model.view(subject) for subject in controls]
+            held_out = [model.view(s) for s in self.read("validation") if s.group == "control"]
 
             def patches(subjects: list[Subject], seed: int, start_step: int = 0) -> tf.data.Dataset:
                 return patch_dataset(

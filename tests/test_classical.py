@@ -10,7 +10,7 @@ from scipy import ndimage, stats
 
 from epizoo.detection import create_detector, fit_normative
 from epizoo.detection.classical import JunctionExtensionMaps
-from epizoo.detection.tissue import _posterior, template_priors, tissue_probabilities
+from epizoo.maps.tissue import _posterior, template_priors, tissue_probabilities
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject, load_template
 

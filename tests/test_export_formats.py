@@ -21,6 +21,7 @@ NO_TFLITE = {
     ("original_dcgan", 3): "MaxPool3D",
     ("context_gan", 3): "AvgPool3D",
     ("synthetic", 3): "AvgPool3D",
+    ("deviation", 3): "AvgPool3D",
 }
 
 

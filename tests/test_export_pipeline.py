@@ -91,14 +91,18 @@ def test_3d_patches_and_one_modality(tmp_path):
         ("vae", (7, 7), "reconstruction"),
         ("synthetic", (9, 9, 9), "head"),
         ("synthetic", (9, 9, 9), "signs"),
+        ("deviation", (9, 9, 9), "head"),
     ],
 )
 def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector):
-    model = models.create(name, patch_shape=shape, latent_dim=4)
+    channels = models.REGISTRY[name].config_for(["T1w", "FLAIR"])["channels"]
+    model = models.create(name, patch_shape=shape, latent_dim=4, channels=channels)
+    model.adapt(controls(2))
     normative = fitted(model, tmp_path / "detector", detector)
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
     patient, raw = subject("p", 2, "patient", seed=99)
-    np.testing.assert_allclose(score(folder, raw, patient.brain_mask), normative.score(patient), atol=1e-4)
+    expected = normative.score(patient)  # deviations are small numbers over small numbers: three digits
+    np.testing.assert_allclose(score(folder, raw, patient.brain_mask), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_detectors_and_modalities_that_do_not_fit_are_refused(tmp_path):

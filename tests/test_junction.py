@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, ndimage, stats
 
-from epizoo.detection import junction
-from epizoo.detection.junction import EDGE_FWHM, WINDOW_FWHM, junction_width, tissue_weights
+from epizoo.maps import junction
+from epizoo.maps.junction import EDGE_FWHM, WINDOW_FWHM, junction_width, tissue_weights
 from tests.test_classical import subject
 from tests.test_signs import mean_around, person
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from scipy import ndimage
 
 from epizoo.detection import NormativeModel, create_detector, fit_normative, normative
-from epizoo.detection.codes import Homotopic, Intensities, encoder_fingerprint, smooth
+from epizoo.detection.codes import Homotopic, Intensities, encoder_fingerprint
 from epizoo.detection.ocsvm import LocalOneClassSVM
+from epizoo.maps.smoothing import smooth
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
 

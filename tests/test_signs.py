@@ -7,8 +7,9 @@ import pytest
 
 from epizoo import models
 from epizoo.detection import NormativeModel
-from epizoo.detection.junction import junction_width
-from epizoo.detection.signs import SURROUND_FWHM, SignMaps, Signs
+from epizoo.detection.signs import SignMaps, Signs
+from epizoo.maps.junction import junction_width
+from epizoo.maps.signs import SURROUND_FWHM
 from tests.test_classical import fit, subject
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject

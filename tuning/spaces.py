@@ -90,6 +90,11 @@ DETECTOR = (
 R1 = Log("r1", 0.05, 20.0)
 CYCLE = Log("cycle", 1.0, 100.0)
 
+FINDER = (
+    *(Choice("cube", (15, 21, 27, 33)), Choice("width", (8, 16, 24)), CODE, RATE),
+    *(Choice("detector", ("head", "ocsvm", "gaussian")), DETECTOR[1], DETECTOR[3]),
+)
+
 # === One space a model ===
 
 SPACES: dict[str, tuple[Parameter, ...]] = {
@@ -111,10 +116,8 @@ SPACES: dict[str, tuple[Parameter, ...]] = {
         *(Choice("centre", (5, 7, 9, 15)), Choice("scales", ("3", "5", "3 5")), CODE, *STAGES),
         *(Choice("position", ("no", "yes")), CYCLE, R1, *TWO_RATES, *DETECTOR),
     ),
-    "synthetic": (
-        *(Choice("cube", (15, 21, 27, 33)), Choice("width", (8, 16, 24)), CODE, RATE),
-        *(Choice("detector", ("head", "ocsvm", "gaussian")), DETECTOR[1], DETECTOR[3]),
-    ),
+    "synthetic": FINDER,
+    "deviation": FINDER,
 }
 
 

@@ -236,7 +236,8 @@ def _train(
 
     from epizoo.models import callbacks
 
-    train, validation = _patches(spec, cohort, model.patch_shape, model.sampling)
+    model.adapt(cohort.controls("train"))
+    train, validation = _patches(spec, cohort, model.patch_shape, model.sampling, model.view)
     first = None
     if validation is not None:
         figures = model.evaluate(validation, verbose=0, return_dict=True)
@@ -292,7 +293,11 @@ def _train_plain(
 
 
 def _patches(
-    spec: Spec, cohort: Visible, shape: Sequence[int], sampling: str
+    spec: Spec,
+    cohort: Visible,
+    shape: Sequence[int],
+    sampling: str,
+    view: Callable[[Subject], Subject] = lambda subject: subject,
 ) -> tuple[Callable[[int], tf.data.Dataset], tf.data.Dataset | None]:
     from tfds_epilepsy.patches import patch_dataset
 
@@ -301,7 +306,7 @@ def _patches(
             subjects, shape, sampling=sampling, batch_size=spec.batch_size, seed=seed, start_step=step
         )
 
-    controls, held_out = list(cohort.controls("train")), list(cohort.controls("validation"))
+    controls, held_out = ([view(s) for s in cohort.controls(split)] for split in ("train", "validation"))
     enough = len(held_out) >= (2 if sampling == "pair" else 1)
     validation = patches(held_out, spec.seed + 1).take(VALIDATION_STEPS) if enough else None
     return lambda step: patches(controls, spec.seed, step), validation

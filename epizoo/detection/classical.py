@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from epizoo.detection.adjusted import Adjusted
-from epizoo.detection.codes import Codes, Intensities, smooth
+from epizoo.detection.codes import Codes, Intensities
 from epizoo.detection.detector import Detector, check_latents
-from epizoo.detection.tissue import tissue_probabilities
+from epizoo.maps.smoothing import smooth
+from epizoo.maps.tissue import tissue_probabilities
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
 

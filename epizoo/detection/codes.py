@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from epizoo.maps.signs import directions, sign_names
+from epizoo.maps.smoothing import smooth
 from tfds_epilepsy.volumes import Subject
 
 if TYPE_CHECKING:
     import keras
 
-FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+    from epizoo.maps.deviations import Deviations
 
 
 class Codes:
@@ -27,6 +28,14 @@ class Codes:
     def volume(self, subject: Subject) -> NDArray[np.float32]:
         """What is kept of a subject: ``(x, y, z, c)`` float32, its image by default."""
         return subject.image
+
+    def parts(self, volume: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Maps ``(x, y, z)`` that say what a score is due to, by name; none for most codes.
+
+        Args:
+            volume: ``(x, y, z, c)``.
+        """
+        return {}
 
     def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         """The codes ``(v, d)`` at the voxels of a mask in some axial slices.
@@ -49,13 +58,32 @@ class Codes:
 
 
 class EncoderCodes(Codes):
-    """The latent code of an encoder's patch around each voxel."""
+    """The latent code of an encoder's patch around each voxel.
 
-    def __init__(self, encoder: keras.Model):
+    Args:
+        encoder: functional Keras model.
+        model: what it is a part of, if it is one's that reads deviation maps (``PatchModel.view``).
+    """
+
+    def __init__(self, encoder: keras.Model, model: Any = None):
         from epizoo.dense import DenseEncoder  # brings TensorFlow
 
         self.dense = DenseEncoder(encoder)
+        self.deviations: Deviations | None = getattr(model, "deviations", None)
+        self.modalities: Sequence[str] = getattr(model, "modalities", None) or ()
         self._fingerprint = encoder_fingerprint(encoder)
+        if self.deviations is not None:
+            self._fingerprint = _digest([self._fingerprint.encode(), self.deviations.fingerprint.encode()])
+
+    def volume(self, subject: Subject) -> NDArray[np.float32]:
+        return subject.image if self.deviations is None else self.deviations(subject)
+
+    def parts(self, volume: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """The deviations, in the direction of lesions, of scans whose modalities are known."""
+        if self.deviations is None or not self.modalities:
+            return {}
+        signs = zip(sign_names(self.modalities), directions(self.modalities), strict=True)
+        return {name: sign * volume[..., k] for k, (name, sign) in enumerate(signs) if sign}
 
     def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         halo = self.dense.patch_shape[2] // 2 if len(self.dense.patch_shape) == 3 else 0
@@ -120,52 +148,7 @@ def as_codes(encoder: Any) -> Codes:
     """The codes of a Keras encoder or of a model that has one (``PatchModel``), or the codes themselves."""
     if isinstance(encoder, Codes):
         return encoder
-    return EncoderCodes(getattr(encoder, "encoder", encoder))
-
-
-def smooth(
-    volume: NDArray[np.floating], mask: NDArray[np.bool_], affine: NDArray[np.floating], fwhm: float
-) -> NDArray[np.float32]:
-    """Gaussian smoothing that takes nothing from outside the mask (normalised convolution); 0 outside it.
-
-    Args:
-        volume: ``(x, y, z)`` or, each channel by itself, ``(x, y, z, c)``.
-        mask: ``(x, y, z)`` bool.
-        affine: ``(4, 4)``, gives the voxel size.
-        fwhm: full width at half maximum, millimetres.
-    """
-    matrices = gaussian_matrices(mask.shape, affine, fwhm)
-
-    def blur(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        for matrix in reversed(matrices):
-            values = np.tensordot(matrix, values, (1, 2))  # the last axis, which becomes the first
-        return values
-
-    weights = np.maximum(blur(mask.astype(np.float32)), 1e-6)
-    smoothed = np.zeros(volume.shape, np.float32)
-    for c in np.ndindex(volume.shape[3:]):
-        values = np.where(mask, volume[(..., *c)], 0).astype(np.float32)
-        smoothed[(..., *c)] = np.where(mask, blur(values) / weights, 0)
-    return smoothed
-
-
-def gaussian_matrices(
-    shape: Sequence[int], affine: NDArray[np.floating], fwhm: float
-) -> list[NDArray[np.float32]]:
-    """Gaussian smoothing along each axis as a matrix ``(n, n)``, zeros beyond the ends.
-
-    Three products are quicker than convolutions where the Gaussian is wide, and the same numbers.
-
-    Args:
-        shape: ``(x, y, z)``.
-        affine: ``(4, 4)``, gives the voxel size.
-        fwhm: full width at half maximum, millimetres.
-    """
-    sigma = fwhm * FWHM_TO_SIGMA / np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-    return [
-        ndimage.gaussian_filter1d(np.eye(n, dtype=np.float32), s, axis=0, mode="constant")
-        for n, s in zip(shape, sigma, strict=True)
-    ]
+    return EncoderCodes(getattr(encoder, "encoder", encoder), encoder)
 
 
 def encoder_fingerprint(encoder: keras.Model) -> str:

@@ -40,7 +40,7 @@ class ModelOutput(Detector):
         part = getattr(encoder, self.part, None)
         if part is None:
             raise InputError(f"{getattr(encoder, 'name', encoder)}: {self.missing}")
-        return EncoderCodes(self.reader(encoder.encoder, part))
+        return EncoderCodes(self.reader(encoder.encoder, part), encoder)
 
     def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         self.voxels_ = np.array(len(check_latents(latents)))

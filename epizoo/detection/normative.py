@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from epizoo.detection.codes import Codes, check_grid, smooth
+from epizoo.detection.codes import Codes, check_grid
 from epizoo.detection.detector import Detector, create_detector
+from epizoo.maps.smoothing import smooth
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
 from tfds_epilepsy.volumes import Subject
@@ -169,7 +170,8 @@ class NormativeModel:
         return self.explain(subject)[0]
 
     def explain(self, subject: Subject) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """The score map, and maps of what its scores are made of (``Detector.parts``), not smoothed.
+        """The score map, and maps of what its scores are made of (``Detector.parts``) or due to
+        (``Codes.parts``), not smoothed.
 
         Raises:
             InputError: as ``score``.
@@ -200,6 +202,8 @@ class NormativeModel:
             raw[:, :, start:stop][here] = scores
             for name, values in detector.parts(latents[:, None]).items():
                 parts[name][:, :, start:stop][here] = values[:, 0]
+        for name, values in self.codes.parts(volume).items():
+            parts[name] = np.where(self.mask, values, 0)
         inside = self.mask & subject.brain_mask
         if self.manifest["fwhm"]:
             raw = smooth(raw, inside, self.affine, self.manifest["fwhm"])

@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.classical import ZScore
-from epizoo.detection.codes import Codes, smooth
+from epizoo.detection.codes import Codes
 from epizoo.detection.detector import check_latents
 from epizoo.detection.head import Head
-from epizoo.detection.junction import junction_width
+from epizoo.maps.signs import directions, sign_maps, sign_names
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import DIRECTIONS
 from tfds_epilepsy.volumes import Subject
 
 MODEL_WEIGHT = 0.5  # of a model's opinion, where a sign counts 1
-SURROUND_FWHM = 40.0  # millimetres; what is as wide is a bias field or the anatomy of a lobe
 
 
 class Signs(ZScore):
@@ -57,16 +56,18 @@ class Signs(ZScore):
     @property
     def directions(self) -> NDArray[np.float32]:
         """Of the features that come from the image: the modalities, then the junction."""
-        return np.array([*(DIRECTIONS.get(name, 0) for name in self.modalities), 1], np.float32)
+        return np.array(directions(self.modalities), np.float32)
 
     def codes(self, encoder: Any) -> Codes:
         """The signs, and of a ``PatchModel`` what its head makes of a voxel.
 
         Raises:
-            InputError: a model without a head.
+            InputError: a model without a head, or one that reads the signs itself.
         """
         if isinstance(encoder, Codes):
             return encoder
+        if getattr(encoder, "reads", "image") != "image":
+            raise InputError(f"{encoder.name} reads the signs itself: take the detector 'head'.")
         return SignMaps(None if encoder is None else Head().codes(encoder))
 
     def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -76,10 +77,7 @@ class Signs(ZScore):
         """The z of each sign in its direction; the score is their weighted sum, see above."""
         z = self._z(latents)
         signs = np.sign(self.weights(z.shape[2]))
-        pairs = zip(self.modalities, signs, strict=False)
-        names = [f"{'brighter' if sign > 0 else 'darker'} {modality}" for modality, sign in pairs]
-        names += ["blurred junction", "model"]
-        named = zip(names, signs, strict=False)
+        named = zip([*sign_names(self.modalities), "model"], signs, strict=False)
         return {name: sign * z[..., k] for k, (name, sign) in enumerate(named) if sign}
 
     def _z(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -116,11 +114,8 @@ class SignMaps(Codes):
 
     def volume(self, subject: Subject) -> NDArray[np.float32]:
         """``(x, y, z, 2 m + 1)``: the image, which the model reads, and the signs ``(x, y, z, m + 1)``."""
-        mask, affine = subject.brain_mask, subject.affine
-        surround = smooth(subject.image, mask, affine, SURROUND_FWHM)
-        relative = np.where(mask[..., None], subject.image - surround, 0)
-        junction = junction_width(subject.image[..., 0], mask, affine)
-        return np.concatenate([subject.image, relative, junction[..., None]], -1, dtype=np.float32)
+        signs = sign_maps(subject.image, subject.brain_mask, subject.affine)
+        return np.concatenate([subject.image, signs], -1, dtype=np.float32)
 
     def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         m = volume.shape[-1] // 2

@@ -12,6 +12,7 @@ from epizoo.export.encoder import export_encoder
 from epizoo.export.folder import check_target
 from epizoo.export.pipeline import export_pipeline
 from epizoo.export.run_facts import read_run
+from epizoo.maps.signs import JUNCTION
 from tfds_epilepsy.errors import InputError
 
 __all__ = ["export_encoder", "export_pipeline", "export_run"]
@@ -66,11 +67,13 @@ def export_run(
     if problems:
         raise InputError(problems)
     if what == "encoder":
+        model = run.model()
+        from_image = model.reads == "image"
         return export_encoder(
-            run.model(),
+            model,
             folder,
-            modalities=run.modalities,
-            normalisation=run.normalisation,
+            modalities=run.modalities if from_image else [*run.modalities, JUNCTION],
+            normalisation=run.normalisation if from_image else "none",
             voxel_size=run.voxel_size,
             format=format,
             precision=precision,

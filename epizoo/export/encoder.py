@@ -60,7 +60,8 @@ def export_encoder(
         folder: where the export goes; appears once it is whole and gives what the encoder gives.
         modalities: names of the channels in order, such as ``("T1w", "FLAIR")``; ``channel_0``, ... if None.
         normalisation: of raw intensities, ``unit`` or ``zscore`` (see ``tfds_epilepsy.volumes.normalise``);
-            with ``none``, volumes are in [0, 1] already and ``encode_raw`` and ``normalise`` are left out.
+            with ``none``, volumes are what the encoder reads, and ``encode_raw`` and ``normalise`` are
+            left out.
         voxel_size: millimetres of the grid that the encoder was trained on; None where unknown.
         format: ``savedmodel``, ``onnx`` (a file a signature) or ``tflite`` (``encode`` and ``encode_raw``).
         precision: ``float32``, or ``bfloat16``: weights and layers; inputs and outputs stay float32.
@@ -115,7 +116,7 @@ def export_encoder(
                 "parameters": dense.encoder.count_params(),
             },
             run=run or {},
-            notes=_notes(dense, format, precision),
+            notes=[*_notes(dense, format, precision), *_reads(model)],
         )
         return folders.write(export, folder)
 
@@ -312,3 +313,12 @@ def _notes(dense: DenseEncoder, format: str, precision: str) -> list[str]:
             "float32 with the same rounded weights. Codes differ from float32 by about 1 %."
         )
     return notes
+
+
+def _reads(model: keras.Model) -> list[str]:
+    if getattr(model, "reads", "image") == "image":
+        return []
+    return [
+        "Channels are not intensities but deviation maps, in standard deviations from the controls of the "
+        "run; the pipeline (--what pipeline) makes them of scans itself."
+    ]

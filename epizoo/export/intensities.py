@@ -1,4 +1,4 @@
-"""Intensities in TensorFlow operations: what ``volumes.normalise``, ``codes.smooth`` and ``SignMaps`` do."""
+"""Intensities in TensorFlow operations: what ``volumes.normalise`` and the rooms of ``maps`` do."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from epizoo.detection.codes import gaussian_matrices
-from epizoo.detection.junction import (
+from epizoo.maps.junction import (
     EDGE_FWHM,
     LITTLE,
     NARROW,
@@ -16,7 +15,8 @@ from epizoo.detection.junction import (
     WIDE,
     WINDOW_FWHM,
 )
-from epizoo.detection.signs import SURROUND_FWHM
+from epizoo.maps.signs import SURROUND_FWHM
+from epizoo.maps.smoothing import gaussian_matrices
 
 METHODS = ("unit", "zscore")  # others are learnt from a cohort
 
@@ -31,7 +31,7 @@ def normalise(
     Args:
         volume: ``(x, y, z, m)`` float32, any unit.
         mask: ``(x, y, z)`` bool.
-        method: ``unit`` or ``zscore``; ``none``: volumes are in [0, 1] already.
+        method: ``unit`` or ``zscore``; ``none``: volumes are what the encoder reads already.
         checks: refuse an empty mask, NaN, and a channel that is constant inside; not every runtime has the
             operations for it.
 
@@ -53,7 +53,8 @@ def normalise(
             tf.reduce_all(high > low), ["an image is constant inside the brain mask; low, high:", low, high]
         )
     low, high = tf.cast(low, tf.float32), tf.cast(high, tf.float32)
-    return tf.where(mask[..., tf.newaxis], rescale(volume, low, high), 0.0), low, high
+    scaled = volume if method == "none" else rescale(volume, low, high)
+    return tf.where(mask[..., tf.newaxis], scaled, 0.0), low, high
 
 
 def rescale(values: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
@@ -62,7 +63,7 @@ def rescale(values: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
 
 
 def smooth(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], fwhm: float) -> tf.Tensor:
-    """As ``detection.codes.smooth``: ``(x, y, z)`` or ``(x, y, z, c)``, inside a mask; ``fwhm`` in mm."""
+    """As ``maps.smoothing.smooth``: ``(x, y, z)`` or ``(x, y, z, c)``, inside a mask; ``fwhm`` in mm."""
     if len(volume.shape) == 3:
         return smooth(volume[..., tf.newaxis], mask, affine, fwhm)[..., 0]
     inside = tf.cast(mask, tf.float32)[..., tf.newaxis]
@@ -73,11 +74,11 @@ def smooth(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], fwh
 
 
 def signs(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], weights: tf.Tensor) -> tf.Tensor:
-    """The signs ``(x, y, z, m + 1)`` of ``detection.signs.SignMaps``, of a normalised volume.
+    """The signs ``(x, y, z, m + 1)`` of ``maps.signs.sign_maps``, of a normalised volume.
 
     Args:
         volume, mask, affine: of the subject.
-        weights: ``detection.junction.tissue_weights`` of the grid.
+        weights: ``maps.junction.tissue_weights`` of the grid.
     """
     relative = tf.where(mask[..., tf.newaxis], volume - smooth(volume, mask, affine, SURROUND_FWHM), 0.0)
     junction = junction_width(volume[..., 0], mask, affine, weights)
@@ -87,7 +88,7 @@ def signs(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], weig
 def junction_width(
     t1: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], weights: tf.Tensor
 ) -> tf.Tensor:
-    """As ``detection.junction.junction_width``."""
+    """As ``maps.junction.junction_width``."""
     shares = tf.cast((weights + 1e-6) * tf.cast(mask, tf.float32), tf.float64)
     total = tf.reduce_sum(shares * tf.cast(t1, tf.float64), [1, 2, 3])
     grey, white = tf.unstack(tf.cast(total / tf.reduce_sum(shares, [1, 2, 3]), tf.float32))
@@ -101,7 +102,7 @@ def junction_width(
 
 
 def gradient(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating]) -> tf.Tensor:
-    """As ``detection.junction.gradient``."""
+    """As ``maps.junction.gradient``."""
     zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
     inside = tf.cast(mask, tf.float32)
     squares = []

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from epizoo.dense import DenseEncoder, dilating_in_3d, in_runs
 from epizoo.detection import NormativeModel
 from epizoo.detection.codes import EncoderCodes, Intensities
-from epizoo.detection.junction import tissue_weights
 from epizoo.detection.signs import SignMaps, Signs
 from epizoo.export import folder as folders
 from epizoo.export import intensities
 from epizoo.export.encoder import NORMALISATIONS, VOXELS, by_name, drawn_volume, stacked
 from epizoo.export.folder import Export
 from epizoo.export.signature import Signature
+from epizoo.maps.deviations import FARTHEST
+from epizoo.maps.junction import tissue_weights
 from tfds_epilepsy import volumes
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
@@ -125,10 +126,15 @@ class _Pipeline:
         self.mask = tf.Variable(normative.mask, trainable=False)
         self.mean = tf.Variable(normative.mean, trainable=False)
         self.sd = tf.Variable(normative.sd, trainable=False)
-        self.tissue: list[tf.Variable] = []  # of the grid; only signs read it
-        if isinstance(codes, SignMaps):
+        deviations = encoder.deviations if isinstance(encoder, EncoderCodes) else None
+        self.tissue: list[tf.Variable] = []  # of the grid; only signs and deviations read it
+        if isinstance(codes, SignMaps) or deviations:
             weights = tissue_weights(self.shape, tuple(np.ravel(self.affine)))
             self.tissue.append(tf.Variable(weights, trainable=False))
+        self.usual: list[tf.Variable] = []  # where signs are known, their mean and deviation there
+        if deviations:
+            usual = (deviations.mask[..., None], *deviations.moments())
+            self.usual += [tf.Variable(array, trainable=False) for array in usual]
         scorer = SCORERS[normative.manifest["detector"]]
         self.slabs = [
             _Slab(self, slices, normative.mask, scorer(state, order, normative.manifest["config"]))
@@ -142,6 +148,7 @@ class _Pipeline:
             self.mean,
             self.sd,
             *self.tissue,
+            *self.usual,
             *(v for slab in self.slabs for v in slab.variables),
         ]
         return own + ([v.value for v in self.dense.encoder.variables] if self.dense else [])
@@ -152,7 +159,7 @@ class _Pipeline:
 
     def score(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """The map ``(x, y, z)`` of a normalised volume ``(x, y, z, m)``."""
-        padded = self.dense.padded_in_graph(volume) if self.dense else None
+        padded = self.dense.padded_in_graph(self._read(volume, mask)) if self.dense else None
         features = self._features(volume, mask)
         scores = tf.concat([slab.score(padded, features) for slab in self.slabs], 0)
         voxels = tf.concat([slab.voxels.value() for slab in self.slabs], 0)
@@ -161,6 +168,15 @@ class _Pipeline:
         if self.fwhm:
             raw = intensities.smooth(raw, inside, self.affine, self.fwhm)
         return tf.where(inside, (raw - self.mean) / self.sd, 0.0)
+
+    def _read(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """What the encoder reads: the volume, or its deviation maps."""
+        if not self.usual:
+            return volume
+        known, mean, sd = self.usual
+        z = (intensities.signs(volume, mask, self.affine, *self.tissue) - mean) / sd
+        inside = tf.logical_and(known, mask[..., tf.newaxis])
+        return tf.where(inside, tf.clip_by_value(z, -FARTHEST, FARTHEST), 0.0)
 
     def _features(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor | None:
         """What the detector reads of the volume itself, ``(x, y, z, k)``."""

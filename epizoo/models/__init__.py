@@ -12,6 +12,7 @@ from epizoo.models.autoencoder import Autoencoder
 from epizoo.models.bigan import BiGAN
 from epizoo.models.context_gan import ContextGAN
 from epizoo.models.dcgan import DCGAN, OriginalDCGAN
+from epizoo.models.deviation import Deviation
 from epizoo.models.f_anogan import FAnoGAN
 from epizoo.models.patch_model import PatchModel
 from epizoo.models.siamese import DeepSiamese, Siamese
@@ -32,6 +33,7 @@ REGISTRY: dict[str, type[PatchModel]] = {
     "bigan": BiGAN,
     "context_gan": ContextGAN,
     "synthetic": Synthetic,
+    "deviation": Deviation,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -9,9 +10,8 @@ import os
 import random
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,10 +20,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
+from epizoo.maps.deviations import Deviations
 from epizoo.models.blocks import Stage
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import Subject
 
 Model = TypeVar("Model", bound="PatchModel")
+DEVIATIONS = "deviations_"  # before the names of their arrays, in a saved model
 
 
 class PatchModel(keras.Model):
@@ -50,7 +53,8 @@ class PatchModel(keras.Model):
     **What it declares.** ``sampling``: fed single patches (``{"patch", "position"}``) or pairs (and
     ``"partner"``). ``tracked``: names of the figures that each epoch reports. ``trains``: the optimisers,
     in the order in which ``train_step`` uses them, and the sub-networks that each trains. ``averages``:
-    sub-networks that are moving averages of trained ones. ``run_defaults``: settings of a run
+    sub-networks that are moving averages of trained ones. ``reads``: what patches are cut from, the image
+    or deviation maps (``view``). ``run_defaults``: settings of a run
     (``RunConfig``: the detector, the length of the training, ...) where none are given.
 
     **A model with several optimisers** (a GAN) declares
@@ -127,11 +131,14 @@ class PatchModel(keras.Model):
     }
     averages: ClassVar[Mapping[str, str]] = {}
     average_decay: ClassVar[float] = 0.999
+    reads: ClassVar[str] = "image"  # or "deviations", maps of what differs from controls: see ``view``
     generates: ClassVar[bool] = False  # it makes patches of codes drawn from N(0, I)
 
     encoder: keras.Model
     decoder: Any = None
     head: Any = None
+    deviations: Deviations | None = None  # from the controls that it was adapted to
+    modalities: Sequence[str] | None = None  # names of the scans' channels, where it knows them
 
     def __init__(
         self,
@@ -200,6 +207,25 @@ class PatchModel(keras.Model):
             InputError: a model without a prior.
         """
         return self.generate(len(np.asarray(patches)), seed)
+
+    def adapt(self, controls: Iterable[Subject]) -> None:
+        """Before training: learn what ``view`` needs to know of the training controls; nothing for most.
+
+        Raises:
+            InputError: too few controls, or grids that differ.
+        """
+
+    def view(self, subject: Subject) -> Subject:
+        """A subject as the model reads it, ``image (x, y, z, channels)``: as it is, or its deviation maps.
+
+        Raises:
+            InputError: the model reads deviation maps and is not adapted to controls; another grid.
+        """
+        if self.reads == "image":
+            return subject
+        if self.deviations is None:
+            raise InputError(f"{self.name} reads deviations from controls: call adapt(controls) first.")
+        return dataclasses.replace(subject, image=self.deviations(subject))
 
     @classmethod
     def config_for(cls, modalities: Sequence[str]) -> dict[str, Any]:
@@ -282,7 +308,7 @@ class PatchModel(keras.Model):
         }
         plain = type(self).from_config(self.get_config())  # not compiled: no optimiser states
         plain.set_weights(self.get_weights())
-        plain.epochs, plain.steps = self.epochs, self.steps
+        plain.epochs, plain.steps, plain.deviations = self.epochs, self.steps, self.deviations
         partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
         partial.mkdir(parents=True)
         try:
@@ -344,7 +370,9 @@ class PatchModel(keras.Model):
             "channels": self.channels,
             "latent_dim": self.latent_dim,
             "seed": self.seed,
-            "stages": None if self.stages is None else [list(astuple(stage)) for stage in self.stages],
+            "stages": None
+            if self.stages is None
+            else [list(dataclasses.astuple(stage)) for stage in self.stages],
         }
 
     # === What a model's own steps use ===
@@ -488,10 +516,16 @@ class PatchModel(keras.Model):
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         store["counters"] = np.asarray([self.epochs, self.steps])
+        if self.deviations is not None:
+            for name, array in self.deviations.arrays().items():
+                store[f"{DEVIATIONS}{name}"] = array
 
     def load_own_variables(self, store: Any) -> None:
         values = {key: store[key] for key in store.keys()}  # noqa: SIM118 (not a dict)
         self.epochs, self.steps = (int(n) for n in np.asarray(values.pop("counters")))
+        names = [key for key in values if key.startswith(DEVIATIONS)]
+        arrays = {name.removeprefix(DEVIATIONS): values.pop(name) for name in names}
+        self.deviations = Deviations.from_arrays(arrays) if arrays else None
         super().load_own_variables(values)
 
     # === Helpers ===

@@ -144,7 +144,7 @@ class Synthetic(PatchModel):
     def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
         x, altered = self.alter(self.relight(batch["patch"], training), training)
         logits = self.segmenter(x, training=training)[..., 0]
-        brain = tf.cast(tf.reduce_any(blocks.crop(batch["patch"], self.judged_shape) > 0, -1), tf.float32)
+        brain = tf.cast(tf.reduce_any(blocks.crop(batch["patch"], self.judged_shape) != 0, -1), tf.float32)
         loss = losses.binary_cross_entropy(blocks.crop(altered, self.judged_shape)[..., 0], logits)
         share = tf.reduce_mean(self.gather(brain))  # of the whole batch
         return {"loss": tf.reduce_mean(loss * brain) / tf.maximum(share, 1e-6)}
@@ -179,12 +179,7 @@ class Synthetic(PatchModel):
             sign = tf.sign(brighter - draw(f"{name} sign", *ones, m))
             return sign * amount * tf.cast(draw(f"{name} any", *ones, m) < 0.6, tf.float32)
 
-        centre = (0.36 * draw("centre", *ones, rank) - 0.18) * size
-        smallest, largest = np.log(np.maximum(0.045 * size, 1.0)), np.log(np.maximum(0.18 * size, 2.0))
-        radius = tf.exp(smallest + (largest - smallest) * draw("radius", *ones, 1))
-        radius *= tf.exp(draw("axes", *ones, rank, low=-0.3, high=0.3))
-        waves = self.noise("waves", (n, *[5] * rank), training)
-        weight = blob(self.patch_shape, centre, radius, waves)
+        centre, radius, weight = self.draw_blob(n, training)
 
         chosen = draw("altered") < 0.5
         healthy = x
@@ -227,6 +222,21 @@ class Synthetic(PatchModel):
         x = tf.clip_by_value(x, 0.0, 1.0) * brain
         changed = tf.reduce_max(tf.abs(x - healthy), list(range(1, rank + 2)), keepdims=True) > 0.005
         return x, tf.cast((weight > 0.3) & changed, tf.float32)
+
+    def draw_blob(self, n: Any, training: bool) -> tuple[Any, Any, Any]:
+        """Places of alterations: centre and radius ``(n, 1, ..., rank)``, weight ``(n, *patch_shape, 1)``."""
+        rank, size = len(self.patch_shape), np.array(self.patch_shape, np.float32)
+        ones = (1,) * rank
+
+        def draw(name: str, *shape: int) -> Any:
+            return self.uniform(name, (n, *ones, *shape), training)
+
+        centre = (0.36 * draw("centre", rank) - 0.18) * size
+        smallest, largest = np.log(np.maximum(0.045 * size, 1.0)), np.log(np.maximum(0.18 * size, 2.0))
+        radius = tf.exp(smallest + (largest - smallest) * draw("radius", 1))
+        radius *= tf.exp(0.6 * draw("axes", rank) - 0.3)
+        waves = self.noise("waves", (n, *[5] * rank), training)
+        return centre, radius, blob(self.patch_shape, centre, radius, waves)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "filters": self.filters, "directions": self.directions}

@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.codes import smooth
-from epizoo.detection.tissue import template_priors
+from epizoo.maps.smoothing import smooth
+from epizoo.maps.tissue import template_priors
 
 EDGE_FWHM = 2.0  # millimetres, before the gradient is taken
 WINDOW_FWHM = 6.0  # millimetres, over which the junction is measured

@@ -1,0 +1,56 @@
+"""Gaussian smoothing that stays inside the brain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+
+
+def smooth(
+    volume: NDArray[np.floating], mask: NDArray[np.bool_], affine: NDArray[np.floating], fwhm: float
+) -> NDArray[np.float32]:
+    """Gaussian smoothing that takes nothing from outside the mask (normalised convolution); 0 outside it.
+
+    Args:
+        volume: ``(x, y, z)`` or, each channel by itself, ``(x, y, z, c)``.
+        mask: ``(x, y, z)`` bool.
+        affine: ``(4, 4)``, gives the voxel size.
+        fwhm: full width at half maximum, millimetres.
+    """
+    matrices = gaussian_matrices(mask.shape, affine, fwhm)
+
+    def blur(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        for matrix in reversed(matrices):
+            values = np.tensordot(matrix, values, (1, 2))  # the last axis, which becomes the first
+        return values
+
+    weights = np.maximum(blur(mask.astype(np.float32)), 1e-6)
+    smoothed = np.zeros(volume.shape, np.float32)
+    for c in np.ndindex(volume.shape[3:]):
+        values = np.where(mask, volume[(..., *c)], 0).astype(np.float32)
+        smoothed[(..., *c)] = np.where(mask, blur(values) / weights, 0)
+    return smoothed
+
+
+def gaussian_matrices(
+    shape: Sequence[int], affine: NDArray[np.floating], fwhm: float
+) -> list[NDArray[np.float32]]:
+    """Gaussian smoothing along each axis as a matrix ``(n, n)``, zeros beyond the ends.
+
+    Three products are quicker than convolutions where the Gaussian is wide, and the same numbers.
+
+    Args:
+        shape: ``(x, y, z)``.
+        affine: ``(4, 4)``, gives the voxel size.
+        fwhm: full width at half maximum, millimetres.
+    """
+    sigma = fwhm * FWHM_TO_SIGMA / np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    return [
+        ndimage.gaussian_filter1d(np.eye(n, dtype=np.float32), s, axis=0, mode="constant")
+        for n, s in zip(shape, sigma, strict=True)
+    ]

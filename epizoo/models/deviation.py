@@ -1,0 +1,105 @@
+"""Self-supervision on deviation maps: where does a scan leave the controls as no healthy one does?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from epizoo.maps.deviations import Deviations
+from epizoo.maps.signs import JUNCTION, directions
+from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.synthetic import Synthetic
+from tfds_epilepsy.volumes import Subject
+
+WEAKEST, STRONGEST = 0.4, 4.0  # changes, in standard deviations of the controls
+PRESENT = 0.6  # of the maps change together
+EXPECTED = 6 / 7  # of the changes go the map's own way, where it has one
+
+
+@register
+class Deviation(Synthetic):
+    """The finder of alterations, :class:`Synthetic`, on deviation maps in place of images.
+
+    A channel is a sign of the scan in standard deviations from the controls at the voxel (``Deviations``):
+    each modality less its surround, and the width of the junction of grey and white matter. What all
+    brains share is gone from them; what is left is how healthy people differ from each other, and that has
+    a shape: folds that lie elsewhere, vessels, noise. The network learns this shape from controls, each held
+    against the others, by finding what does not have it: in half of the patches some maps are raised (or
+    lowered) in a soft, irregular blob, each by an amount of its own from .4 to 4 standard deviations, six
+    of seven times in the direction in which lesions change it, where that is known:
+
+        d'_k(v) = d_k(v) + w(v) a_k,   w the blob in [0, 1],  log |a_k| ~ U(log .4, log 4) or a_k = 0
+
+    What a lesion is like in an image is nowhere in it: no blur, no signal of a tissue, no kind of lesion.
+    In :class:`Synthetic` the edits must look like real tissue, or the network finds them by what gives them
+    away; here a change of the maps is all that there is to find.
+
+    Fed single patches of deviation maps: ``model.adapt(controls)``, then ``model.view(subject)`` gives a
+    subject whose image they are.
+
+    >>> model = Deviation(channels=3)  # doctest: +SKIP
+    >>> model.adapt(controls)  # doctest: +SKIP
+    >>> model.fit(patch_dataset([model.view(s) for s in controls], (33, 33, 33)))  # doctest: +SKIP
+
+    Args:
+        patch_shape, latent_dim, filters, **kwargs: see :class:`Synthetic`.
+        channels: maps: one more than modalities.
+        modalities: their names, which say in which direction lesions change them
+            (``tfds_epilepsy.lesions.DIRECTIONS``); all may go either way if None.
+
+    Raises:
+        InputError: see :class:`Synthetic`; names for another number of modalities.
+    """
+
+    paper = "Edited deviation maps: Marquand et al. 2016 (normative model), Tan et al. 2020 (edits)"
+    reads: ClassVar[str] = "deviations"
+    run_defaults: ClassVar = {**Synthetic.run_defaults, "detector": "head"}
+
+    def __init__(
+        self,
+        patch_shape: Sequence[int] = (33, 33, 33),
+        channels: int = 2,
+        latent_dim: int = 64,
+        *,
+        modalities: Sequence[str] | None = None,
+        **kwargs: Any,
+    ):
+        known = None if modalities is None else directions(modalities)
+        super().__init__(patch_shape, channels, latent_dim, directions=known, **kwargs)
+        self.modalities = None if modalities is None else list(modalities)
+
+    def adapt(self, controls: Iterable[Subject]) -> None:
+        self.deviations = Deviations.of_controls(controls)
+
+    def relight(self, x: Any, training: bool = True) -> Any:
+        """Nothing: each scan's brightness is in its deviations already."""
+        return x
+
+    def alter(self, x: Any, training: bool = True) -> tuple[Any, Any]:
+        n, m = tf.shape(x)[0], self.channels
+        ones = (1,) * len(self.patch_shape)
+
+        def draw(name: str, *shape: int) -> Any:
+            return self.uniform(name, (n, *ones, *shape), training)
+
+        weight = self.draw_blob(n, training)[2]
+        low, high = np.log(WEAKEST), np.log(STRONGEST)
+        amount = tf.exp(low + (high - low) * draw("amount", m))
+        up = 0.5 + (EXPECTED - 0.5) * np.array(self.directions or [0] * m, np.float32)
+        amount *= tf.sign(up - draw("direction", m))
+        amount *= tf.cast((draw("present", m) < PRESENT) & (draw("altered", 1) < 0.5), tf.float32)
+        brain = tf.cast(tf.reduce_any(x != 0, -1, keepdims=True), tf.float32)
+        changed = tf.reduce_any(amount != 0, -1, keepdims=True)
+        return x + weight * amount * brain, tf.cast((weight > 0.3) & changed, tf.float32)
+
+    def get_config(self) -> dict[str, Any]:
+        config = {**super().get_config(), "modalities": self.modalities}
+        del config["directions"]  # the modalities say them
+        return config
+
+    @classmethod
+    def config_for(cls, modalities: Sequence[str]) -> dict[str, Any]:
+        return {**PatchModel.config_for([*modalities, JUNCTION]), "modalities": list(modalities)}

@@ -1,0 +1,178 @@
+"""Deviation maps: against a loop over the voxels, a control against the others; the model that reads them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import epizoo
+from epizoo.detection import NormativeModel, create_detector, fit_normative
+from epizoo.detection.codes import as_codes
+from epizoo.maps.deviations import FARTHEST, PRIOR_FREEDOM, PRIOR_FWHM, Deviations
+from epizoo.maps.signs import sign_maps
+from tests.test_signs import mean_around, person
+from tfds_epilepsy.errors import InputError
+
+ZOOMS = np.array([1.5, 2.0, 3.0])
+
+
+def people(n, modalities=2):
+    return [replace(person(seed, modalities=modalities), subject=f"{seed:02d}") for seed in range(n)]
+
+
+def held_against(one, controls):
+    """Deviation maps by a loop over the voxels, from the definition."""
+    brains = np.stack([c.brain_mask for c in controls])
+    signs = np.stack([sign_maps(c.image, c.brain_mask, c.affine) for c in controls])
+    own = sign_maps(one.image, one.brain_mask, one.affine)
+    count, known = brains.sum(0), (brains.sum(0) >= 3) & (2 * brains.sum(0) >= len(controls))
+    variance, z = np.zeros(own.shape), np.zeros(own.shape)
+    for at in map(tuple, np.argwhere(known)):
+        variance[at] = signs[(brains[(slice(None), *at)], *at)].var(0, ddof=1)
+    for at in map(tuple, np.argwhere(known & one.brain_mask)):
+        n = count[at]
+        for k in range(own.shape[-1]):
+            prior = mean_around(variance[..., k], known, ZOOMS, np.array(at), PRIOR_FWHM)
+            moderated = ((n - 1) * variance[at][k] + PRIOR_FREEDOM * prior) / (n - 1 + PRIOR_FREEDOM)
+            mean = signs[(brains[(slice(None), *at)], *at)][:, k].mean()
+            z[at][k] = (own[at][k] - mean) / max(np.sqrt(moderated * (1 + 1 / n)), 1e-3)
+    return z.clip(-FARTHEST, FARTHEST)
+
+
+def test_maps_are_those_of_a_loop_over_the_voxels_of_an_anisotropic_grid():
+    *controls, one = people(9)
+    made = Deviations.of_controls(controls)(one)
+    expected = held_against(one, controls)
+    assert made.shape == (9, 8, 7, 3)
+    assert made.dtype == np.float32
+    assert np.abs(expected).max() > 2
+    np.testing.assert_allclose(made, expected, atol=2e-2)
+    assert not made[~one.brain_mask].any()
+
+
+def test_a_control_is_held_against_the_others_whatever_it_is_called():
+    controls = people(9)
+    deviations = Deviations.of_controls(controls)
+    signs = np.stack([sign_maps(c.image, c.brain_mask, c.affine) for c in controls])
+    others = [k for k in range(9) if k != 4]
+    mean, _ = deviations.moments(signs[4], replace(controls[4], subject="x"))
+    usual, _ = deviations.moments(signs[4], people(10)[9])
+    weights = np.stack([controls[k].brain_mask for k in others])[..., None]
+    seen = controls[4].brain_mask & (weights.sum(0)[..., 0] >= 3) & deviations.mask
+    expected = (signs[others] * weights).sum(0) / np.maximum(weights.sum(0), 1)
+    np.testing.assert_allclose(mean[seen], expected[seen], atol=1e-5)
+    assert not np.allclose(usual[seen], mean[seen], atol=1e-2)
+    own = deviations(controls[4])
+    copy = deviations(replace(controls[4], image=controls[4].image + np.float32(1e-7)))  # nobody known
+    assert np.abs(own[seen]).mean() > 1.1 * np.abs(copy[seen]).mean()
+
+
+def test_controls_deviate_as_new_healthy_people_do():
+    """Draws at each voxel: both have a deviation near 1, those that were seen no smaller one."""
+    controls = people(40)
+    deviations = Deviations.of_controls(controls[:25])
+    seen, new = (
+        np.concatenate([deviations(c)[deviations.mask & c.brain_mask, :2] for c in some]).std(0)
+        for some in (controls[:15], controls[25:])
+    )
+    np.testing.assert_allclose(seen / new, 1, atol=0.06)
+    np.testing.assert_allclose(new, 1, atol=0.12)
+
+
+def test_too_few_controls_and_other_grids_are_refused():
+    with pytest.raises(InputError, match="2 controls: deviations need at least 3"):
+        Deviations.of_controls(people(2))
+    with pytest.raises(InputError, match="sub-01: signs of shape"):
+        Deviations.of_controls([person(), replace(person(1, shape=(9, 8, 6)), subject="01")])
+    with pytest.raises(InputError, match="1 modalities on a grid"):
+        Deviations.of_controls(people(4))(person(modalities=1))
+
+
+# === The model that reads them ===
+
+
+def model(**config):
+    return epizoo.create("deviation", patch_shape=(9, 9, 9), channels=3, latent_dim=4, filters=4, **config)
+
+
+def test_the_model_reads_deviation_maps_and_says_so_where_it_is_not_adapted():
+    one = model()
+    with pytest.raises(InputError, match=r"call adapt\(controls\) first"):
+        one.view(person())
+    one.adapt(people(5))
+    expected = Deviations.of_controls(people(5))(person(7))
+    np.testing.assert_array_equal(one.view(person(7)).image, expected)
+    assert type(one).config_for(["T1w", "FLAIR"]) == {"channels": 3, "modalities": ["T1w", "FLAIR"]}
+
+
+def test_deviations_are_saved_with_the_model(tmp_path):
+    one = model()
+    one.adapt(people(5))
+    one.compile()
+    one.save(tmp_path / "model.keras")
+    one.save_preset(tmp_path / "preset")
+    for again in (epizoo.load_model(tmp_path / "model.keras"), epizoo.from_preset(tmp_path / "preset")):
+        np.testing.assert_array_equal(again.view(person(1)).image, one.view(person(1)).image)
+        assert as_codes(again).fingerprint == as_codes(one).fingerprint
+    other = model()
+    other.set_weights(one.get_weights())
+    other.adapt(people(6))
+    assert as_codes(other).fingerprint != as_codes(one).fingerprint
+
+
+def test_a_detector_scores_scans_of_a_model_that_reads_deviations(tmp_path):
+    one, controls = model(modalities=["T1w", "FLAIR"]), people(6)
+    one.adapt(controls)
+    fitted = fit_normative(one, lambda: controls, tmp_path / "detector", "head", folds=3)
+    scored = fitted.score(person(9))
+    again = NormativeModel.load(tmp_path / "detector", one).score(person(9))
+    np.testing.assert_array_equal(scored, again)
+    padded = np.pad(one.view(person(9)).image, [(4, 4)] * 3 + [(0, 0)])
+    at = tuple(np.argwhere(fitted.mask & person(9).brain_mask)[30])
+    patch = padded[tuple(slice(a, a + 9) for a in at)][None]
+    logit = float(one.head(one.encode(patch))[0, 0])
+    assert scored[at] == pytest.approx((logit - fitted.mean[at]) / fitted.sd[at], abs=1e-3)
+    parts = fitted.explain(person(9))[1]
+    assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction"]
+    np.testing.assert_allclose(parts["darker T1w"][at], -one.view(person(9)).image[at][0])
+    with pytest.raises(InputError, match="reads the signs itself"):
+        create_detector("signs").codes(one)
+
+
+def test_changes_are_blobs_of_known_size_that_mostly_go_the_way_of_lesions():
+    one = model(modalities=["T1w", "FLAIR"])
+    one.compile()
+    x = np.random.default_rng(0).normal(size=(600, 9, 9, 9, 3)).astype(np.float32)
+    x[:, :2] = 0  # outside the brain
+    made, where = (value.numpy() for value in one.alter(tf.constant(x)))
+    change = made - x
+    assert not change[:, :2].any()
+    largest = change.reshape(600, -1, 3)
+    largest = np.take_along_axis(largest, np.abs(largest).argmax(1)[:, None], 1)[:, 0]
+    sizes = np.abs(largest[np.abs(largest) > 0.35])
+    assert sizes.max() <= 4.001
+    assert np.median(sizes) == pytest.approx(np.sqrt(0.4 * 4), rel=0.25)
+    altered = where.any((1, 2, 3, 4))
+    assert altered.mean() == pytest.approx(0.5 * (1 - 0.4**3), abs=0.06)
+    assert not change[~where.any((1, 2, 3, 4)) & (np.abs(change).max((1, 2, 3, 4)) > 0.5)].any()
+    up = [(largest[:, k] > 0.1).sum() / (np.abs(largest[:, k]) > 0.1).sum() for k in range(3)]
+    assert up[0] == pytest.approx(1 / 7, abs=0.06)
+    assert up[1] == pytest.approx(6 / 7, abs=0.06)
+    assert up[2] == pytest.approx(6 / 7, abs=0.06)
+
+
+def test_it_learns_to_find_what_controls_do_not_do():
+    """Noise that is smooth along x is normal; what is raised in a blob is not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 13, 9, 9, 1)).astype(np.float32)
+    x = (x[:, :-4] + x[:, 1:-3] + x[:, 2:-2] + x[:, 3:-1] + x[:, 4:]) / np.float32(np.sqrt(5))
+    one = epizoo.create(
+        "deviation", patch_shape=(9, 9, 9), channels=1, latent_dim=8, filters=8, modalities=[]
+    )
+    one.compile()
+    data = tf.data.Dataset.from_tensor_slices({"patch": x}).repeat().batch(16)
+    one.fit(data, steps_per_epoch=150, verbose=0)
+    blob = np.exp(-((np.stack(np.meshgrid(*[np.arange(-4, 5)] * 3)) / 2.5) ** 2).sum(0))[..., None]
+    raised = one.head(one.encode(x + 2 * blob.astype(np.float32))).numpy()
+    assert (raised > one.head(one.encode(x)).numpy()).mean() > 0.9
