@@ -123,6 +123,8 @@ def test_deviations_are_saved_with_the_model(tmp_path):
 
 def test_a_detector_scores_scans_of_a_model_that_reads_deviations(tmp_path):
     one, controls = model(modalities=["T1w", "FLAIR"]), people(6)
+    with pytest.raises(InputError, match=r"call adapt\(controls\) first"):
+        fit_normative(one, lambda: controls, tmp_path / "early", "head", folds=3)
     one.adapt(controls)
     fitted = fit_normative(one, lambda: controls, tmp_path / "detector", "head", folds=3)
     scored = fitted.score(person(9))

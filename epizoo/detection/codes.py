@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -62,13 +62,14 @@ class EncoderCodes(Codes):
 
     Args:
         encoder: functional Keras model.
-        model: what it is a part of, if it is one's that reads deviation maps (``PatchModel.view``).
+        model: the ``PatchModel`` that it is a part of, whose ``view`` says what its patches are cut from.
     """
 
     def __init__(self, encoder: keras.Model, model: Any = None):
         from epizoo.dense import DenseEncoder  # brings TensorFlow
 
         self.dense = DenseEncoder(encoder)
+        self.view: Callable[[Subject], Subject] | None = getattr(model, "view", None)
         self.deviations: Deviations | None = getattr(model, "deviations", None)
         self.modalities: Sequence[str] = getattr(model, "modalities", None) or ()
         self._fingerprint = encoder_fingerprint(encoder)
@@ -76,7 +77,7 @@ class EncoderCodes(Codes):
             self._fingerprint = _digest([self._fingerprint.encode(), self.deviations.fingerprint.encode()])
 
     def volume(self, subject: Subject) -> NDArray[np.float32]:
-        return subject.image if self.deviations is None else self.deviations(subject)
+        return subject.image if self.view is None else self.view(subject).image
 
     def parts(self, volume: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """The deviations, in the direction of lesions, of scans whose modalities are known."""

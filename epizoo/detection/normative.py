@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from epizoo.detection.codes import Codes, check_grid
 from epizoo.detection.detector import Detector, create_detector
+from epizoo.maps.deviations import PRIOR_FWHM, moderated
 from epizoo.maps.smoothing import smooth
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
@@ -32,8 +33,6 @@ from tfds_epilepsy.volumes import Subject
 
 VERSION = 1
 SLAB_BYTES = 2 * 2**30  # of codes; larger slabs do not make it faster
-PRIOR_FREEDOM = 10  # degrees of freedom that the neighbourhood's variance counts for
-PRIOR_FWHM = 8.0  # millimetres
 HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
 
 
@@ -402,7 +401,7 @@ class _Fit:
         variance = np.where(self.mask, squares / freedom, 0)
         if self.detector.calibration == "voxel":
             neighbourhood = smooth(variance, self.mask, self.affine, PRIOR_FWHM)
-            variance = (freedom * variance + PRIOR_FREEDOM * neighbourhood) / (freedom + PRIOR_FREEDOM)
+            variance = moderated(variance, freedom, neighbourhood)
         floor = 1e-6 * max(float(variance[self.mask].mean()), 1e-12)  # where all controls score the same
         sd = np.sqrt(np.where(self.mask, np.maximum(variance, floor), 1))
 

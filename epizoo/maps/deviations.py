@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,14 @@ PRIOR_FREEDOM = 10  # degrees of freedom that the neighbourhood's variance count
 PRIOR_FWHM = 8.0  # millimetres
 
 
+@dataclass(frozen=True, eq=False)
 class Deviations:
     """The signs of a scan in standard deviations from the controls' mean, where half of them have brain.
 
-    The variance of so few controls is moderated with that of its neighbourhood, ``(f s^2 + f0 s0^2) /
-    (f + f0)``, ``f0`` = 10 (Smyth 2004, Stat Appl Genet Mol Biol 3:3), and ``1 + 1/n`` for the doubt about
-    the mean is in it. **A control is held against the others alone**: its image is known, whatever it is
-    called, and taken out of mean and variance. So controls deviate as new healthy people do, and a network
-    may learn from them what is normal. Normative modelling of this kind: Marquand et al. 2016, Biol
-    Psychiatry 80:552.
+    The variance of so few controls is ``moderated``, and ``1 + 1/n`` for the doubt about the mean is in it.
+    **A control is held against the others alone**: its image is known, whatever it is called, and taken out
+    of mean and variance. So controls deviate as new healthy people do, and a network may learn from them
+    what is normal. Normative modelling of this kind: Marquand et al. 2016, Biol Psychiatry 80:552.
 
     Args:
         mask: ``(x, y, z)`` bool.
@@ -40,17 +40,12 @@ class Deviations:
         images: ``(n,)`` uint32, checksums of the controls' images.
     """
 
-    def __init__(
-        self,
-        mask: NDArray[np.bool_],
-        count: NDArray[np.int32],
-        mean: NDArray[np.float32],
-        squares: NDArray[np.float32],
-        prior: NDArray[np.float32],
-        images: NDArray[np.uint32],
-    ):
-        self.mask, self.count, self.mean, self.squares, self.prior = mask, count, mean, squares, prior
-        self.images = images
+    mask: NDArray[np.bool_]
+    count: NDArray[np.int32]
+    mean: NDArray[np.float32]
+    squares: NDArray[np.float32]
+    prior: NDArray[np.float32]
+    images: NDArray[np.uint32]
 
     @classmethod
     def of_controls(cls, controls: Iterable[Subject]) -> Deviations:
@@ -114,7 +109,7 @@ class Deviations:
             mean = mean - own / without
             squares = np.maximum(squares - own**2 * n / without, 0)
             n = without
-        variance = (squares + PRIOR_FREEDOM * self.prior) / (n - 1 + PRIOR_FREEDOM)
+        variance = moderated(squares / (n - 1), n - 1, self.prior)
         return mean, np.maximum(np.sqrt(variance * (1 + 1 / n)), SMALLEST_SD)
 
     @property
@@ -129,10 +124,13 @@ class Deviations:
         """All of it, by the names of the arguments."""
         return dict(vars(self))
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Deviations:
-        """What ``arrays`` gave."""
-        return cls(**{name: np.asarray(array) for name, array in arrays.items()})
+
+def moderated(variance: NDArray[Any], freedom: Any, neighbourhood: NDArray[Any]) -> NDArray[Any]:
+    """Variances of few samples, drawn to those of their neighbourhood: ``(f s^2 + f0 s0^2) / (f + f0)``.
+
+    Smyth 2004 (Stat Appl Genet Mol Biol 3:3), ``f0`` = 10.
+    """
+    return (freedom * variance + PRIOR_FREEDOM * neighbourhood) / (freedom + PRIOR_FREEDOM)
 
 
 def _checksum(subject: Subject) -> int:

@@ -524,8 +524,8 @@ class PatchModel(keras.Model):
         values = {key: store[key] for key in store.keys()}  # noqa: SIM118 (not a dict)
         self.epochs, self.steps = (int(n) for n in np.asarray(values.pop("counters")))
         names = [key for key in values if key.startswith(DEVIATIONS)]
-        arrays = {name.removeprefix(DEVIATIONS): values.pop(name) for name in names}
-        self.deviations = Deviations.from_arrays(arrays) if arrays else None
+        arrays: Any = {name.removeprefix(DEVIATIONS): np.asarray(values.pop(name)) for name in names}
+        self.deviations = Deviations(**arrays) if arrays else None
         super().load_own_variables(values)
 
     # === Helpers ===
