@@ -20,8 +20,9 @@ def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 
     """Split the controls of a derivative into folds; the held-out ones also get a lesion.
 
     In each fold, its subjects are the test set twice: as they are (controls) and with an implanted lesion
-    (patients, ``sub-66lesion`` of ``sub-66``). Of the others two controls calibrate the threshold and all
-    further ones train. No scan of a test subject, with or without lesion, is in another split of its fold.
+    (patients, ``sub-66lesion`` of ``sub-66``). Of the others two controls, others in each fold, calibrate the
+    threshold and all further ones train. No scan of a test subject, with or without lesion, is in another
+    split of its fold.
     Every subject is in the test set of one fold. Called again it finds what is there.
 
     Args:
@@ -70,7 +71,8 @@ def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 
     made = []
     for number in range(folds):
         test = order[number::folds]
-        rest = [label for label in order if label not in test]
+        first = number * folds % len(order)
+        rest = [label for label in order[first:] + order[:first] if label not in test]
         splits = dict.fromkeys(rest[:VALIDATION], "validation") | dict.fromkeys(rest[VALIDATION:], "train")
         splits |= dict.fromkeys([*test, *(label + LESION for label in test)], "test")
         made.append(_write_fold(implanted, folder / f"fold-{number + 1}" / "data", splits, people))

@@ -40,7 +40,7 @@ def folds(controls, tmp_path_factory):
 
 
 def test_each_control_is_tested_once_with_and_without_a_lesion(controls, folds):
-    tested = []
+    tested, calibrating = [], set()
     for fold in folds:
         everyone, problems = bids.template_subjects(fold)
         assert problems == []
@@ -52,6 +52,7 @@ def test_each_control_is_tested_once_with_and_without_a_lesion(controls, folds):
         assert patients == {f"{label}lesion" for label in set(test) - patients}
         assert (len(train), len(by_split["validation"]), len(patients)) == (2, 2, 2)
         assert all(one.group == "control" for one in train.values())
+        calibrating |= set(by_split["validation"])
         check_no_leak([*train, *by_split["validation"]], [label.removesuffix("lesion") for label in test])
         for label in set(test) - patients:
             healthy, ill = (bids.read_subject(test[name], ["T1w"]) for name in (label, f"{label}lesion"))
@@ -63,6 +64,7 @@ def test_each_control_is_tested_once_with_and_without_a_lesion(controls, folds):
             assert healthy.age == ill.age == 20 + LABELS.index(label)
         tested += set(test) - patients
     assert sorted(tested) == LABELS
+    assert len(calibrating) >= 5  # two a fold, and not the same two
 
 
 def test_folds_are_found_again_and_nothing_is_copied(controls, folds):
