@@ -80,7 +80,9 @@ def more_than_chance(found: int, chances: ArrayLike) -> float:
     chances = np.asarray(chances, dtype=float)
     if chances.size == 0:
         return float("nan")
-    return float(min(1.0, stats.poisson_binom.sf(found - 1, chances)))
+    # The tail itself: the survival function is one less the rest, which leaves nothing of a small p.
+    tail = stats.poisson_binom.pmf(np.arange(found, chances.size + 1), chances)
+    return float(min(1.0, tail.sum()))
 
 
 def mirrored_hits(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
