@@ -9,7 +9,7 @@ is where the lesion would be. The models were fitted on controls, which contrast
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from epizoo import models
 from epizoo.detection import NormativeModel, find_clusters
-from epizoo.evaluation import Interval, Scored, auroc, bootstrap_mean, evaluate
+from epizoo.evaluation import Interval, Scored, bootstrap_mean, evaluate
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy import phantom
 
@@ -53,17 +53,21 @@ def main(picture: str, *runs: str) -> None:
 
 def measure(normative: NormativeModel, config: phantom.PhantomConfig) -> tuple[list[float], Interval]:
     """Voxel AUROC of each test patient of a phantom; sensitivity at rank 5 over them."""
-    areas, scored = [], []
+    metrics = evaluate(score_patients(normative, config), resamples=10)
+    share = metrics["lesion"]["overlap"]["sensitivity"]["5"]
+    return [row["auroc"] for row in metrics["rows"]], Interval(
+        *(share[k] for k in ("value", "low", "high", "n"))
+    )
+
+
+def score_patients(normative: NormativeModel, config: phantom.PhantomConfig) -> Iterator[Scored]:
+    """The test patients of a phantom, one at a time."""
     for label in phantom.cohort(config)["test"]:
         if label.startswith("patient"):
             subject = phantom.subject(config, label)
             score_map = normative.score(subject)
-            inside = subject.brain_mask
-            areas.append(auroc(score_map[inside], subject.lesion_mask[inside]))
-            clusters, labels = find_clusters(score_map, subject.affine, inside)
-            scored.append(Scored(subject, score_map, clusters, labels))
-    share = evaluate(scored, resamples=10)["lesion"]["overlap"]["sensitivity"]["5"]
-    return areas, Interval(*(share[name] for name in ("value", "low", "high", "n")))
+            clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
+            yield Scored(subject, score_map, clusters, labels)
 
 
 def draw(ax: Axes, at: ArrayLike, intervals: Sequence[Interval], **options: Any) -> None:
