@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from epizoo.maps import deviations
 from epizoo.run_folder import LOCK, RunFolder
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json, write_text
@@ -144,7 +145,7 @@ class Run:
 
     Raises:
         InputError: the folder holds a run of another configuration, is not a run, or cannot be written;
-            another process is at work in it; the data set has problems or fewer than 2 training controls;
+            another process is at work in it; the data set has problems or too few training controls;
             an unknown model or detector, or a detector that cannot read this model or these modalities. Then
             nothing of a run is written.
     """
@@ -394,10 +395,18 @@ class Run:
             raise InputError(problems)
 
     def _check_method(self) -> None:
-        """Whether the detector takes its options and reads what the model gives."""
+        """Whether the detector takes its options and reads what the model gives, of enough controls."""
         detector = self._detector()
-        if self.config.model != "none":
-            detector.codes(self._new_model())
+        if self.config.model == "none":
+            return
+        model = self._new_model()
+        detector.codes(model)
+        controls = len(self.subjects("train"))
+        if model.reads == "deviations" and controls < deviations.FEWEST:
+            raise InputError(
+                f"{self.config.data}: {controls} training controls; {self.config.model!r}, which reads what "
+                f"differs from them, needs at least {deviations.FEWEST}: add some, or choose another model."
+            )
 
     def _check_folder(self, overwrite: bool) -> None:
         path = self.folder.path

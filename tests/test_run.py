@@ -214,6 +214,19 @@ def test_fewer_than_two_training_controls_are_too_few(cohort, data_dir, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_two_controls_are_too_few_to_deviate_from(cohort, data_dir, tmp_path):
+    two = tmp_path / "two"
+    names = ("c0", "c1", "p1")
+    for name in names:
+        (two / f"sub-{name}").parent.mkdir(exist_ok=True)
+        (two / f"sub-{name}").symlink_to(cohort / f"sub-{name}", target_is_directory=True)
+    rows = [[f"sub-{n}", *(("control", "train") if n[0] == "c" else ("patient", "test"))] for n in names]
+    write_participants(two, rows, "participant_id\tgroup\tsplit")
+    with pytest.raises(InputError, match=r"2 training controls; 'deviation'.* at least 3"):
+        Run(RunConfig(str(two)), tmp_path / "run", data_dir=data_dir)
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_data_are_scored_with_a_finished_run(finished, cohort, data_dir, tmp_path):
     score_cohort(finished.folder.path, str(cohort), tmp_path / "scores", data_dir=data_dir)
     scores = RunFolder(tmp_path / "scores")
