@@ -373,16 +373,22 @@ def benchmark(
 @app.command()
 def models() -> None:
     """The zoo: parameters, receptive field, FLOPs a voxel, paper."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from epizoo.models import describe
 
     rows = describe()
-    table = Table(*rows[0])
+    figures, papers = Table(box=box.SIMPLE, padding=(0, 1, 0, 0)), Table.grid(padding=(0, 2))
+    for name in [name for name in rows[0] if name != "paper"]:
+        figures.add_column(name, no_wrap=name == "model")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+        papers.add_row(row["model"], row["paper"])
+        figures.add_row(*(str(value) for name, value in row.items() if name != "paper"))
+    console = Console()
+    console.print(figures)
+    console.print(papers)
 
 
 @app.command()
