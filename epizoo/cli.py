@@ -92,6 +92,10 @@ def run(
     out_dir: RunDir,
     model: Model = "deviation",
     detector: Detector = None,
+    reads: Annotated[
+        str | None,
+        typer.Option(help="What the model's patches are cut from: image or deviations; its own if left out."),
+    ] = None,
     epochs: Epochs = None,
     seed: Seed = 0,
     preset: Annotated[
@@ -109,7 +113,13 @@ def run(
     if preset is not None:
         config = RunConfig.of_preset(data, preset, seed=seed)
     else:
-        config = RunConfig(data, model=model, seed=seed, **_given(detector=detector, epochs=epochs))
+        config = RunConfig(
+            data,
+            model=model,
+            model_config=_given(reads=reads),
+            seed=seed,
+            **_given(detector=detector, epochs=epochs),
+        )
     Run(config, out_dir, data_dir=data_dir, overwrite=overwrite)()
 
 

@@ -367,7 +367,8 @@ class Run:
 
         if self.config.preset is not None:
             return models.from_preset(self.config.preset)
-        own = models.REGISTRY[self.config.model].config_for(self.builder.modalities)
+        reads = {key: value for key, value in self.config.model_config.items() if key == "reads"}
+        own = models.REGISTRY[self.config.model].config_for(self.builder.modalities, **reads)
         return models.create(
             self.config.model, **{**own, "seed": self.config.seed, **self.config.model_config}
         )

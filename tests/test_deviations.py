@@ -106,7 +106,28 @@ def test_the_model_reads_deviation_maps_and_says_so_where_it_is_not_adapted():
     assert type(one).config_for(["T1w", "FLAIR"]) == {"channels": 3, "modalities": ["T1w", "FLAIR"]}
 
 
-def test_deviations_are_saved_with_the_model(tmp_path):
+@pytest.mark.parametrize("name", ["siamese", "bigan", "context_gan"])
+def test_any_model_of_images_can_read_deviation_maps_in_the_unit_interval(name):
+    config = epizoo.models.REGISTRY[name].config_for(["T1w", "FLAIR"], "deviations")
+    assert config == {"channels": 3, "reads": "deviations"}
+    one = epizoo.create(name, patch_shape=(9, 9), **config)
+    one.adapt(people(5))
+    seen, z = one.view(person(7)).image, Deviations.of_controls(people(5))(person(7))
+    inside = (z != 0).any(-1)
+    np.testing.assert_allclose(seen[inside], np.clip(0.5 + z[inside] / 10, 0.001, 1), atol=1e-6)
+    assert not seen[~inside].any()
+    assert one.get_config()["reads"] == "deviations"
+
+
+def test_models_that_cannot_read_what_they_are_told_say_so():
+    with pytest.raises(InputError, match="'deviation' is its form"):
+        epizoo.models.REGISTRY["synthetic"].config_for(["T1w"], "deviations")
+    with pytest.raises(InputError, match="reads 'folds': choose one of image, deviations"):
+        epizoo.create("siamese", reads="folds")
+
+
+@pytest.mark.parametrize("model", [model, lambda: epizoo.create("siamese", channels=3, reads="deviations")])
+def test_deviations_are_saved_with_the_model(tmp_path, model):
     one = model()
     one.adapt(people(5))
     one.compile()

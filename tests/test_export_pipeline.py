@@ -86,23 +86,24 @@ def test_3d_patches_and_one_modality(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "detector"),
+    ("name", "shape", "detector", "reads"),
     [
-        ("vae", (7, 7), "reconstruction"),
-        ("synthetic", (9, 9, 9), "head"),
-        ("synthetic", (9, 9, 9), "signs"),
-        ("deviation", (9, 9, 9), "head"),
+        ("vae", (7, 7), "reconstruction", "image"),
+        ("vae", (7, 7), "reconstruction", "deviations"),
+        ("synthetic", (9, 9, 9), "head", "image"),
+        ("synthetic", (9, 9, 9), "signs", "image"),
+        ("deviation", (9, 9, 9), "head", "deviations"),
     ],
 )
-def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector):
-    channels = models.REGISTRY[name].config_for(["T1w", "FLAIR"])["channels"]
-    model = models.create(name, patch_shape=shape, latent_dim=4, channels=channels)
+def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, reads):
+    channels = models.REGISTRY[name].config_for(["T1w", "FLAIR"], reads)["channels"]
+    model = models.create(name, patch_shape=shape, latent_dim=4, channels=channels, reads=reads)
     model.adapt(controls(2))
     normative = fitted(model, tmp_path / "detector", detector)
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
     patient, raw = subject("p", 2, "patient", seed=99)
     expected = normative.score(patient)
-    rtol = 1e-4 if name == "deviation" else 1e-7  # small differences over small deviations
+    rtol = 1e-4 if reads == "deviations" else 1e-7  # small differences over small deviations
     np.testing.assert_allclose(score(folder, raw, patient.brain_mask), expected, rtol=rtol, atol=1e-4)
 
 

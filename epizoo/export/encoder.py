@@ -318,7 +318,8 @@ def _notes(dense: DenseEncoder, format: str, precision: str) -> list[str]:
 def _reads(model: keras.Model) -> list[str]:
     if getattr(model, "reads", "image") == "image":
         return []
+    scale = f", as .5 + z / {2 * model.spread:g}, 0 outside the brain" if model.spread else ""
     return [
         "Channels are not intensities but deviation maps, in standard deviations from the controls of the "
-        "run; the pipeline (--what pipeline) makes them of scans itself."
+        f"run{scale}; the pipeline (--what pipeline) makes them of scans itself."
     ]

@@ -19,7 +19,7 @@ from epizoo.export import intensities
 from epizoo.export.encoder import NORMALISATIONS, VOXELS, by_name, drawn_volume, stacked
 from epizoo.export.folder import Export
 from epizoo.export.signature import Signature
-from epizoo.maps.deviations import FARTHEST
+from epizoo.maps.deviations import FARTHEST, LOWEST
 from epizoo.maps.junction import tissue_weights
 from tfds_epilepsy import volumes
 from tfds_epilepsy.errors import InputError
@@ -132,6 +132,7 @@ class _Pipeline:
             weights = tissue_weights(self.shape, tuple(np.ravel(self.affine)))
             self.tissue.append(tf.Variable(weights, trainable=False))
         self.usual: list[tf.Variable] = []  # where signs are known, their mean and deviation there
+        self.spread = float(deviations.spread) if deviations else 0.0
         if deviations:
             usual = (deviations.mask[..., None], *deviations.moments())
             self.usual += [tf.Variable(array, trainable=False) for array in usual]
@@ -176,7 +177,10 @@ class _Pipeline:
         known, mean, sd = self.usual
         z = (intensities.signs(volume, mask, self.affine, *self.tissue) - mean) / sd
         inside = tf.logical_and(known, mask[..., tf.newaxis])
-        return tf.where(inside, tf.clip_by_value(z, -FARTHEST, FARTHEST), 0.0)
+        z = tf.clip_by_value(z, -FARTHEST, FARTHEST)
+        if self.spread:
+            z = tf.clip_by_value(0.5 + z / (2 * self.spread), LOWEST, 1.0)
+        return tf.where(inside, z, 0.0)
 
     def _features(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor | None:
         """What the detector reads of the volume itself, ``(x, y, z, k)``."""

@@ -18,6 +18,7 @@ from tfds_epilepsy.volumes import Subject
 
 FEWEST = 3  # controls: one is left out of its own mean, and two have a deviation
 FARTHEST = 8.0  # standard deviations; what lies farther counts as this
+LOWEST = 0.001  # of maps in [0, 1], in the brain: 0 is outside
 SMALLEST_SD = 1e-3  # of signs
 PRIOR_FREEDOM = 10  # degrees of freedom that the neighbourhood's variance counts for
 PRIOR_FWHM = 8.0  # millimetres
@@ -38,6 +39,8 @@ class Deviations:
         mean, squares: ``(x, y, z, k)`` float32, of their signs: mean, sum of squared differences from it.
         prior: ``(x, y, z, k)`` float32, the variance in the neighbourhood.
         images: ``(n,)`` uint32, checksums of the controls' images.
+        spread: standard deviations that [0, 1] reaches to either side of .5, for models that read values in
+            [0, 1]; 0: the maps stay in standard deviations.
     """
 
     mask: NDArray[np.bool_]
@@ -46,9 +49,10 @@ class Deviations:
     squares: NDArray[np.float32]
     prior: NDArray[np.float32]
     images: NDArray[np.uint32]
+    spread: float = 0.0
 
     @classmethod
-    def of_controls(cls, controls: Iterable[Subject]) -> Deviations:
+    def of_controls(cls, controls: Iterable[Subject], spread: float = 0.0) -> Deviations:
         """From scans of healthy people on one grid.
 
         Raises:
@@ -77,12 +81,13 @@ class Deviations:
         variance = np.where(mask[..., None], squares / np.maximum(count - 1, 1)[..., None], 0)
         prior = smooth(variance.astype(np.float32), mask, affine, PRIOR_FWHM)
         checksums = np.array(images, np.uint32)
-        return cls(mask, count, mean.astype(np.float32), squares.astype(np.float32), prior, checksums)
+        return cls(mask, count, mean.astype(np.float32), squares.astype(np.float32), prior, checksums, spread)
 
     def __call__(self, subject: Subject) -> NDArray[np.float32]:
         """Deviation maps ``(x, y, z, k)``: of each modality, then of the junction's width.
 
-        0 outside the mask and the subject's brain, at most ``FARTHEST`` either way.
+        0 outside the mask and the subject's brain, at most ``FARTHEST`` either way; with a spread
+        ``.5 + z / (2 spread)``, in [.001, 1].
 
         Raises:
             InputError: another grid or other modalities.
@@ -95,7 +100,10 @@ class Deviations:
             )
         mean, sd = self.moments(signs, subject)
         inside = (self.mask & subject.brain_mask)[..., None]
-        return np.where(inside, np.clip((signs - mean) / sd, -FARTHEST, FARTHEST), 0).astype(np.float32)
+        z = np.clip((signs - mean) / sd, -FARTHEST, FARTHEST)
+        if self.spread:
+            z = np.clip(0.5 + z / (2 * self.spread), LOWEST, 1)
+        return np.where(inside, z, 0).astype(np.float32)
 
     def moments(
         self, signs: NDArray[np.float32] | None = None, subject: Subject | None = None

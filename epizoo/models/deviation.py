@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
-from epizoo.maps.deviations import Deviations
-from epizoo.maps.signs import JUNCTION, directions
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.maps.signs import directions, sign_names
+from epizoo.models.patch_model import register
 from epizoo.models.synthetic import Synthetic
-from tfds_epilepsy.volumes import Subject
 
 WEAKEST, STRONGEST = 0.4, 4.0  # changes, in standard deviations of the controls
 PRESENT = 0.6  # of the maps change together
@@ -55,7 +53,7 @@ class Deviation(Synthetic):
     """
 
     paper = "Edited deviation maps: Marquand et al. 2016 (normative model), Tan et al. 2020 (edits)"
-    reads: ClassVar[str] = "deviations"
+    spread: ClassVar[float] = 0.0  # its changes are in standard deviations
     run_defaults: ClassVar = {**Synthetic.run_defaults, "detector": "head"}
 
     def __init__(
@@ -68,11 +66,9 @@ class Deviation(Synthetic):
         **kwargs: Any,
     ):
         known = None if modalities is None else directions(modalities)
+        kwargs["reads"] = "deviations"
         super().__init__(patch_shape, channels, latent_dim, directions=known, **kwargs)
         self.modalities = None if modalities is None else list(modalities)
-
-    def adapt(self, controls: Iterable[Subject]) -> None:
-        self.deviations = Deviations.of_controls(controls)
 
     def relight(self, x: Any, training: bool = True) -> Any:
         """Nothing: each scan's brightness is in its deviations already."""
@@ -101,5 +97,5 @@ class Deviation(Synthetic):
         return config
 
     @classmethod
-    def config_for(cls, modalities: Sequence[str]) -> dict[str, Any]:
-        return {**PatchModel.config_for([*modalities, JUNCTION]), "modalities": list(modalities)}
+    def config_for(cls, modalities: Sequence[str], reads: str = "deviations") -> dict[str, Any]:
+        return {"channels": len(sign_names(modalities)), "modalities": list(modalities)}

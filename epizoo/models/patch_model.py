@@ -21,11 +21,13 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from epizoo.maps.deviations import Deviations
+from epizoo.maps.signs import sign_names
 from epizoo.models.blocks import Stage
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
 
 Model = TypeVar("Model", bound="PatchModel")
+READS = ("image", "deviations")  # what patches are cut from
 DEVIATIONS = "deviations_"  # before the names of their arrays, in a saved model
 
 
@@ -53,8 +55,7 @@ class PatchModel(keras.Model):
     **What it declares.** ``sampling``: fed single patches (``{"patch", "position"}``) or pairs (and
     ``"partner"``). ``tracked``: names of the figures that each epoch reports. ``trains``: the optimisers,
     in the order in which ``train_step`` uses them, and the sub-networks that each trains. ``averages``:
-    sub-networks that are moving averages of trained ones. ``reads``: what patches are cut from, the image
-    or deviation maps (``view``). ``run_defaults``: settings of a run
+    sub-networks that are moving averages of trained ones. ``run_defaults``: settings of a run
     (``RunConfig``: the detector, the length of the training, ...) where none are given.
 
     **A model with several optimisers** (a GAN) declares
@@ -102,15 +103,18 @@ class PatchModel(keras.Model):
             abnormal, or None.
         patch_shape, channels, latent_dim, seed: as given.
         stages: the architecture that was asked for, as ``blocks.Stage``; None for the model's own.
+        reads: as given.
         epochs, steps: epochs and batches that ``callbacks.train`` has trained so far; saved with the model.
 
     Args:
         patch_shape: odd sizes in voxels, rank 2 (axial) or 3.
-        channels: number of modalities.
+        channels: number of modalities, or of deviation maps: one more.
         latent_dim: size of the code.
         seed: of initial weights and noise.
         stages: another stack of convolutions than the model's own: ``(filters, kernel, stride, pool)`` each,
             the last three 3, 1, 1 where left out (``blocks.Stage``).
+        reads: what its patches are cut from: the ``image``, or ``deviations``, maps of what differs from the
+            controls that the model was adapted to (``adapt``, ``view``), .5 where nothing does.
         **kwargs: ``name``, ``dtype`` (``mixed_bfloat16`` for half the memory traffic on accelerators).
 
     Raises:
@@ -130,8 +134,8 @@ class PatchModel(keras.Model):
         "batch_size": 256,
     }
     averages: ClassVar[Mapping[str, str]] = {}
+    spread: ClassVar[float] = 5.0  # of the deviation maps that it may read: see ``Deviations``
     average_decay: ClassVar[float] = 0.999
-    reads: ClassVar[str] = "image"  # or "deviations", maps of what differs from controls: see ``view``
     generates: ClassVar[bool] = False  # it makes patches of codes drawn from N(0, I)
 
     encoder: keras.Model
@@ -148,9 +152,10 @@ class PatchModel(keras.Model):
         *,
         seed: int = 0,
         stages: Sequence[Sequence[int]] | None = None,
+        reads: str = "image",
         **kwargs: Any,
     ):
-        _check_arguments(patch_shape, channels, latent_dim, stages)
+        _check_arguments(patch_shape, channels, latent_dim, stages, reads)
         kwargs["name"] = kwargs.get("name") or type(self).__name__
         super().__init__(**kwargs)
         # === Config ===
@@ -159,6 +164,7 @@ class PatchModel(keras.Model):
         self.latent_dim = int(latent_dim)
         self.seed = int(seed)
         self.stages = None if stages is None else tuple(Stage(*stage) for stage in stages)
+        self.reads = reads
         self.epochs = 0
         self.steps = 0
         self._trackers = [keras.metrics.Mean(name) for name in self.tracked]
@@ -209,11 +215,13 @@ class PatchModel(keras.Model):
         return self.generate(len(np.asarray(patches)), seed)
 
     def adapt(self, controls: Iterable[Subject]) -> None:
-        """Before training: learn what ``view`` needs to know of the training controls; nothing for most.
+        """Before training: learn what ``view`` needs to know of the training controls, if anything.
 
         Raises:
             InputError: too few controls, or grids that differ.
         """
+        if self.reads == "deviations":
+            self.deviations = Deviations.of_controls(controls, self.spread)
 
     def view(self, subject: Subject) -> Subject:
         """A subject as the model reads it, ``image (x, y, z, channels)``: as it is, or its deviation maps.
@@ -228,9 +236,11 @@ class PatchModel(keras.Model):
         return dataclasses.replace(subject, image=self.deviations(subject))
 
     @classmethod
-    def config_for(cls, modalities: Sequence[str]) -> dict[str, Any]:
-        """The arguments that follow from the names of the channels."""
-        return {"channels": len(modalities)}
+    def config_for(cls, modalities: Sequence[str], reads: str = "image") -> dict[str, Any]:
+        """The arguments that follow from the names of the channels, and from what the model is to read."""
+        if reads == "image":
+            return {"channels": len(modalities)}
+        return {"channels": len(sign_names(modalities)), "reads": reads}
 
     def compile(
         self,
@@ -373,6 +383,7 @@ class PatchModel(keras.Model):
             "stages": None
             if self.stages is None
             else [list(dataclasses.astuple(stage)) for stage in self.stages],
+            "reads": self.reads,
         }
 
     # === What a model's own steps use ===
@@ -525,7 +536,7 @@ class PatchModel(keras.Model):
         self.epochs, self.steps = (int(n) for n in np.asarray(values.pop("counters")))
         names = [key for key in values if key.startswith(DEVIATIONS)]
         arrays: Any = {name.removeprefix(DEVIATIONS): np.asarray(values.pop(name)) for name in names}
-        self.deviations = Deviations(**arrays) if arrays else None
+        self.deviations = Deviations(**{**arrays, "spread": float(arrays["spread"])}) if arrays else None
         super().load_own_variables(values)
 
     # === Helpers ===
@@ -612,7 +623,11 @@ def _kernel_size(model: keras.Model) -> int:
 
 
 def _check_arguments(
-    patch_shape: Sequence[int], channels: int, latent_dim: int, stages: Sequence[Sequence[int]] | None
+    patch_shape: Sequence[int],
+    channels: int,
+    latent_dim: int,
+    stages: Sequence[Sequence[int]] | None,
+    reads: str,
 ) -> None:
     problems = []
     if len(patch_shape) not in (2, 3) or any(n < 3 or n % 2 == 0 for n in patch_shape):
@@ -626,5 +641,7 @@ def _check_arguments(
         problems.append(f"latent_dim {latent_dim}: at least 1 is needed.")
     if stages is not None and (not stages or any(not 1 <= len(s) <= 4 or min(s) < 1 for s in stages)):
         problems.append(f"stages {stages}: (filters, kernel, stride, pool) each, 1 or more, are needed.")
+    if reads not in READS:
+        problems.append(f"reads {reads!r}: choose one of {', '.join(READS)}.")
     if problems:
         raise InputError(problems)

@@ -242,7 +242,9 @@ class Synthetic(PatchModel):
         return {**super().get_config(), "filters": self.filters, "directions": self.directions}
 
     @classmethod
-    def config_for(cls, modalities: Sequence[str]) -> dict[str, Any]:
+    def config_for(cls, modalities: Sequence[str], reads: str = "image") -> dict[str, Any]:
+        if reads != "image":
+            raise InputError(f"synthetic alters images: 'deviation' is its form for {reads}.")
         return {**super().config_for(modalities), "directions": [DIRECTIONS.get(m, 0) for m in modalities]}
 
 
