@@ -260,6 +260,17 @@ def test_signs_are_those_of_the_cohorts_modalities(cohort, data_dir, tmp_path):
     assert np.isfinite(run.score_map("p1")).all()
 
 
+def test_a_model_of_images_reads_deviations_where_it_is_told_to(cohort, data_dir, tmp_path):
+    settings = config(cohort, detector="gaussian", model_config={"reads": "deviations"}, epochs=1)
+    run = Run(settings, tmp_path / "run", data_dir=data_dir)
+    run.score()
+    model = run.train()
+    assert model.channels == len(run.builder.modalities) + 1
+    control = next(iter(run.read("train")))
+    assert model.view(control).image[control.brain_mask].mean() == pytest.approx(0.5, abs=0.1)
+    assert np.isfinite(run.score_map("p1")).all()
+
+
 def test_a_run_whose_settings_were_stored_before_there_were_defaults_of_its_model_goes_on(
     cohort, data_dir, tmp_path
 ):
