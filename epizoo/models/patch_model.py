@@ -536,7 +536,8 @@ class PatchModel(keras.Model):
         self.epochs, self.steps = (int(n) for n in np.asarray(values.pop("counters")))
         names = [key for key in values if key.startswith(DEVIATIONS)]
         arrays: Any = {name.removeprefix(DEVIATIONS): np.asarray(values.pop(name)) for name in names}
-        self.deviations = Deviations(**{**arrays, "spread": float(arrays["spread"])}) if arrays else None
+        spread = float(arrays.pop("spread", 0))
+        self.deviations = Deviations(**arrays, spread=spread) if arrays else None
         super().load_own_variables(values)
 
     # === Helpers ===
