@@ -388,6 +388,8 @@ class Run:
         problems = []
         if self.config.model not in (*REGISTRY, "none"):
             problems.append(f"unknown model {self.config.model!r}: choose one of {', '.join(REGISTRY)}.")
+        if self.config.model == "none" and self.config.model_config:
+            problems.append(f"{self.config.model_config}: settings of a model, and the model is 'none'.")
         if self.config.detector not in DETECTORS:
             problems.append(
                 f"unknown detector {self.config.detector!r}: choose one of {', '.join(DETECTORS)}."

@@ -201,6 +201,11 @@ def test_names_are_checked_before_the_data(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_of_no_model_are_refused(tmp_path):
+    with pytest.raises(InputError, match="the model is 'none'"):
+        Run(RunConfig("nowhere", "none", "zscore", {"reads": "deviations"}), tmp_path / "run")
+
+
 def test_fewer_than_two_training_controls_are_too_few(cohort, data_dir, tmp_path):
     alone = tmp_path / "alone"
     for name in ("c0", "p1"):
