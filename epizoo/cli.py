@@ -97,6 +97,9 @@ def run(
         typer.Option(help="What the model's patches are cut from: image or deviations; its own if left out."),
     ] = None,
     epochs: Epochs = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps an epoch; the model's own if left out.")
+    ] = None,
     seed: Seed = 0,
     preset: Annotated[
         Path | None,
@@ -118,7 +121,7 @@ def run(
             model=model,
             model_config=_given(reads=reads),
             seed=seed,
-            **_given(detector=detector, epochs=epochs),
+            **_given(detector=detector, epochs=epochs, steps_per_epoch=steps),
         )
     Run(config, out_dir, data_dir=data_dir, overwrite=overwrite)()
 

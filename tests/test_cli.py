@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from epizoo import cli
+from epizoo.run import RunConfig
 from tfds_epilepsy.volumes import write_nifti
 
 COMMANDS = (
@@ -52,6 +53,23 @@ def test_bad_input_exits_with_2_and_a_sentence(arguments, word, monkeypatch, cap
     assert word in shown.err
     assert "Traceback" not in shown.err
     assert not (tmp_path / "OUT").exists()
+
+
+def test_run_hands_its_settings_on(monkeypatch):
+    made = []
+
+    class Recorded:
+        def __init__(self, config, *_, **__):
+            made.append(config)
+
+        def __call__(self):
+            pass
+
+    monkeypatch.setattr("epizoo.run.Run", Recorded)
+    words = "run data OUT --model bigan --reads deviations --detector knn --epochs 3 --steps 100 --seed 2"
+    assert run_main(monkeypatch, *words.split()) == 0
+    expected = RunConfig("data", "bigan", "knn", {"reads": "deviations"}, 3, 100, seed=2)
+    assert made == [expected]
 
 
 def test_check_takes_other_columns_words_and_files(monkeypatch, capsys, tmp_path):
