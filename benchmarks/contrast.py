@@ -9,7 +9,7 @@ is where the lesion would be. The models were fitted on controls, which contrast
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,26 +29,24 @@ CONTRASTS = (0.0, 1.0, 2.0, 4.0)
 
 
 def main(picture: str, *runs: str) -> None:
-    figure = Figure(figsize=(7.5, 3))
-    voxel, lesion = figure.subplots(1, 2)
+    curves = {}
     for run in runs:
-        folder = RunFolder(Path(run))
-        model = models.load_model(folder.model) if folder.model.is_file() else None
-        normative = NormativeModel.load(folder.detector, model)
+        name, normative = fitted(run)
         configs = [replace(phantom.PhantomConfig(), contrast=contrast) for contrast in CONTRASTS]
         by_patient, found = zip(*(measure(normative, config) for config in configs), strict=True)
         areas = [bootstrap_mean(values) for values in by_patient]
         for contrast, area, share in zip(CONTRASTS, areas, found, strict=True):
             figures = f"AUROC {show(area)}, in the first 5 {show(share)}"
-            print(f"{folder.path.name:20} contrast {contrast:g}: {figures}")
-        for ax, intervals in ((voxel, areas), (lesion, found)):
-            draw(ax, CONTRASTS, intervals, label=folder.path.name)
-    voxel.axhline(0.5, color="0.5", linestyle=":")
-    voxel.set(xlabel="contrast of the lesions", ylabel="voxel AUROC, mean", ylim=(0.3, 1))
-    lesion.set(xlabel="contrast of the lesions", ylabel="lesions in the first 5 clusters", ylim=(-0.03, 1.03))
-    voxel.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=80)
+            print(f"{name:20} contrast {contrast:g}: {figures}")
+        curves[name] = (CONTRASTS, areas, found)
+    draw_curves(picture, curves, "contrast of the lesions")
+
+
+def fitted(run: str) -> tuple[str, NormativeModel]:
+    """The name and the detector of a finished run."""
+    folder = RunFolder(Path(run))
+    model = models.load_model(folder.model) if folder.model.is_file() else None
+    return folder.path.name, NormativeModel.load(folder.detector, model)
 
 
 def measure(normative: NormativeModel, config: phantom.PhantomConfig) -> tuple[list[float], Interval]:
@@ -75,6 +73,23 @@ def draw(ax: Axes, at: ArrayLike, intervals: Sequence[Interval], **options: Any)
     values = [interval.value for interval in intervals]
     bars = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
     ax.errorbar(at, values, np.maximum(bars, 0), marker="o", capsize=3, **options)
+
+
+def draw_curves(
+    picture: str, curves: Mapping[str, tuple[ArrayLike, Sequence[Interval], Sequence[Interval]]], xlabel: str
+) -> None:
+    """Each run's voxel AUROC and share of lesions in the first 5 clusters, against something."""
+    figure = Figure(figsize=(7.5, 3))
+    voxel, lesion = figure.subplots(1, 2)
+    for name, (at, areas, found) in curves.items():
+        draw(voxel, at, areas, label=name)
+        draw(lesion, at, found, label=name)
+    voxel.axhline(0.5, color="0.5", linestyle=":")
+    voxel.set(xlabel=xlabel, ylabel="voxel AUROC, mean", ylim=(0.3, 1))
+    lesion.set(xlabel=xlabel, ylabel="lesions in the first 5 clusters", ylim=(-0.03, 1.03))
+    voxel.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=80)
 
 
 def show(interval: Interval) -> str:

@@ -80,6 +80,8 @@ def more_than_chance(found: int, chances: ArrayLike) -> float:
     chances = np.asarray(chances, dtype=float)
     if chances.size == 0:
         return float("nan")
+    if found <= 0:
+        return 1.0
     # The tail itself: the survival function is one less the rest, which leaves nothing of a small p.
     tail = stats.poisson_binom.pmf(np.arange(found, chances.size + 1), chances)
     return float(min(1.0, tail.sum()))
