@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import epizoo
-from epizoo.detection import NormativeModel, create_detector, fit_normative
+from epizoo.detection import NormativeModel, fit_normative
 from epizoo.detection.codes import as_codes
 from epizoo.maps.deviations import FARTHEST, PRIOR_FREEDOM, PRIOR_FWHM, Deviations
 from epizoo.maps.signs import sign_maps
@@ -159,8 +159,28 @@ def test_a_detector_scores_scans_of_a_model_that_reads_deviations(tmp_path):
     parts = fitted.explain(person(9))[1]
     assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction"]
     np.testing.assert_allclose(parts["darker T1w"][at], -one.view(person(9)).image[at][0])
-    with pytest.raises(InputError, match="reads the signs itself"):
-        create_detector("signs").codes(one)
+
+
+def test_the_signs_of_a_model_that_reads_deviations_are_these_and_its_logit(tmp_path):
+    one, controls, patient = model(modalities=["T1w", "FLAIR"]), people(6), person(9)
+    one.adapt(controls)
+    fitted = fit_normative(one, lambda: controls, tmp_path / "detector", "signs", folds=3)
+    at = tuple(np.argwhere(fitted.mask & patient.brain_mask)[30])
+
+    def features(subject):
+        view = one.view(subject).image
+        patch = np.pad(view, [(4, 4)] * 3 + [(0, 0)])[tuple(slice(a, a + 9) for a in at)]
+        return [*view[at], float(one.head(one.encode(patch[None]))[0, 0])]
+
+    there = np.array([features(c) for c in controls])
+    sd = there.std(0, ddof=1) * np.sqrt(1 + 1 / 6)
+    z = (features(patient) - there.mean(0)) / sd
+    raw = (-z[0] + z[1] + z[2] + z[3]) / 2
+    score, parts = fitted.explain(patient)
+    assert score[at] == pytest.approx((raw - fitted.mean[at]) / fitted.sd[at], rel=1e-3, abs=1e-3)
+    assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction", "model"]
+    np.testing.assert_allclose([parts[name][at] for name in parts], [-z[0], *z[1:]], rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(NormativeModel.load(tmp_path / "detector", one).score(patient), score)
 
 
 def test_changes_are_blobs_of_known_size_that_mostly_go_the_way_of_lesions():

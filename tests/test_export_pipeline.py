@@ -93,6 +93,7 @@ def test_3d_patches_and_one_modality(tmp_path):
         ("synthetic", (9, 9, 9), "head", "image"),
         ("synthetic", (9, 9, 9), "signs", "image"),
         ("deviation", (9, 9, 9), "head", "deviations"),
+        ("deviation", (9, 9, 9), "signs", "deviations"),
     ],
 )
 def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, reads):

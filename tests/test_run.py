@@ -294,7 +294,7 @@ def test_settings_that_are_not_given_are_the_models_and_the_detectors():
 
     assert settings(model="siamese") == ("ocsvm", 10, 500, 256, 0.0)
     assert settings(model="none", detector="zscore") == ("zscore", 10, 500, 256, 0.0)
-    assert settings() == settings(model="deviation") == ("head", 8, 250, 16, 6.0)
+    assert settings() == settings(model="deviation") == ("signs", 8, 250, 16, 8.0)
     assert settings(model="synthetic") == ("signs", 8, 250, 16, 8.0)
     assert settings(model="synthetic", detector="ocsvm", epochs=3) == ("ocsvm", 3, 250, 16, 0.0)
     assert settings(model="siamese", detector="head", fwhm=2.0) == ("head", 10, 500, 256, 2.0)

@@ -61,10 +61,10 @@ def test_the_score_is_the_sum_of_z_in_the_direction_of_each_sign():
         (["T1w", "SWI"], [-1, 0, 1]),
     ],
 )
-def test_modalities_have_directions_and_what_a_model_adds_counts_half(modalities, weights):
+def test_modalities_have_directions_and_what_a_model_adds_counts_alike(modalities, weights):
     signs = Signs(modalities)
     found = signs.weights(len(weights) + 1)
-    expected = np.array([*weights, 0.5]) / np.sqrt(np.count_nonzero(weights) + 0.25)
+    expected = np.array([*weights, 1]) / np.sqrt(np.count_nonzero(weights) + 1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     with pytest.raises(InputError, match="features"):
         signs.weights(len(weights) - 1)

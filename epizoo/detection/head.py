@@ -19,7 +19,8 @@ class Head(ModelOutput):
     map_fwhm: ClassVar[float] = 6.0  # chosen on a phantom cohort of another seed
     part: ClassVar[str] = "head"
     missing: ClassVar[str] = (
-        "no head that says what is abnormal; 'synthetic' has one, other models need another detector."
+        "no head that says what is abnormal; 'deviation' and 'synthetic' have one, other models need another "
+        "detector."
     )
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import DIRECTIONS
 from tfds_epilepsy.volumes import Subject
 
-MODEL_WEIGHT = 0.5  # of a model's opinion, where a sign counts 1
+if TYPE_CHECKING:
+    from epizoo.maps.deviations import Deviations
 
 
 class Signs(ZScore):
@@ -28,8 +29,10 @@ class Signs(ZScore):
     - what the model itself holds to be abnormal, where it has a ``head``.
 
     These are the signs of focal cortical dysplasia that readers are taught (Blümcke et al. 2011, Epilepsia
-    52:158-174; Colombo et al. 2009, AJNR 31:658-664). Those of the image count alike and the model's opinion
-    half: ``sum w_k z_k / sqrt(sum w_k^2)`` (Stouffer), so there is nothing to fit to lesions.
+    52:158-174; Colombo et al. 2009, AJNR 31:658-664). All count alike, ``sum z_k / sqrt(k)`` (Stouffer), so
+    there is nothing to fit to lesions. The two halves make up for each other: the sum sees weak changes of
+    any form, as the locally most powerful test does; a model that was taught sees strong ones in the form of
+    a lesion.
 
     Args:
         modalities: names of the image's channels; those that ``DIRECTIONS`` does not know add no sign.
@@ -50,7 +53,7 @@ class Signs(ZScore):
         if not any(name in DIRECTIONS for name in self.modalities):
             raise InputError(
                 f"modalities {', '.join(self.modalities) or 'none'}: 'signs' knows how a lesion changes "
-                f"{', '.join(DIRECTIONS)}; take another detector."
+                f"{', '.join(DIRECTIONS)}; take another detector ('head', for a model that has one)."
             )
 
     @property
@@ -62,12 +65,10 @@ class Signs(ZScore):
         """The signs, and of a ``PatchModel`` what its head makes of a voxel.
 
         Raises:
-            InputError: a model without a head, or one that reads the signs itself.
+            InputError: a model without a head.
         """
         if isinstance(encoder, Codes):
             return encoder
-        if getattr(encoder, "reads", "image") != "image":
-            raise InputError(f"{encoder.name} reads the signs itself: take the detector 'head'.")
         return SignMaps(None if encoder is None else Head().codes(encoder))
 
     def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -96,12 +97,14 @@ class Signs(ZScore):
                 f"{features} features: modalities {', '.join(self.modalities)} and their junction are "
                 f"{len(self.directions)}."
             )
-        signs = np.concatenate([self.directions, np.full(own, MODEL_WEIGHT, np.float32)])
+        signs = np.concatenate([self.directions, np.ones(own, np.float32)])
         return signs / np.linalg.norm(signs)
 
 
 class SignMaps(Codes):
     """Each modality less its surround and the width of the junction; then what a model makes of the voxel.
+
+    Of a model that reads the deviations of these signs from the controls', the deviations are taken.
 
     Args:
         inner: of the model; None for the signs alone.
@@ -112,15 +115,24 @@ class SignMaps(Codes):
     def __init__(self, inner: Codes | None = None):
         self.inner = inner
 
+    @property
+    def deviations(self) -> Deviations | None:
+        """Of the signs, where the model reads them."""
+        return getattr(self.inner, "deviations", None)
+
     def volume(self, subject: Subject) -> NDArray[np.float32]:
-        """``(x, y, z, 2 m + 1)``: the image, which the model reads, and the signs ``(x, y, z, m + 1)``."""
+        """``(x, y, z, 2 m + 1)``: the image, which the model reads, and the signs; or ``(x, y, z, m + 1)``,
+        their deviations, which it reads."""
+        if self.inner is not None and self.deviations is not None:
+            return self.inner.volume(subject)
         signs = sign_maps(subject.image, subject.brain_mask, subject.affine)
         return np.concatenate([subject.image, signs], -1, dtype=np.float32)
 
     def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         m = volume.shape[-1] // 2
-        signs = volume[:, :, z, m:][mask[:, :, z]]
+        first, read = (m, slice(m)) if self.deviations is None else (0, slice(None))
+        signs = volume[:, :, z, first:][mask[:, :, z]]
         if self.inner is None:
             return signs
-        own = self.inner.latents(volume[..., :m], mask, z)
+        own = self.inner.latents(volume[..., read], mask, z)
         return np.concatenate([signs, own], axis=1, dtype=np.float32)

@@ -160,8 +160,9 @@ class _Pipeline:
 
     def score(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """The map ``(x, y, z)`` of a normalised volume ``(x, y, z, m)``."""
-        padded = self.dense.padded_in_graph(self._read(volume, mask)) if self.dense else None
-        features = self._features(volume, mask)
+        read = self._read(volume, mask)
+        padded = self.dense.padded_in_graph(read) if self.dense else None
+        features = self._features(volume, mask, read)
         scores = tf.concat([slab.score(padded, features) for slab in self.slabs], 0)
         voxels = tf.concat([slab.voxels.value() for slab in self.slabs], 0)
         raw = tf.scatter_nd(voxels, scores, self.shape)
@@ -182,11 +183,11 @@ class _Pipeline:
             z = tf.clip_by_value(0.5 + z / (2 * self.spread), LOWEST, 1.0)
         return tf.where(inside, z, 0.0)
 
-    def _features(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor | None:
-        """What the detector reads of the volume itself, ``(x, y, z, k)``."""
+    def _features(self, volume: tf.Tensor, mask: tf.Tensor, read: tf.Tensor) -> tf.Tensor | None:
+        """What the detector reads beside the encoder's code, ``(x, y, z, k)``."""
         codes = self.codes
         if isinstance(codes, SignMaps):
-            return intensities.signs(volume, mask, self.affine, *self.tissue)
+            return read if self.usual else intensities.signs(volume, mask, self.affine, *self.tissue)
         if isinstance(codes, Intensities) and codes.fwhm:
             return intensities.smooth(volume, mask, self.affine, codes.fwhm)
         return volume if isinstance(codes, Intensities) else None

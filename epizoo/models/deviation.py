@@ -54,7 +54,6 @@ class Deviation(Synthetic):
 
     paper = "Edited deviation maps: Marquand et al. 2016 (normative model), Tan et al. 2020 (edits)"
     spread: ClassVar[float] = 0.0  # its changes are in standard deviations
-    run_defaults: ClassVar = {**Synthetic.run_defaults, "detector": "head"}
 
     def __init__(
         self,
