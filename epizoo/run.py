@@ -374,12 +374,9 @@ class Run:
         )
 
     def _detector(self) -> Detector:
-        from epizoo.detection.detector import create_detector, detector_class
+        from epizoo.detection.detector import detector_of
 
-        options = dict(self.config.detector_config)
-        if "modalities" in detector_class(self.config.detector).option_names():
-            options.setdefault("modalities", list(self.builder.modalities))
-        return create_detector(self.config.detector, **options)
+        return detector_of(self.builder.modalities, self.config.detector, **self.config.detector_config)
 
     def _check_names(self) -> None:
         from epizoo.detection import DETECTORS

@@ -266,6 +266,20 @@ def test_figures_of_clusters_are_taken_from_whole_volumes(spec, done, tmp_path):
     assert 0 <= result["figures"]["froc_auc"] <= 1
 
 
+def test_maps_of_a_brain_are_made_of_the_whole_brain(spec, tmp_path):
+    """In every second slice, neither deviations nor signs are those of the scan."""
+    values = {"cube": 15, "width": 4, "latent_dim": 4, "learning_rate": 1e-3, "detector": "signs", "fwhm": 4}
+    deviation = dataclasses.replace(spec, model="deviation", values=values, epochs=1, batch_size=4)
+    result = trial.run(deviation, tmp_path)
+    normative = NormativeModel.load(tmp_path / "detector", models.load_model(tmp_path / "model.keras"))
+    assert normative.manifest["features"] == normative.manifest["modalities"] + 2  # the junction, the logit
+    aucs = []
+    for case in cases.read_cases(trial.Path(spec.cases)):
+        score_map = normative.score(case)
+        aucs.append(roc_auc_score(case.lesion_mask[case.brain_mask], score_map[case.brain_mask]))
+    assert [row["detection_auc"] for row in result["cases"]] == pytest.approx(aucs, abs=1e-9)
+
+
 def test_a_hopeless_trial_is_given_up_after_its_epoch(spec, tmp_path):
     result = trial.run(dataclasses.replace(spec, limits={"1": 1e-6}), tmp_path)
     assert result["status"] == "pruned"

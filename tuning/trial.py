@@ -364,17 +364,20 @@ def _detect(
     """Fit the detector on training controls, score the cases: the figures of each, and their means."""
     from rich.console import Console
 
-    from epizoo.detection import create_detector, fit_normative
+    from epizoo.detection import fit_normative
+    from epizoo.detection.detector import detector_of
     from tuning.spaces import detector_config
 
     name, options, fwhm = detector_config(spec.values)
-    thin = SLICES if spec.objective in OBJECTIVES[:2] else 1
+    detector = detector_of(cohort.modalities, name, **options)
+    whole = "image" in detector.reads or getattr(model, "deviations", None) is not None  # maps of the brain
+    thin = 1 if whole or spec.objective not in OBJECTIVES[:2] else SLICES
     with steps("fit"):
         normative = fit_normative(
             model,
             lambda: (_thinned(control, thin) for control in cohort.controls("train")),
             folder / "detector",
-            create_detector(name, **options),
+            detector,
             fwhm=fwhm,
             seed=spec.seed,
             slab_bytes=SLAB_BYTES,

@@ -51,6 +51,17 @@ def create_detector(name: str, **config: Any) -> Detector:
     return detector(**config)
 
 
+def detector_of(modalities: Sequence[str], name: str, /, **config: Any) -> Detector:
+    """A detector of images of some modalities; one that asks for their names is told them.
+
+    Raises:
+        InputError: see ``create_detector``; modalities of which the detector knows nothing.
+    """
+    if "modalities" in detector_class(name).option_names():
+        config.setdefault("modalities", list(modalities))
+    return create_detector(name, **config)
+
+
 def detector_class(name: str) -> type[Detector]:
     """The class of a detector.
 
