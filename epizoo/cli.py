@@ -104,7 +104,7 @@ def run(
     preset: Annotated[
         Path | None,
         typer.Option(
-            help="A trained model and its detector, of an architecture search, in place of training."
+            help="A trained model, and the detector of its search unless one is given, in place of training."
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -114,7 +114,11 @@ def run(
     from epizoo.run import Run, RunConfig
 
     if preset is not None:
-        config = RunConfig.of_preset(data, preset, seed=seed)
+        for_training = _given(reads=reads, epochs=epochs, steps=steps)
+        if for_training:
+            options = ", ".join(f"--{name}" for name in for_training)
+            raise InputError(f"{options} beside --preset: {preset} is trained already; leave them out.")
+        config = RunConfig.of_preset(data, preset, detector=detector, seed=seed)
     else:
         config = RunConfig(
             data,

@@ -106,8 +106,10 @@ class RunConfig:
             raise InputError(f"{path}: not settings of this version ({error}).") from error
 
     @classmethod
-    def of_preset(cls, data: str, preset: str | Path, *, seed: int = 0) -> RunConfig:
-        """A run of a trained model, with the detector that its ``detector.json`` names, if it has one.
+    def of_preset(
+        cls, data: str, preset: str | Path, *, detector: str | None = None, seed: int = 0
+    ) -> RunConfig:
+        """A run of a trained model, with a detector: the given one, or that of its ``detector.json``, if any.
 
         Raises:
             InputError: no preset of a model of the zoo.
@@ -119,8 +121,8 @@ class RunConfig:
         known = [key for key, model in REGISTRY.items() if name == f"epizoo>{model.__name__}"]
         if not known:
             raise InputError(f"{folder}: no preset of a model of the zoo ({name!r}).")
-        chosen = {}
-        if (folder / "detector.json").is_file():
+        chosen: dict[str, Any] = {"detector": detector}
+        if detector is None and (folder / "detector.json").is_file():
             stored = read_json(folder / "detector.json")
             chosen = {
                 "detector": stored["detector"],

@@ -451,6 +451,8 @@ def test_the_command_line_searches_and_its_best_can_be_run(data, data_dir, tmp_p
     config = RunConfig.of_preset(data, best)
     detector = json.loads((best / "detector.json").read_text())
     assert (config.model, config.detector, config.fwhm) == ("siamese", detector["detector"], detector["fwhm"])
+    other = RunConfig.of_preset(data, best, detector="reconstruction")
+    assert (other.detector, other.detector_config, other.fwhm) == ("reconstruction", {}, 0.0)
     run = Run(config, tmp_path / "run", data_dir=data_dir, console=Console(quiet=True))
     assert run()["patients"] == 1
     assert "train" not in json.loads(run.folder.metadata.read_text())["steps"]

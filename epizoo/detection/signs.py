@@ -110,7 +110,7 @@ class SignMaps(Codes):
         inner: of the model; None for the signs alone.
     """
 
-    version: ClassVar[int] = 2  # the first held the gradient in place of the junction's width
+    version: ClassVar[int] = 3  # 1 held the gradient in place of the width, 2 counted a model's opinion half
 
     def __init__(self, inner: Codes | None = None):
         self.inner = inner
