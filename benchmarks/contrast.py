@@ -24,6 +24,7 @@ from epizoo.detection import NormativeModel, find_clusters
 from epizoo.evaluation import Interval, Scored, bootstrap_mean, evaluate
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy import phantom
+from tfds_epilepsy.volumes import Subject
 
 CONTRASTS = (0.0, 1.0, 2.0, 4.0)
 
@@ -62,10 +63,14 @@ def score_patients(normative: NormativeModel, config: phantom.PhantomConfig) -> 
     """The test patients of a phantom, one at a time."""
     for label in phantom.cohort(config)["test"]:
         if label.startswith("patient"):
-            subject = phantom.subject(config, label)
-            score_map = normative.score(subject)
-            clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
-            yield Scored(subject, score_map, clusters, labels)
+            yield score(normative, phantom.subject(config, label))
+
+
+def score(normative: NormativeModel, subject: Subject) -> Scored:
+    """A subject, its map and its clusters."""
+    score_map = normative.score(subject)
+    clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
+    return Scored(subject, score_map, clusters, labels)
 
 
 def draw(ax: Axes, at: ArrayLike, intervals: Sequence[Interval], **options: Any) -> None:

@@ -1,6 +1,6 @@
 """Detection against the size of the lesions: finished runs on the phantom, 60 test patients in place of 20.
 
-    python -m benchmarks.size docs/size.png bench/deviation-head-0 bench/signs-0
+    python -m benchmarks.size docs/size.png bench/deviation-signs-0 bench/signs
 
 The further patients come from the same cohort, whose training controls stay as they are. Patients are grouped
 by the diameter of a ball of the lesion's volume, in four groups of equal number.

@@ -197,7 +197,7 @@ def implant_in_tissue(
     )
     offsets = (offsets - np.array(centre)) * zooms * np.sign(np.diag(affine)[:3])  # mm from the centre
 
-    weight = _irregular_ball(offsets, spec.diameter_mm / 2, zooms, rng)
+    weight = irregular_ball(offsets, spec.diameter_mm / 2, zooms, rng)
     tail = np.zeros_like(weight)
     wm = local[1]
     if spec.kind == "heterotopia":
@@ -528,7 +528,7 @@ def _draw_centre(
     return tuple(int(v) for v in pool[rng.integers(len(pool))])
 
 
-def _irregular_ball(
+def irregular_ball(
     offsets: NDArray, radius: float, zooms: NDArray, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """A soft ball with a bumpy border: 1 inside, 0 outside, over a rim of a third of the radius."""
