@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from epizoo import models
 from epizoo.detection import NormativeModel, find_clusters
-from epizoo.evaluation import Interval, Scored, bootstrap_mean, evaluate
+from epizoo.evaluation import Interval, Scored, bootstrap_mean, evaluate, proportion
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy import phantom
 from tfds_epilepsy.volumes import Subject
@@ -52,11 +52,8 @@ def fitted(run: str) -> tuple[str, NormativeModel]:
 
 def measure(normative: NormativeModel, config: phantom.PhantomConfig) -> tuple[list[float], Interval]:
     """Voxel AUROC of each test patient of a phantom; sensitivity at rank 5 over them."""
-    metrics = evaluate(score_patients(normative, config), resamples=10)
-    share = metrics["lesion"]["overlap"]["sensitivity"]["5"]
-    return [row["auroc"] for row in metrics["rows"]], Interval(
-        *(share[k] for k in ("value", "low", "high", "n"))
-    )
+    rows = evaluate(score_patients(normative, config), resamples=10)["rows"]
+    return [row["auroc"] for row in rows], first_five(rows)
 
 
 def score_patients(normative: NormativeModel, config: phantom.PhantomConfig) -> Iterator[Scored]:
@@ -71,6 +68,11 @@ def score(normative: NormativeModel, subject: Subject) -> Scored:
     score_map = normative.score(subject)
     clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
     return Scored(subject, score_map, clusters, labels)
+
+
+def first_five(rows: Sequence[Mapping[str, Any]]) -> Interval:
+    """Share of the patients of ``evaluate`` whose lesion is among the first 5 clusters."""
+    return proportion([(row["overlap"]["rank"] or np.inf) <= 5 for row in rows])
 
 
 def draw(ax: Axes, at: ArrayLike, intervals: Sequence[Interval], **options: Any) -> None:

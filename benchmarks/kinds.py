@@ -18,16 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from benchmarks.contrast import fitted, score, score_patients, show
-from epizoo.evaluation import bootstrap_mean, evaluate, proportion
+from benchmarks.contrast import first_five, fitted, score, score_patients, show
+from epizoo.evaluation import bootstrap_mean, evaluate
 from tfds_epilepsy import phantom
 from tfds_epilepsy.lesions import EDGE, estimate_tissue, irregular_ball
 from tfds_epilepsy.volumes import Subject
 
-COHORT = replace(
-    phantom.PhantomConfig(),
-    **{"seed": 7, "n_validation_controls": 0, "n_validation_patients": 0},
-    **{"n_test_controls": 53, "n_test_patients": 24},
+COHORT = phantom.PhantomConfig(
+    seed=7, n_validation_controls=0, n_validation_patients=0, n_test_controls=53, n_test_patients=24
 )
 KINDS = ("tumour", "scar", "spot")
 CASES = 45
@@ -49,10 +47,8 @@ def main(*runs: str) -> None:
 
 def report(name: str, kind: str, rows: list[dict[str, Any]]) -> None:
     area, precision = (bootstrap_mean([row[key] for row in rows]) for key in ("auroc", "auprc"))
-    found = proportion([(row["overlap"]["rank"] or np.inf) <= 5 for row in rows])
-    print(
-        f"{name:20} {kind:10} {len(rows):2}  {show(area)}, {precision.value:.3f}, {show(found)}", flush=True
-    )
+    figures = f"{show(area)}, {precision.value:.3f}, {show(first_five(rows))}"
+    print(f"{name:20} {kind:10} {len(rows):2}  {figures}", flush=True)
 
 
 def cases() -> Iterator[Subject]:

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.contrast import draw_curves, fitted, score_patients, show
-from epizoo.evaluation import bootstrap_mean, evaluate, proportion
+from benchmarks.contrast import draw_curves, first_five, fitted, score_patients, show
+from epizoo.evaluation import bootstrap_mean, evaluate
 from tfds_epilepsy import phantom
 
 COHORT = replace(phantom.PhantomConfig(), n_test_patients=60)
@@ -32,8 +32,7 @@ def main(picture: str, *runs: str) -> None:
         groups = [rows[start:stop] for start, stop in itertools.pairwise(edges)]
         sizes = [float(np.mean([row["lesion_diameter_mm"] for row in group])) for group in groups]
         areas = [bootstrap_mean([row["auroc"] for row in group]) for group in groups]
-        ranks = [[row["overlap"]["rank"] or np.inf for row in group] for group in groups]
-        found = [proportion([rank <= 5 for rank in group]) for group in ranks]
+        found = [first_five(group) for group in groups]
         for group, area, share in zip(groups, areas, found, strict=True):
             first, last = (group[i]["lesion_diameter_mm"] for i in (0, -1))
             print(

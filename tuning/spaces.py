@@ -92,7 +92,7 @@ CYCLE = Log("cycle", 1.0, 100.0)
 
 FINDER = (
     *(Choice("cube", (15, 21, 27, 33)), Choice("width", (8, 16, 24)), CODE, RATE),
-    *(Choice("detector", ("signs", "head", "ocsvm")), DETECTOR[1], DETECTOR[3]),
+    *(Choice("detector", ("signs", "head", "ocsvm", "gaussian")), DETECTOR[1], DETECTOR[3]),
 )
 
 # === One space a model ===
