@@ -201,6 +201,19 @@ def test_a_second_site_is_noisier_and_blurrier_and_has_its_share_of_subjects():
     assert 80 < sites.count("B") < 120
 
 
+def test_a_person_scanned_again_differs_by_the_scan_alone():
+    config = PhantomConfig()
+    first, again = (phantom.subject(config, "patient001", scan) for scan in (0, 1))
+    np.testing.assert_array_equal(first.brain_mask, again.brain_mask)
+    np.testing.assert_array_equal(first.lesion_mask, again.lesion_mask)
+    inside = first.brain_mask
+    apart = (again.image - first.image)[inside].std(0)
+    other = (phantom.subject(config, "patient002").image - first.image)[inside].std(0)
+    assert (apart > 0.02).all()  # noise of 1/40 of white matter, in each of the two
+    assert (apart < 0.5 * other).all()
+    assert again.age == first.age
+
+
 def test_pet_is_blurred_by_its_point_spread():
     signal = np.zeros((64, 64, 64), np.float32)
     signal[32:] = 1

@@ -114,13 +114,19 @@ def cohort(config: PhantomConfig) -> dict[str, list[str]]:
     return labels
 
 
-def subject(config: PhantomConfig, label: str) -> Subject:
-    """One subject, the same wherever and in whatever order it is made."""
-    return subject_and_lesion(config, label)[0]
+def subject(config: PhantomConfig, label: str, scan: int = 0) -> Subject:
+    """One subject, the same wherever and in whatever order it is made.
+
+    Args:
+        config: of the cohort.
+        label: ``control<number>`` or ``patient<number>``.
+        scan: another number, the same person scanned again: other noise, texture, bias and contrast.
+    """
+    return subject_and_lesion(config, label, scan)[0]
 
 
-def subject_and_lesion(config: PhantomConfig, label: str) -> tuple[Subject, Implant | None]:
-    """One subject and what was done to it, on the 1 mm grid; None for a control.
+def subject_and_lesion(config: PhantomConfig, label: str, scan: int = 0) -> tuple[Subject, Implant | None]:
+    """One subject and what was done to it, on the 1 mm grid; None for a control; arguments as ``subject``.
 
     Raises:
         InputError: a label that is not ``control<number>`` or ``patient<number>``.
@@ -137,8 +143,11 @@ def subject_and_lesion(config: PhantomConfig, label: str) -> tuple[Subject, Impl
             anatomy.tissue, affine, spec, seed, brain_mask=anatomy.brain > 0.5, depth=anatomy.depth
         )
     mask = _coarsen(anatomy.brain, config.voxel_size) > 0.5
-    channels = [_acquire(config, label, name, _signal(config, label, name, anatomy, implant), mask)
-                for name in config.modalities]  # fmt: skip
+    signals = [_signal(config, label, name, anatomy, implant, scan) for name in config.modalities]
+    channels = [
+        _acquire(config, label, name, signal, mask, scan)
+        for name, signal in zip(config.modalities, signals, strict=True)
+    ]
     lesion_mask = np.zeros(mask.shape, bool)
     if implant is not None:
         share = _coarsen(implant.mask.astype(np.float32), config.voxel_size) * mask
@@ -339,9 +348,10 @@ def _check(label: str) -> None:
         raise InputError(f"no phantom subject {label!r}: labels are control001, ..., patient001, ...")
 
 
-def _generator(config: PhantomConfig, label: str, what: str) -> np.random.Generator:
+def _generator(config: PhantomConfig, label: str, what: str, scan: int = 0) -> np.random.Generator:
     """Another stream for each purpose, so that a lesion does not change the anatomy around it."""
-    return np.random.default_rng([config.seed, zlib.crc32(label.encode()), zlib.crc32(what.encode())])
+    again = [scan] if scan else []
+    return np.random.default_rng([config.seed, zlib.crc32(label.encode()), zlib.crc32(what.encode()), *again])
 
 
 def _person(config: PhantomConfig, label: str) -> dict[str, Any]:
@@ -486,10 +496,15 @@ def _pull(maps, near, field, turn, shift, white, fluid, ageing):
 
 
 def _signal(
-    config: PhantomConfig, label: str, modality: str, anatomy: _Anatomy, implant: Implant | None
+    config: PhantomConfig,
+    label: str,
+    modality: str,
+    anatomy: _Anatomy,
+    implant: Implant | None,
+    scan: int = 0,
 ) -> NDArray[np.float32]:
     """The signal of a modality at 1 mm, without texture, bias and noise."""
-    rng = _generator(config, label, f"contrast {modality}")
+    rng = _generator(config, label, f"contrast {modality}", scan)
     spread = 1 + rng.normal(scale=(0.02, 0.01, 0.05))
     grey, white, fluid = (float(s) for s in np.array(SIGNAL[modality]) * spread)
     if _person(config, label)["site"] == "B":
@@ -503,10 +518,15 @@ def _signal(
 
 
 def _acquire(
-    config: PhantomConfig, label: str, modality: str, signal: NDArray[np.float32], mask: NDArray[np.bool_]
+    config: PhantomConfig,
+    label: str,
+    modality: str,
+    signal: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    scan: int = 0,
 ) -> NDArray[np.float32]:
     """What the scanner makes of a signal, normalised: resolution, texture, bias field, Rician noise."""
-    rng = _generator(config, label, f"scan {modality}")
+    rng = _generator(config, label, f"scan {modality}", scan)
     second = _person(config, label)["site"] == "B"
     blur = PET_FWHM / 2.355 if modality == "pet" else 0.9 if second else 0.0
     if blur:

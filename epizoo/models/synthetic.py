@@ -346,10 +346,18 @@ def blob(shape: Sequence[int], centre: Any, radius: Any, waves: Any) -> Any:
         waves: ``(n, 5, ...)`` standard normal: makes the border uneven, by a third of the radius.
     """
     distance = tf.norm((_grid(shape) - centre) / radius, axis=-1, keepdims=True)
-    for size in shape:  # linear interpolation, an axis after the other: each goes to the end
-        at = np.abs(np.linspace(0, waves.shape[1] - 1, size)[:, None] - np.arange(waves.shape[1]))
-        waves = tf.tensordot(waves, np.maximum(1 - at, 0).astype(np.float32), [[1], [1]])
-    return tf.clip_by_value(2.5 * (1 - distance * (1 + 0.35 * waves[..., tf.newaxis])) + 0.5, 0.0, 1.0)
+    border = 1 + 0.35 * stretched(waves, shape)[..., tf.newaxis]
+    return tf.clip_by_value(2.5 * (1 - distance * border) + 0.5, 0.0, 1.0)
+
+
+def stretched(values: Any, shape: Sequence[int]) -> Any:
+    """Values ``(..., k, ..., k)`` at evenly spaced knots, between them interpolated: ``(..., *shape)``."""
+    for size in shape:  # an axis after the other: each goes to the end
+        axis = len(values.shape) - len(shape)
+        knots = values.shape[axis]
+        at = np.abs(np.linspace(0, knots - 1, size)[:, None] - np.arange(knots))
+        values = tf.tensordot(values, np.maximum(1 - at, 0).astype(np.float32), [[axis], [1]])
+    return values
 
 
 def neighbour(x: Any) -> Any:

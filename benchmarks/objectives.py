@@ -1,0 +1,152 @@
+"""Other objectives than the zoo's, on the same networks, with the same detector: do they give better codes?
+
+    python -m benchmarks.objectives bench/masked-0 masked --seed 0
+    python -m benchmarks.objectives bench/masked-deviations-0 masked --reads deviations --seed 0
+
+Each makes a run like ``epizoo run phantom_2mm RUN --model siamese --detector ocsvm --epochs 3 --steps 100``,
+with its folder (``epizoo report`` makes its report). They are not in the zoo: results.md says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import keras
+import tensorflow as tf
+import typer
+
+from epizoo.models import REGISTRY, blocks, losses
+from epizoo.models.autoencoder import Autoencoder
+from epizoo.models.deviation import Deviation
+from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.synthetic import Synthetic, stretched
+from epizoo.run import Run, RunConfig
+
+COARSE = 5  # knots along an axis of the denoiser's noise
+SIGMA = 0.2  # its standard deviation: Kascenas et al. 2022
+BLOCK = 3  # voxels along an axis that are masked together
+MASKED = 0.6  # of the blocks
+TEMPERATURE = 0.1
+
+
+@register
+class Denoising(Autoencoder):
+    """``L = ||x - D(E(x + n))||^2``, n noise as coarse as lesions are.
+
+    White noise a few voxels apart, interpolated: Kascenas, Pugeault & O'Neil 2022, MIDL (PMLR 172:653), whose
+    noise it is that finds tumours where a white one does not.
+    """
+
+    def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
+        x = batch["patch"]
+        knots = [COARSE] * len(self.patch_shape)
+        noise = self.noise("coarse", (tf.shape(x)[0], self.channels, *knots), training)
+        noise = tf.stack(tf.unstack(stretched(noise, self.patch_shape), axis=1), -1)
+        brain = tf.cast(tf.reduce_any(x > 0, -1, keepdims=True), tf.float32)
+        x_hat = self.decoder(self.encoder(x + SIGMA * noise * brain, training=training), training=training)
+        return {"loss": tf.reduce_mean(losses.squared_error(x, x_hat))}
+
+
+@register
+class Masked(Autoencoder):
+    """``L = ||m (x - D(E((1 - m) x)))||^2``, m three of five blocks of 3 voxels a side.
+
+    Masked autoencoders, convolutional: He et al. 2022 (CVPR) after Pathak et al. 2016 (CVPR).
+    """
+
+    def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
+        x = batch["patch"]
+        counts = [-(-size // BLOCK) for size in self.patch_shape]
+        mask = tf.cast(self.uniform("mask", (tf.shape(x)[0], *counts, 1), training) < MASKED, tf.float32)
+        for axis in range(1, len(counts) + 1):
+            mask = tf.repeat(mask, BLOCK, axis)
+        mask = blocks.crop(mask, self.patch_shape)
+        x_hat = self.decoder(self.encoder(x * (1 - mask), training=training), training=training)
+        return {"loss": tf.reduce_mean(losses.squared_error(mask * x, mask * x_hat))}
+
+
+class Pairs:
+    """One place in two controls is alike; other places, and either patch when its tissue is altered, are not.
+
+        L = -log exp(a_i . b_i / t) / sum_j (exp(a_i . b_j / t) + exp(a_i . a'_j / t) + exp(a_i . b'_j / t))
+
+    a and b are the codes of the two controls' patches behind a projection (two layers, unit length), a' and
+    b' those of the patches that were altered, t = .1. Chen et al. 2020 (ICML), with the positives of Khosla
+    et al. 2020 (NeurIPS) and altered negatives as in Sohn et al. 2021 (ICLR) and Tack et al. 2020 (NeurIPS).
+    """
+
+    sampling: ClassVar[str] = "pair"
+    tracked: ClassVar[tuple[str, ...]] = ("loss", "similarity")
+    trains: ClassVar = {"optimizer": ("encoder", "segmenter")}
+
+    def __init__(self, patch_shape: Sequence[int] = (15, 15), *args: Any, **kwargs: Any):
+        super().__init__(patch_shape, *args, **kwargs)
+
+    def build_networks(self: Any) -> tuple[keras.Model, None, keras.Model]:
+        encoder = blocks.conv_encoder(self.patch_shape, self.channels, self.latent_dim, linear=True)
+        latent = keras.Input((self.latent_dim,))
+        hidden = blocks.dense_stack(latent, [self.latent_dim])
+        return encoder, None, keras.Model(latent, keras.layers.Dense(32, dtype="float32")(hidden))
+
+    def default_optimizers(self) -> dict[str, keras.Optimizer]:
+        return {"optimizer": keras.optimizers.Adam(1e-3)}
+
+    def compute_losses(self: Any, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
+        x = tf.concat([batch["patch"], batch["partner"]], 0)  # (2n, ...)
+        altered, where = self.alter(x, training)
+        codes = self.encoder(tf.concat([x, altered], 0), training=training)
+        unit = tf.math.l2_normalize(self.segmenter(codes, training=training), -1)
+        a, b, others = tf.split(unit, [tf.shape(x)[0] // 2] * 2 + [tf.shape(x)[0]])
+        changed = tf.reduce_max(where, list(range(1, len(where.shape))))  # (2n,)
+        alike = tf.matmul(a, b, transpose_b=True) / TEMPERATURE
+        edited = tf.matmul(a, others, transpose_b=True) / TEMPERATURE + (changed - 1) * 1e9
+        logits = tf.concat([alike, edited], 1)  # (n, 3n)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.range(tf.shape(a)[0]), logits)
+        similarity = tf.reduce_mean(losses.cosine_similarity(a, b))
+        return {"loss": tf.reduce_mean(loss), "similarity": similarity}
+
+
+@register
+class Contrastive(Pairs, Synthetic):
+    """On images; altered as for :class:`Synthetic`."""
+
+
+@register
+class ContrastiveDeviations(Pairs, Deviation):
+    """On deviation maps; altered as for :class:`Deviation`."""
+
+
+OBJECTIVES: dict[str, dict[str, type[PatchModel]]] = {
+    "denoising": {"image": Denoising, "deviations": Denoising},
+    "masked": {"image": Masked, "deviations": Masked},
+    "contrastive": {"image": Contrastive, "deviations": ContrastiveDeviations},
+}
+
+
+def main(
+    folder: Path,
+    objective: Annotated[str, typer.Argument(help=f"One of {', '.join(OBJECTIVES)}.")],
+    reads: str = "image",
+    seed: int = 0,
+) -> None:
+    model = OBJECTIVES[objective][reads]
+    name = model.__name__.lower()
+    REGISTRY[name] = model
+    own = {} if issubclass(model, Pairs) else {"reads": reads}
+    run = RunConfig(
+        "phantom_2mm",
+        model=name,
+        detector="ocsvm",
+        model_config=own,
+        epochs=3,
+        steps_per_epoch=100,
+        batch_size=256,
+        seed=seed,
+    )
+    Run(run, folder).evaluate()
+
+
+if __name__ == "__main__":
+    typer.run(main)
