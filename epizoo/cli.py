@@ -24,11 +24,20 @@ Data = Annotated[
     typer.Argument(help="A folder with a template-space BIDS derivative, or a config's name (phantom_2mm)."),
 ]
 RunDir = Annotated[Path, typer.Argument(help="The folder of the run.")]
-Model = Annotated[str, typer.Option(help="Model of the zoo; 'epizoo models' lists them.")]
+Model = Annotated[
+    str | None, typer.Option(help="Model of the zoo ('epizoo models' lists them); 'deviation' if left out.")
+]
+Reads = Annotated[
+    str | None,
+    typer.Option(help="What the model's patches are cut from: image or deviations; its own if left out."),
+]
 Detector = Annotated[
     str | None, typer.Option(help="Detector fitted on the controls' codes; the model's own if left out.")
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Training epochs; the model's own if left out.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Training steps an epoch; the model's own if left out.")
+]
 Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where prepared data sets live (default: TFDS's own).")]
 Modality = Annotated[
@@ -90,16 +99,11 @@ def demo(
 def run(
     data: Data,
     out_dir: RunDir,
-    model: Model = "deviation",
+    model: Model = None,
     detector: Detector = None,
-    reads: Annotated[
-        str | None,
-        typer.Option(help="What the model's patches are cut from: image or deviations; its own if left out."),
-    ] = None,
+    reads: Reads = None,
     epochs: Epochs = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps an epoch; the model's own if left out.")
-    ] = None,
+    steps: Steps = None,
     seed: Seed = 0,
     preset: Annotated[
         Path | None,
@@ -114,7 +118,7 @@ def run(
     from epizoo.run import Run, RunConfig
 
     if preset is not None:
-        for_training = _given(reads=reads, epochs=epochs, steps=steps)
+        for_training = _given(model=model, reads=reads, epochs=epochs, steps=steps)
         if for_training:
             options = ", ".join(f"--{name}" for name in for_training)
             raise InputError(f"{options} beside --preset: {preset} is trained already; leave them out.")
@@ -122,10 +126,9 @@ def run(
     else:
         config = RunConfig(
             data,
-            model=model,
             model_config=_given(reads=reads),
             seed=seed,
-            **_given(detector=detector, epochs=epochs, steps_per_epoch=steps),
+            **_given(model=model, detector=detector, epochs=epochs, steps_per_epoch=steps),
         )
     Run(config, out_dir, data_dir=data_dir, overwrite=overwrite)()
 
@@ -134,9 +137,11 @@ def run(
 def train(
     data: Data,
     out_dir: RunDir,
-    model: Model = "deviation",
+    model: Model = None,
     detector: Detector = None,
+    reads: Reads = None,
     epochs: Epochs = None,
+    steps: Steps = None,
     seed: Seed = 0,
     data_dir: DataDir = None,
     overwrite: Overwrite = False,
@@ -144,7 +149,12 @@ def train(
     """Train an encoder and fit the detector on its codes: a run without its scores yet."""
     from epizoo.run import Run, RunConfig
 
-    config = RunConfig(data, model=model, seed=seed, **_given(detector=detector, epochs=epochs))
+    config = RunConfig(
+        data,
+        model_config=_given(reads=reads),
+        seed=seed,
+        **_given(model=model, detector=detector, epochs=epochs, steps_per_epoch=steps),
+    )
     Run(config, out_dir, data_dir=data_dir, overwrite=overwrite).fit()
 
 

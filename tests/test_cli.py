@@ -39,6 +39,7 @@ def test_help_needs_nothing_heavy():
         (["run", "nowhere", "OUT"], "nowhere"),
         (["run", "nowhere", "OUT", "--model", "nonsense"], "nonsense"),
         (["run", "nowhere", "OUT", "--preset", "p", "--reads", "image", "--steps", "3"], "--reads, --steps"),
+        (["run", "nowhere", "OUT", "--preset", "p", "--model", "siamese"], "--model"),
         (["report", "OUT"], "config.json"),
         (["evaluate", "OUT"], "config.json"),
         (["info", "OUT"], "config.json"),
