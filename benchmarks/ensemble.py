@@ -1,0 +1,46 @@
+"""An ensemble of encoders: the score maps of finished runs on the same data, each alone and fused.
+
+    python -m benchmarks.ensemble bench/siamese-ocsvm-0 bench/siamese-ocsvm-1 bench/siamese-ocsvm-2
+
+Maps are fused as z (``fuse_maps``); differences from the first run's are paired by patient.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.contrast import first_five, show
+from epizoo.detection import find_clusters, fuse_maps
+from epizoo.evaluation import Scored, bootstrap_mean, evaluate
+from epizoo.run import Run
+
+
+def main(*folders: str) -> None:
+    runs = [Run.open(Path(folder)) for folder in folders]
+    patients = [subject for subject in runs[0].read("test") if subject.group == "patient"]
+    maps = [[run.score_map(subject.subject) for run in runs] for subject in patients]
+    first: list[float] = []
+    choices = {run.folder.path.name: [k] for k, run in enumerate(runs)} | {"all": list(range(len(runs)))}
+    for name, chosen in choices.items():
+        scored = []
+        for subject, of_runs in zip(patients, maps, strict=True):
+            fused = fuse_maps([of_runs[k] for k in chosen])
+            scored.append(Scored(subject, fused, *find_clusters(fused, subject.affine, subject.brain_mask)))
+        rows = evaluate(scored, resamples=10)["rows"]
+        areas = [row["auroc"] for row in rows]
+        first = first or areas
+        precision = bootstrap_mean([row["auprc"] for row in rows]).value
+        less = bootstrap_mean(np.subtract(areas, first))
+        print(
+            f"{name:28} AUROC {show(bootstrap_mean(areas))}, less the first's {less.value:+.3f} "
+            f"({less.low:+.3f} to {less.high:+.3f}), AUPRC {precision:.3f}, in the first 5 "
+            f"{first_five(rows).value:.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
