@@ -1,6 +1,7 @@
 """Every detector against an independent implementation, and what all have in common."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.spatial.distance import cdist
 from sklearn.covariance import OAS
 from sklearn.svm import OneClassSVM
 
+from epizoo.detection.adjusted import Adjusted
 from epizoo.detection.classical import ZScore
 from epizoo.detection.detector import DETECTORS, Detector, create_detector
 from epizoo.detection.fusion import fuse_maps
@@ -85,6 +87,22 @@ def test_threads_do_not_change_the_scores(detector):
     options = [{"threads": n} if "threads" in detector.option_names() else {} for n in (1, 3)]
     one, many = (create_detector(detector.name, **option).fit(train) for option in options)
     np.testing.assert_array_equal(one.score(query), many.score(query))
+
+
+def test_a_fit_holds_no_more_than_it_says(detector):
+    if detector.sampled:
+        return  # learnt from a sample, before the slabs
+    latents = np.random.default_rng(0).normal(size=(2000, 40, 16)).astype(np.float32)
+    folds = np.arange(40) % 10
+    fresh = Adjusted(scale="whiten") if detector.name == "adjusted" else detector
+    fresh.fit(latents[:2])  # compiles
+    fresh.cross_scores(latents[:2], folds)
+    tracemalloc.start()
+    fresh.cross_scores(latents, folds)
+    fresh.fit(latents)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= detector.working * latents.nbytes
 
 
 def test_cross_scores_come_from_detectors_that_did_not_see_the_fold(detector):

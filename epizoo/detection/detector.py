@@ -85,12 +85,14 @@ class Detector:
     ``covariates``: of a subject, that ``fit``, ``cross_scores`` and ``score`` want to be given.
     ``calibration``: of the map: with mean and deviation of each ``voxel``, or one of each for the ``brain``.
     ``map_fwhm``: smoothing of its map in a run that names no other, millimetres.
+    ``working``: what a fit and its calibration hold at once beside the codes, in sizes of theirs.
     ``reads``: ``codes`` of an encoder, the ``image`` itself (a baseline that needs no model), or both.
     """
 
     name: ClassVar[str]
     calibration: ClassVar[str] = "voxel"
     map_fwhm: ClassVar[float] = 0.0
+    working: ClassVar[float] = 3.0
     reads: ClassVar[frozenset[str]] = frozenset({"codes"})
     sampled: int = 0
     covariates: Sequence[str] = ()

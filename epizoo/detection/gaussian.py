@@ -28,6 +28,7 @@ class LocalGaussian(Detector):
     """
 
     name: ClassVar[str] = "gaussian"
+    working: ClassVar[float] = 1.0
 
     def __init__(self, threads: int | None = None):
         self.threads = threads

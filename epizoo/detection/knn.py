@@ -31,6 +31,7 @@ class LocalKNN(Detector):
     """
 
     name: ClassVar[str] = "knn"
+    working: ClassVar[float] = 1.0
 
     def __init__(self, k: int = 5, threads: int | None = None):
         if k < 1:

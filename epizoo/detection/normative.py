@@ -75,7 +75,8 @@ def fit_normative(
         neighbours: fit each voxel on the controls' codes at its six neighbours too: seven times the samples
             and memory and, for the SVM, some fifty times the time.
         seed: of the folds, and of the voxels that a detector of the whole brain is shown.
-        slab_bytes: memory for the codes of a slab; by default a quarter of what is free, at most 2 GiB.
+        slab_bytes: memory for the codes of a slab; by default at most 2 GiB, and with what the detector needs
+            beside them (``Detector.working``) at most half of what is free.
         overwrite: begin anew what is in the folder.
         console: where progress is shown.
 
@@ -317,7 +318,8 @@ class _Fit:
         slices = np.nonzero(self.mask.any((0, 1)))[0]
         middle = int(slices[len(slices) // 2])
         self.width = self._latents(0, slice(middle, middle + 1)).shape[1]
-        room = slab_bytes or min(SLAB_BYTES, psutil.virtual_memory().available // 4)
+        free = psutil.virtual_memory().available / 2
+        room = slab_bytes or min(SLAB_BYTES, int(free / (1 + self.detector.working)))
         plan = {
             "version": VERSION,
             "detector": self.detector.name,

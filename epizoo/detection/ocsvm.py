@@ -50,6 +50,7 @@ class LocalOneClassSVM(Detector):
     """
 
     name: ClassVar[str] = "ocsvm"
+    working: ClassVar[float] = 1.0
 
     def __init__(
         self,
