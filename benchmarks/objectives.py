@@ -4,7 +4,7 @@
     python -m benchmarks.objectives bench/masked-deviations-0 masked --reads deviations --seed 0
 
 Each makes a run like ``epizoo run phantom_2mm RUN --model siamese --detector ocsvm --epochs 3 --steps 100``,
-with its folder (``epizoo report`` makes its report). They are not in the zoo: results.md says why.
+with its folder and report. They are not in the zoo: results.md says why.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ def main(
     folder: Path,
     objective: Annotated[str, typer.Argument(help=f"One of {', '.join(OBJECTIVES)}.")],
     reads: str = "image",
+    epochs: int = 3,
+    steps: int = 100,
     seed: int = 0,
 ) -> None:
     model = OBJECTIVES[objective][reads]
@@ -140,12 +142,12 @@ def main(
         model=name,
         detector="ocsvm",
         model_config=own,
-        epochs=3,
-        steps_per_epoch=100,
+        epochs=epochs,
+        steps_per_epoch=steps,
         batch_size=256,
         seed=seed,
     )
-    Run(run, folder).evaluate()
+    Run(run, folder)()
 
 
 if __name__ == "__main__":
