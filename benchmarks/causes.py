@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import benchmarks.objectives  # noqa: F401 (registers its models: their runs are read too)
 from benchmarks.contrast import first_five, show
 from benchmarks.kinds import COHORT, cases
 from epizoo import models
