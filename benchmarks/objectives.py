@@ -1,7 +1,7 @@
 """Other objectives than the zoo's, on the same networks, with the same detector: do they give better codes?
 
-    python -m benchmarks.objectives bench/masked-0 masked --seed 0
-    python -m benchmarks.objectives bench/masked-deviations-0 masked --reads deviations --seed 0
+    python -m benchmarks.objectives bench/denoising-0 denoising --seed 0
+    python -m benchmarks.objectives bench/denoising-deviations-0 denoising --reads deviations --seed 0
 
 Each makes a run like ``epizoo run phantom_2mm RUN --model siamese --detector ocsvm --epochs 3 --steps 100``,
 with its folder and report. They are not in the zoo: results.md says why.
@@ -26,8 +26,6 @@ from epizoo.run import Run, RunConfig
 
 COARSE = 5  # knots along an axis of the denoiser's noise
 SIGMA = 0.2  # its standard deviation: Kascenas et al. 2022
-BLOCK = 3  # voxels along an axis that are masked together
-MASKED = 0.6  # of the blocks
 TEMPERATURE = 0.1
 
 
@@ -47,24 +45,6 @@ class Denoising(Autoencoder):
         brain = tf.cast(tf.reduce_any(x > 0, -1, keepdims=True), tf.float32)
         x_hat = self.decoder(self.encoder(x + SIGMA * noise * brain, training=training), training=training)
         return {"loss": tf.reduce_mean(losses.squared_error(x, x_hat))}
-
-
-@register
-class Masked(Autoencoder):
-    """``L = ||m (x - D(E((1 - m) x)))||^2``, m three of five blocks of 3 voxels a side.
-
-    Masked autoencoders, convolutional: He et al. 2022 (CVPR) after Pathak et al. 2016 (CVPR).
-    """
-
-    def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        x = batch["patch"]
-        counts = [-(-size // BLOCK) for size in self.patch_shape]
-        mask = tf.cast(self.uniform("mask", (tf.shape(x)[0], *counts, 1), training) < MASKED, tf.float32)
-        for axis in range(1, len(counts) + 1):
-            mask = tf.repeat(mask, BLOCK, axis)
-        mask = blocks.crop(mask, self.patch_shape)
-        x_hat = self.decoder(self.encoder(x * (1 - mask), training=training), training=training)
-        return {"loss": tf.reduce_mean(losses.squared_error(mask * x, mask * x_hat))}
 
 
 class Pairs:
@@ -120,7 +100,6 @@ class ContrastiveDeviations(Pairs, Deviation):
 
 OBJECTIVES: dict[str, dict[str, type[PatchModel]]] = {
     "denoising": {"image": Denoising, "deviations": Denoising},
-    "masked": {"image": Masked, "deviations": Masked},
     "contrastive": {"image": Contrastive, "deviations": ContrastiveDeviations},
 }
 

@@ -55,17 +55,6 @@ def test_contrastive_loss_is_that_of_a_loop_over_pairs(model, batch):
     assert loss == pytest.approx(np.mean(expected), rel=1e-4)
 
 
-def test_masked_model_is_blind_to_what_it_is_asked_for(batch):
-    model = objectives.Masked()
-    model.compile()
-    mask = np.repeat(np.repeat(model.uniform("mask", (6, 5, 5, 1), False) < 0.6, 3, 1), 3, 2)
-    assert 0.4 < mask.mean() < 0.8
-    seen = np.where(mask, 0, batch["patch"])
-    x_hat = model.decoder(model.encoder(seen))
-    expected = np.mean(np.sum(np.where(mask, batch["patch"] - x_hat, 0) ** 2, (1, 2, 3)))
-    assert float(model.compute_losses(batch, training=False)["loss"]) == pytest.approx(expected, rel=1e-4)
-
-
 def test_denoiser_removes_coarse_noise(batch):
     model = objectives.Denoising()
     model.compile()

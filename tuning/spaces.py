@@ -99,6 +99,9 @@ FINDER = (
 
 SPACES: dict[str, tuple[Parameter, ...]] = {
     "autoencoder": (PATCH, CODE, *STAGES, NORM, RATE, *DETECTOR),
+    "masked": (
+        *(PATCH, CODE, *STAGES, NORM, Choice("block", (1, 3, 5)), Log("hidden", 0.2, 0.8), RATE, *DETECTOR),
+    ),
     "vae": (PATCH, CODE, *STAGES, NORM, Log("sigma", 0.01, 0.3), RATE, *DETECTOR),
     "wae": (PATCH, CODE, *STAGES, NORM, Log("weight", 0.5, 100.0), RATE, *DETECTOR),
     "siamese": (PATCH, CODE, *STAGES, NORM, Log("alpha", 1e-3, 3.0), RATE, *DETECTOR),
@@ -189,7 +192,10 @@ def model_config(values: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-ARGUMENTS = ("latent_dim", "norm", "alpha", "sigma", "weight", "kappa", "critic_steps", "cycle", "r1")
+ARGUMENTS = (
+    *("latent_dim", "norm", "alpha", "sigma", "weight", "hidden", "block"),
+    *("kappa", "critic_steps", "cycle", "r1"),
+)
 
 
 def stages(values: Mapping[str, Any]) -> list[tuple[int, int, int, int]]:

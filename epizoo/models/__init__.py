@@ -14,6 +14,7 @@ from epizoo.models.context_gan import ContextGAN
 from epizoo.models.dcgan import DCGAN, OriginalDCGAN
 from epizoo.models.deviation import Deviation
 from epizoo.models.f_anogan import FAnoGAN
+from epizoo.models.masked import Masked
 from epizoo.models.patch_model import PatchModel
 from epizoo.models.siamese import DeepSiamese, Siamese
 from epizoo.models.synthetic import Synthetic
@@ -23,6 +24,7 @@ from tfds_epilepsy.errors import InputError
 
 REGISTRY: dict[str, type[PatchModel]] = {
     "autoencoder": Autoencoder,
+    "masked": Masked,
     "vae": VAE,
     "wae": WAE,
     "siamese": Siamese,
