@@ -29,15 +29,15 @@ def batches(x, **others):
 def test_bigan_learns_to_invert_itself():
     """Bars of three widths, at two brightnesses: codes of patches give the patches back.
 
-    How well depends on seed and processor: six seeds left .17 to .39 of the variance after these steps.
+    At the model's own width: with 8 filters it depended on seed and processor whether they did.
     """
     x = np.stack([np.full((5, 5, 1), v, np.float32) * (np.arange(5) < w)[:, None, None]
                   for v in (0.3, 0.9) for w in (1, 3, 5)] * 4)  # fmt: skip
-    model = epizoo.create("bigan", patch_shape=(5, 5), channels=1, latent_dim=4, filters=8, r1=1.0)
+    model = epizoo.create("bigan", patch_shape=(5, 5), channels=1, latent_dim=4, r1=1.0)
     model.compile()
     before = np.mean((model.reconstruct(x) - x) ** 2)
     model.fit(batches(x), steps_per_epoch=1000, verbose=0)
-    assert np.mean((model.reconstruct(x) - x) ** 2) < 0.5 * min(before, x.var())
+    assert np.mean((model.reconstruct(x) - x) ** 2) < 0.2 * min(before, x.var())
 
 
 def test_bigan_discriminator_judges_patch_and_code():
