@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import benchmarks.objectives  # noqa: F401 (registers its models: their runs are read too)
-from benchmarks.contrast import first_five, show
+from benchmarks.contrast import first_five, show, with_clusters
 from benchmarks.kinds import COHORT, cases
 from epizoo import models
-from epizoo.detection import create_detector, find_clusters, fit_normative
+from epizoo.detection import create_detector, fit_normative
 from epizoo.detection.codes import Codes, Homotopic, as_codes
 from epizoo.detection.detector import Detector
-from epizoo.evaluation import Scored, bootstrap_mean, evaluate
+from epizoo.evaluation import bootstrap_mean, evaluate
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy import phantom
 from tfds_epilepsy.volumes import Subject
@@ -38,25 +38,24 @@ TWICE = 12  # training controls that are scanned again
 
 def main(*runs: str) -> None:
     train = [phantom.subject(CONTROLS, label) for label in phantom.cohort(CONTROLS)["train"]]
+    again = [phantom.subject(CONTROLS, subject.subject, scan=1) for subject in train[:TWICE]]
     patients = [label for label in phantom.cohort(COHORT)["test"] if label.startswith("patient")]
+    dysplasia = [phantom.subject(COHORT, label) for label in patients]
+    healthy = [phantom.subject(replace(COHORT, contrast=0.0), label) for label in patients]
+    encoders = [models.load_model(RunFolder(Path(run)).model) for run in runs]
     print("variance of the codes between controls: scan, person; lesions' squared change, all in its units")
-    for run in runs:
-        codes = as_codes(models.load_model(RunFolder(Path(run)).model))
-        scan, lesion = shares(codes, train, patients)
+    for run, model in zip(runs, encoders, strict=True):
+        scan, lesion = shares(as_codes(model), train, again, dysplasia, healthy)
         print(f"{Path(run).name:24} {scan:.2f}, {1 - scan:.2f}; {lesion:.3f}", flush=True)
 
-    model = models.load_model(RunFolder(Path(runs[0])).model)
-    dysplasia = [phantom.subject(COHORT, label) for label in patients]
     others = list(cases())
     reference: list[list[float]] = []
-    print(
-        "\nAUROC, AUPRC, in the first 5: dysplasia | other kinds; AUROC less the reference's on all, paired"
-    )
-    for name, codes, detector, options, change in variants(as_codes(model)):
+    print("\nAUROC, AUPRC, in the first 5: dysplasia | other kinds; AUROC on all less the reference's")
+    for name, codes, detector, options, change in variants(as_codes(encoders[0]), encoders[0].latent_dim):
         with TemporaryDirectory() as scratch:
             normative = fit_normative(codes, lambda: train, scratch, detector, **options)
             rows = [
-                evaluate((scored(change(normative.score(s)), s) for s in group), resamples=10)["rows"]
+                evaluate((with_clusters(s, change(normative.score(s))) for s in group), resamples=10)["rows"]
                 for group in (dysplasia, others)
             ]
         areas = [[row["auroc"] for row in group] for group in rows]
@@ -67,13 +66,11 @@ def main(*runs: str) -> None:
 
 
 def variants(
-    codes: Codes,
+    codes: Codes, d: int
 ) -> Iterator[tuple[str, Codes, str | Detector, dict[str, Any], Callable[[NDArray[Any]], NDArray[Any]]]]:
-    """Name, codes, detector, options of its fit, and what is done to its map."""
+    """Name, codes (of size d), detector, options of its fit, and what is done to its map."""
 
-    def one(
-        name: str, detector: str | Detector = "ocsvm", *, of: Codes = codes, to: Any = same, **options: Any
-    ):
+    def one(name: str, detector: Any = "ocsvm", *, of: Codes = codes, to: Any = same, **options: Any) -> Any:
         return name, of, detector, options, to
 
     yield one("reference: one SVM a voxel, nu .03")
@@ -81,7 +78,7 @@ def variants(
         yield one(f"nu {nu:g}", create_detector("ocsvm", nu=nu))
     yield one("features standardised", create_detector("adjusted", scale="standard"))
     for factor in (1 / 16, 1 / 4, 4, 16):
-        options = {"gamma": factor / 64}
+        options = {"gamma": factor / d}
         detector = create_detector("adjusted", options=options, scale="standard")
         yield one(f"the same, gamma {factor:g} / d", detector)
     yield one("codes whitened", create_detector("adjusted", scale="whiten"))
@@ -102,17 +99,26 @@ def variants(
     yield one("controls' codes at the six neighbours too", neighbours=True)
 
 
-def shares(codes: Codes, controls: Sequence[Subject], patients: Sequence[str]) -> tuple[float, float]:
+def shares(
+    codes: Codes,
+    controls: Sequence[Subject],
+    again: Sequence[Subject],
+    patients: Sequence[Subject],
+    healthy: Sequence[Subject],
+) -> tuple[float, float]:
     """Of the variance of codes between controls, means over the voxels of all lesions.
+
+    Args:
+        codes: of an encoder.
+        controls: different people.
+        again: the first of them in another scan.
+        patients, healthy: each with its lesion and without.
 
     Returns:
         The share of the scan, half the squared difference of two scans of one person; and the mean squared
         change by a lesion over that variance.
     """
-    without = replace(COHORT, contrast=0.0)
-    pairs = [(phantom.subject(COHORT, label), phantom.subject(without, label)) for label in patients]
-    lesions = [patient.lesion_mask for patient, _ in pairs]
-    union = np.any(lesions, axis=0)
+    union = np.any([patient.lesion_mask for patient in patients], axis=0)
 
     def at(subject: Subject) -> NDArray[np.float64]:
         found = codes.latents(codes.volume(subject), union, slice(0, union.shape[2]))
@@ -120,18 +126,14 @@ def shares(codes: Codes, controls: Sequence[Subject], patients: Sequence[str]) -
 
     first = np.stack([at(subject) for subject in controls])  # (n, v, d)
     total = first.var(0, ddof=1).sum(-1)
-    again = np.stack([at(phantom.subject(CONTROLS, s.subject, scan=1)) for s in controls[:TWICE]])
-    scan = ((again - first[:TWICE]) ** 2).sum(-1).mean(0) / 2
+    second = np.stack([at(subject) for subject in again])
+    scan = ((second - first[: len(again)]) ** 2).sum(-1).mean(0) / 2
     change, variance = 0.0, 0.0
-    for (patient, healthy), lesion in zip(pairs, lesions, strict=True):
-        there = lesion[union]
-        change += float(((at(patient) - at(healthy))[there] ** 2).sum(-1).mean())
+    for patient, same_patient in zip(patients, healthy, strict=True):
+        there = patient.lesion_mask[union]
+        change += float(((at(patient) - at(same_patient))[there] ** 2).sum(-1).mean())
         variance += float(total[there].mean())
     return float(scan.mean() / total.mean()), change / variance
-
-
-def scored(score_map: NDArray[np.float32], subject: Subject) -> Scored:
-    return Scored(subject, score_map, *find_clusters(score_map, subject.affine, subject.brain_mask))
 
 
 def figures(rows: Sequence[dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from epizoo import models
 from epizoo.detection import NormativeModel, find_clusters
@@ -65,9 +65,12 @@ def score_patients(normative: NormativeModel, config: phantom.PhantomConfig) -> 
 
 def score(normative: NormativeModel, subject: Subject) -> Scored:
     """A subject, its map and its clusters."""
-    score_map = normative.score(subject)
-    clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
-    return Scored(subject, score_map, clusters, labels)
+    return with_clusters(subject, normative.score(subject))
+
+
+def with_clusters(subject: Subject, score_map: NDArray[np.float32]) -> Scored:
+    """A subject, a map of it and the map's clusters."""
+    return Scored(subject, score_map, *find_clusters(score_map, subject.affine, subject.brain_mask))
 
 
 def first_five(rows: Sequence[Mapping[str, Any]]) -> Interval:

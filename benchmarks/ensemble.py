@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contrast import first_five, show
-from epizoo.detection import find_clusters, fuse_maps
-from epizoo.evaluation import Scored, bootstrap_mean, evaluate
+from benchmarks.contrast import first_five, show, with_clusters
+from epizoo.detection import fuse_maps
+from epizoo.evaluation import bootstrap_mean, evaluate
 from epizoo.run import Run
 
 
@@ -25,10 +25,10 @@ def main(*folders: str) -> None:
     first: list[float] = []
     choices = {run.folder.path.name: [k] for k, run in enumerate(runs)} | {"all": list(range(len(runs)))}
     for name, chosen in choices.items():
-        scored = []
-        for subject, of_runs in zip(patients, maps, strict=True):
-            fused = fuse_maps([of_runs[k] for k in chosen])
-            scored.append(Scored(subject, fused, *find_clusters(fused, subject.affine, subject.brain_mask)))
+        scored = (
+            with_clusters(subject, fuse_maps([of_runs[k] for k in chosen]))
+            for subject, of_runs in zip(patients, maps, strict=True)
+        )
         rows = evaluate(scored, resamples=10)["rows"]
         areas = [row["auroc"] for row in rows]
         first = first or areas

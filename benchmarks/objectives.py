@@ -20,7 +20,7 @@ import typer
 from epizoo.models import REGISTRY, blocks, losses
 from epizoo.models.autoencoder import Autoencoder
 from epizoo.models.deviation import Deviation
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import READS, PatchModel, register
 from epizoo.models.synthetic import Synthetic, stretched
 from epizoo.run import Run, RunConfig
 
@@ -112,6 +112,9 @@ def main(
     steps: int = 100,
     seed: int = 0,
 ) -> None:
+    if objective not in OBJECTIVES or reads not in READS:
+        choices = f"choose one of {', '.join(OBJECTIVES)}, with --reads {' or '.join(READS)}."
+        raise typer.BadParameter(f"{objective!r} with --reads {reads!r}: {choices}")
     model = OBJECTIVES[objective][reads]
     name = model.__name__.lower()
     REGISTRY[name] = model
