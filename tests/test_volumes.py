@@ -65,6 +65,43 @@ def test_unreadable_files_are_named(tmp_path):
         assert path.name in str(error.value)
 
 
+@pytest.mark.parametrize("value", [1, 255, 7, 0.3, 0.9999999])
+def test_a_lesion_mask_of_any_one_value_is_that_lesion(value):
+    drawn = np.zeros((4, 5, 6), np.float32)
+    drawn[1:3, 2, 3] = value
+    np.testing.assert_array_equal(volumes.lesion_voxels(drawn), drawn > 0)
+
+
+@pytest.mark.parametrize("highest", [1.0, 0.4])  # the second never reaches a half
+def test_a_soft_lesion_mask_neither_swells_nor_vanishes(tmp_path, highest):
+    distance = np.linalg.norm(np.moveaxis(np.indices((25, 25, 25)), 0, -1) - 12, axis=-1)
+    soft = highest * np.clip((7.5 - distance) / 6 + 0.5, 0, 1)  # half of the highest at 7.5 voxels
+    path = volumes.write_nifti(tmp_path / "lesion.nii.gz", soft, np.diag([-2.0, 2, 2, 1]))
+    mask, affine = volumes.read_lesion_mask(path)
+    np.testing.assert_array_equal(mask, distance <= 7.5)
+    assert (soft > 0).sum() > 2 * mask.sum()
+    assert affine[0, 0] == 2  # RAS+
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ([0], "empty"),
+        ([0, 1, 2], r"2 labels \(1, 2\)"),
+        ([0, *range(2, 9)], r"7 labels \(2, 3, 4, 5, 6, \.\.\.\)"),
+        ([-1, 0, 1], "labels"),
+        ([0, 0.2, 3.5], "from 0.2 to 3.5"),
+        ([-0.4, 0, 0.9], "from -0.4 to 0.9"),
+        ([-2, 0], "no value above 0"),
+    ],
+)
+def test_a_lesion_mask_that_is_none_is_named(tmp_path, values, word):
+    array = np.resize(np.array(values, np.float32), (4, 4, 4))
+    path = volumes.write_nifti(tmp_path / "lesion.nii.gz", array, np.eye(4))
+    with pytest.raises(InputError, match=rf"lesion\.nii\.gz: .*{word}"):
+        volumes.read_lesion_mask(path)
+
+
 def test_unit_normalisation_maps_the_percentiles_of_the_mask():
     rng = np.random.default_rng(0)
     volume = rng.normal(100, 10, size=(20, 21, 22))

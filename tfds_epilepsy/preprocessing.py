@@ -43,6 +43,7 @@ from tfds_epilepsy.volumes import (
     TEMPLATE_SPACE,
     load_template,
     normalise,
+    read_lesion_mask,
     read_nifti,
     same_grid,
     write_nifti,
@@ -510,9 +511,9 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
     write_nifti(anat / f"{space}_desc-brain_mask.nii.gz", brain_mask, template.affine, dtype=np.uint8)
     write_json(anat / f"{space}_desc-brain_mask.json", {"Type": "Brain", **_place(options)})
     if raw.lesion_mask is not None:
-        lesion = Scan(*read_nifti(raw.lesion_mask))
+        lesion, affine = read_lesion_mask(raw.lesion_mask)
         chain = chains[_grid_of_lesion(raw) or REFERENCE]
-        moved = _lesion_voxels(warped(lesion.with_array(lesion.array > 0), chain))
+        moved = _lesion_voxels(warped(Scan(lesion.astype(np.float32), affine), chain))
         if not moved.any():
             raise InputError(f"{raw.lesion_mask}: no lesion is left in the template's box.")
         write_nifti(anat / f"{space}_label-lesion_mask.nii.gz", moved, template.affine, dtype=np.uint8)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_text
-from tfds_epilepsy.volumes import load_template, read_nifti
+from tfds_epilepsy.volumes import load_template, read_lesion_mask, read_nifti
 
 OUTLIER = -3.5  # robust z-score (Iglewicz & Hoaglin 1993)
 LEAST_DICE = 0.9  # below it the registration failed, whatever the others are like
@@ -119,7 +119,7 @@ def _pictures(folder: Path, label: str) -> list[tuple[str, str]]:
     for path in sorted(anat.glob("*_desc-preproc_*.nii.gz"), key=lambda path: "T1w" not in path.name):
         volume, affine = read_nifti(path)
         template = load_template(round(affine[0, 0]))
-        lesions = [read_nifti(mask)[0] > 0 for mask in anat.glob("*_label-lesion_mask.nii.gz")]
+        lesions = [read_lesion_mask(mask)[0] for mask in anat.glob("*_label-lesion_mask.nii.gz")]
         pictures.append(
             (path.name.split("_")[-1].split(".")[0], _jpeg(volume, affine, template.brain_mask, lesions))
         )

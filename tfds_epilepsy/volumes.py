@@ -146,6 +146,55 @@ def write_nifti(path: str | Path, array: ArrayLike, affine: ArrayLike, *, dtype:
     return path
 
 
+def read_lesion_mask(path: str | Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Read a lesion mask, drawn or soft: see ``lesion_voxels``.
+
+    Returns:
+        The mask ``(x, y, z)`` and its ``(4, 4)`` affine, RAS+.
+
+    Raises:
+        InputError: as ``read_nifti`` and ``lesion_voxels``; the message names the file.
+    """
+    array, affine = read_nifti(path)
+    try:
+        return lesion_voxels(array), affine
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def lesion_voxels(array: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """The voxels of a lesion mask that hold at least half of its maximum.
+
+    A mask holds 0 and one other value (1, 255, any label), or shares of lesion in [0, 1].
+
+    Args:
+        array: ``(x, y, z)``, finite.
+
+    Raises:
+        InputError: the mask is empty, holds several labels, or values that are no share.
+    """
+    values = np.unique(array[array != 0])
+    if values.size == 0:
+        raise InputError("the lesion mask is empty.")
+    low, high = float(values[0]), float(values[-1])
+    rounding = 1e-3  # of a scale factor, and of the interpolation
+    shares = low > -rounding and high < 1 + rounding
+    if not shares and values.size > 1:
+        if values.size <= 100 and np.array_equal(values, np.rint(values)):
+            some = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if values.size > 5 else "")
+            raise InputError(
+                f"the lesion mask holds {values.size} labels ({some}): keep one, 0 elsewhere; it may be a "
+                "segmentation of tissue."
+            )
+        raise InputError(
+            f"the lesion mask holds values from {low:g} to {high:g}: 0 and one other value, or shares of "
+            "lesion from 0 to 1 are needed."
+        )
+    if high <= 0:
+        raise InputError(f"the lesion mask holds no value above 0 (lowest {low:g}).")
+    return array >= high / 2
+
+
 def same_grid(
     shape: tuple[int, ...], affine: ArrayLike, other_shape: tuple[int, ...], other: ArrayLike
 ) -> bool:
