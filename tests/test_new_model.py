@@ -5,11 +5,13 @@ import sys
 import types
 from pathlib import Path
 
+import keras_tuner
 import pytest
 import tensorflow as tf
 
 from epizoo import models
 from tests import contract
+from tuning import spaces
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "new_model.md").read_text()
 
@@ -37,6 +39,13 @@ def test_model_of_the_guide_passes_the_contract(case, tmp_path):
         ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
     contract.trains_alike_on_two_devices(case, devices)
+
+
+def test_model_of_the_guide_can_be_searched(case):
+    space = keras_tuner.HyperParameters()
+    spaces.declare(spaces.space_of(case.name), space)
+    model = spaces.create(case.name, {**space.values, "sigma": 0.3}, modalities=["T1w"], seed=0)
+    assert (model.sigma, model.latent_dim) == (0.3, 8)
 
 
 def test_guide_is_short():

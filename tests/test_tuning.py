@@ -15,18 +15,18 @@ import tfds_epilepsy
 from epizoo import models
 from epizoo.dense import DenseEncoder
 from epizoo.detection import NormativeModel
+from epizoo.models.patch_model import PatchModel
 from tests.small_cohort import write_cohort
 from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
-from tuning import cases, spaces, trial
+from tuning import DetectionTuner, cases, spaces, trial
 from tuning.trial import Spec
 
 
 def drawn(model, seed):
     """Values of a space as keras-tuner draws them."""
     space = keras_tuner.HyperParameters()
-    for parameter in spaces.SPACES[model]:
-        parameter.declare(space)
+    spaces.declare(spaces.space_of(model), space)
     oracle = keras_tuner.oracles.RandomSearchOracle("val_loss", hyperparameters=space, seed=seed + 1)
     return oracle._random_values()
 
@@ -34,13 +34,9 @@ def drawn(model, seed):
 # === Spaces ===
 
 
-def test_every_model_of_the_zoo_has_a_space():
-    assert set(spaces.SPACES) == set(models.REGISTRY)
-
-
-@pytest.mark.parametrize("model", spaces.SPACES)
+@pytest.mark.parametrize("model", models.list_models())
 def test_what_is_proposed_has_a_dense_form(model):
-    values = drawn(model, seed=3)
+    values = {**drawn(model, seed=3), "tuner/epochs": 2}  # as Hyperband writes it among them
     encoder = spaces.create(model, values, modalities=["T1w"], seed=0).encoder
     DenseEncoder(encoder)  # compares itself with the encoder
     assert encoder.output_shape == (None, values["latent_dim"])
@@ -92,7 +88,7 @@ def test_a_model_knows_its_modalities_as_in_a_run():
 
 
 def test_the_context_gans_patch_holds_its_widest_surround():
-    config = spaces.model_config({"centre": 5, "scales": "3 5", "position": "no"})
+    config = models.REGISTRY["context_gan"].config_of_values({"centre": 5, "scales": "3 5", "position": "no"})
     assert config == {"scales": [3, 5], "patch_shape": [25, 25], "position": False}
 
 
@@ -117,8 +113,19 @@ def test_stages_that_no_convolution_can_have_are_refused():
 def test_the_space_can_be_printed():
     rows = list(spaces.describe(spaces.space_of("siamese")))
     assert ("nu", "0.01 to 0.3, log-uniform", "detector is ocsvm") in rows
-    with pytest.raises(InputError, match="no search space for 'resnet'"):
+    with pytest.raises(InputError, match="unknown model 'resnet'"):
         spaces.space_of("resnet")
+
+
+def test_a_model_without_a_space_says_so(monkeypatch):
+    class Own(PatchModel):
+        pass
+
+    monkeypatch.setitem(models.REGISTRY, "own", Own)
+    with pytest.raises(InputError, match="'own' has no search space"):
+        spaces.space_of("own")
+    with pytest.raises(InputError, match="'own' has no search space"):
+        DetectionTuner("phantom_2mm", "nowhere", model="own")
 
 
 # === Cases ===

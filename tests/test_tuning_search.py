@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from epizoo import models
+from epizoo.models.search_space import CODE, DETECTOR, RATE
 from epizoo.run import Run, RunConfig
 from tests.small_cohort import write_cohort
 from tests.test_examples import load_script
 from tests.tuning_cheap import cheap
 from tfds_epilepsy.errors import InputError
-from tuning import DetectionTuner, cases, detection_tuner, leaderboard, search, spaces
+from tuning import DetectionTuner, cases, detection_tuner, leaderboard, search
 from tuning.trial import SearchFailed
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +44,7 @@ def cohort(data, data_dir):
 @pytest.fixture
 def make(cohort, data, data_dir, monkeypatch):
     """Tuners whose trials cost nothing, on a small space: a Gaussian process takes its time."""
-    monkeypatch.setitem(spaces.SPACES, "siamese", (spaces.CODE, spaces.RATE, *spaces.DETECTOR[:2]))
+    monkeypatch.setattr(models.REGISTRY["siamese"], "search_space", (CODE, RATE, *DETECTOR[:2]))
     monkeypatch.setattr(detection_tuner, "Visible", lambda *_: cohort)
     monkeypatch.setattr(detection_tuner, "supervise", cheap)
     opened = []
@@ -239,7 +241,7 @@ def test_another_space_cohort_or_objective_is_refused(make, cohort, tmp_path, mo
     for changes in ({"model": "wae"}, {"objective": "detection_auprc"}, {"epochs": 7}, {"seed": 3}):
         with pytest.raises(InputError, match="holds another search"):
             make(tmp_path, **changes)
-    monkeypatch.setitem(spaces.SPACES, "siamese", (spaces.CODE, spaces.RATE))
+    monkeypatch.setattr(models.REGISTRY["siamese"], "search_space", (CODE, RATE))
     with pytest.raises(InputError, match="space"):
         make(tmp_path)
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuning.detection_tuner import DetectionTuner
-    from tuning.spaces import SPACES
     from tuning.trial import SearchFailed
 
-__all__ = ["SPACES", "DetectionTuner", "SearchFailed"]
+__all__ = ["DetectionTuner", "SearchFailed"]
 
-_MODULES = {"DetectionTuner": "detection_tuner", "SearchFailed": "trial", "SPACES": "spaces"}
+_MODULES = {"DetectionTuner": "detection_tuner", "SearchFailed": "trial"}
 
 
 def __getattr__(name: str) -> Any:

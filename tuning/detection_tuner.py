@@ -124,8 +124,7 @@ class DetectionTuner(base_tuner.BaseTuner):
             raise InputError(f"{data}: at least 2 training controls are needed.")
         space = keras_tuner.HyperParameters()
         if model is not None:
-            for parameter in spaces.space_of(model):
-                parameter.declare(space)
+            spaces.declare(spaces.space_of(model), space)
         oracle = _oracle(tuner, objective, trials, epochs, seed, space if model is not None else None)
         oracle.budget, oracle.status_of = budget, lambda trial: self._stored(trial).get("status", "failed")
         oracle.verbose = 0
@@ -226,7 +225,7 @@ class DetectionTuner(base_tuner.BaseTuner):
             SearchFailed: a confirmation failed.
         """
         contenders = {"best": self.best()["values"], "default": self._default_values()}
-        contenders = {name: _without_tuner(values) for name, values in contenders.items()}
+        contenders = {name: spaces.without_tuner(values) for name, values in contenders.items()}
         jobs = [(name, seed) for seed in range(1, seeds + 1) for name in contenders]
 
         def job(one: tuple[str, int]) -> Result:
@@ -614,11 +613,6 @@ def _reasons(records: Sequence[Result]) -> str:
     return "\n".join(f"  {r['trial']}: {r['reason']}" for r in records if r["status"] == "failed")
 
 
-def _without_tuner(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without Hyperband's own entries."""
-    return {name: value for name, value in values.items() if not name.startswith("tuner/")}
-
-
 def _where(build: Callable[[Any], Any]) -> str:
     path = inspect.getsourcefile(build)
     if path is None or "<locals>" in build.__qualname__ or "." in build.__qualname__:
@@ -634,8 +628,11 @@ def _check(model: str | None, build: Any, tuner: str, trials: int, objective: st
     problems = []
     if (model is None) == (build is None):
         problems.append("either a model of the zoo or a build function is needed.")
-    if model is not None and model not in spaces.SPACES:
-        problems.append(f"no search space for {model!r}: choose one of {', '.join(spaces.SPACES)}.")
+    if model is not None:
+        try:
+            spaces.space_of(model)
+        except InputError as error:
+            problems += error.problems
     if tuner not in TUNERS:
         problems.append(f"unknown tuner {tuner!r}: choose one of {', '.join(TUNERS)}.")
     if objective not in OBJECTIVES:

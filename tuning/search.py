@@ -36,7 +36,7 @@ def main() -> None:
 def search(
     data: Data,
     out_dir: Annotated[Path, typer.Argument(help="Folder of the search; the same command goes on in it.")],
-    model: Annotated[str, typer.Option(help=f"Model of the zoo: {', '.join(spaces.SPACES)}.")] = "siamese",
+    model: Annotated[str, typer.Option(help="Model of the zoo; 'epizoo models' lists them.")] = "siamese",
     trials: Annotated[int, typer.Option(min=1, help="Configurations to try.")] = 20,
     tuner: Annotated[str, typer.Option(help="random, bayesian or hyperband.")] = "random",
     objective: Annotated[

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Space
 
 
 @register
@@ -24,6 +25,7 @@ class Autoencoder(PatchModel):
     """
 
     paper = "Masci et al. 2011, ICANN; Alaverdyan et al. 2020, Med Image Anal 60:101618"
+    search_space: ClassVar[Space] = (PATCH, CODE, *STAGES, NORM, RATE, *DETECTOR)
 
     def __init__(
         self,

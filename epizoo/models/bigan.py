@@ -11,6 +11,7 @@ from keras import layers
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, CYCLE, DETECTOR, PATCH, R1, STAGES, TWO_RATES, Space
 
 
 @register
@@ -42,6 +43,7 @@ class BiGAN(PatchModel):
     trains: ClassVar = {"d_optimizer": ("discriminator",), "g_optimizer": ("live_generator", "live_encoder")}
     averages: ClassVar = {"encoder": "live_encoder", "decoder": "live_generator"}
     generates = True
+    search_space: ClassVar[Space] = (PATCH, CODE, *STAGES, CYCLE, R1, *TWO_RATES, *DETECTOR)
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, CYCLE, DETECTOR, R1, STAGES, TWO_RATES, Choice, Space
 from tfds_epilepsy.errors import InputError
 
 POSITION_KNOWN = 0.75  # share of the training patches whose position is told
@@ -66,6 +67,11 @@ class ContextGAN(PatchModel):
     }
     averages: ClassVar = {"encoder": "live_encoder", "generator": "live_generator"}
     generates = True
+    search_space: ClassVar[Space] = (
+        # The patch is the centre times the largest scale.
+        *(Choice("centre", (5, 7, 9, 15)), Choice("scales", ("3", "5", "3 5")), CODE, *STAGES),
+        *(Choice("position", ("no", "yes")), CYCLE, R1, *TWO_RATES, *DETECTOR),
+    )
 
     def __init__(
         self,
@@ -184,6 +190,16 @@ class ContextGAN(PatchModel):
             "r1": self.r1,
             "filters": self.filters,
         }
+
+    @classmethod
+    def config_of_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        config = super().config_of_values(values)
+        if "scales" in config:
+            config["scales"] = [int(scale) for scale in config["scales"].split()]
+            config["patch_shape"] = [config.pop("centre") * max(config["scales"])] * 2
+        if "position" in config:
+            config["position"] = config["position"] == "yes"
+        return config
 
     def check_batch(self, data: Any) -> dict[str, Any]:
         batch = super().check_batch(data)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, DETECTOR, PATCH, R1, STAGES, TWO_RATES, Space
 
 MMD_SAMPLES = 64  # kernels of all pairs are made of so many patches of a batch
 
@@ -43,6 +44,7 @@ class DCGAN(PatchModel):
     trains: ClassVar = {"d_optimizer": ("live_features", "classifier"), "g_optimizer": ("live_generator",)}
     averages: ClassVar = {"features": "live_features", "generator": "live_generator"}
     generates = True
+    search_space: ClassVar[Space] = (PATCH, CODE, *STAGES, R1, *TWO_RATES, *DETECTOR)
 
     def __init__(
         self,
@@ -172,6 +174,7 @@ class OriginalDCGAN(DCGAN):
     """
 
     tracked: ClassVar[tuple[str, ...]] = ("d_loss", "g_loss", "mmd")
+    search_space: ClassVar[Space] = (PATCH, CODE, *STAGES, *TWO_RATES, *DETECTOR)
     average_decay = 0.0  # the averages are the weights themselves
 
     def __init__(

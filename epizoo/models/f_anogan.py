@@ -11,6 +11,7 @@ from keras import layers
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, DETECTOR, PATCH, STAGES, Choice, Log, Space
 
 
 @register
@@ -43,6 +44,11 @@ class FAnoGAN(PatchModel):
     }
     averages: ClassVar = {"encoder": "live_encoder", "decoder": "live_generator"}
     generates = True
+    search_space: ClassVar[Space] = (
+        *(PATCH, CODE, *STAGES, Log("kappa", 0.1, 10.0), Choice("critic_steps", (1, 2, 5))),
+        *(Log("g_learning_rate", 1e-4, 4e-3), Log("c_learning_rate", 1e-4, 4e-3)),
+        *(Log("e_learning_rate", 1e-4, 4e-3), *DETECTOR),
+    )
 
     def __init__(
         self,

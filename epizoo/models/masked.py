@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from epizoo.models import blocks, losses
 from epizoo.models.autoencoder import Autoencoder
 from epizoo.models.patch_model import register
+from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Choice, Log, Space
 from tfds_epilepsy.errors import InputError
 
 
@@ -32,6 +33,9 @@ class Masked(Autoencoder):
     """
 
     paper = "He et al. 2022, CVPR; Pathak et al. 2016, CVPR"
+    search_space: ClassVar[Space] = (
+        *(PATCH, CODE, *STAGES, NORM, Choice("block", (1, 3, 5)), Log("hidden", 0.2, 0.8), RATE, *DETECTOR),
+    )
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from epizoo.maps.deviations import Deviations
 from epizoo.maps.signs import sign_names
 from epizoo.models.blocks import Stage
+from epizoo.models.search_space import Space, arguments
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
 
@@ -56,7 +57,8 @@ class PatchModel(keras.Model):
     ``"partner"``). ``tracked``: names of the figures that each epoch reports. ``trains``: the optimisers,
     in the order in which ``train_step`` uses them, and the sub-networks that each trains. ``averages``:
     sub-networks that are moving averages of trained ones. ``run_defaults``: settings of a run
-    (``RunConfig``: the detector, the length of the training, ...) where none are given.
+    (``RunConfig``: the detector, the length of the training, ...) where none are given. ``search_space``:
+    what a search of its architecture tries (``epizoo.models.search_space``).
 
     **A model with several optimisers** (a GAN) declares
 
@@ -133,6 +135,7 @@ class PatchModel(keras.Model):
         "steps_per_epoch": 500,
         "batch_size": 256,
     }
+    search_space: ClassVar[Space] = ()
     averages: ClassVar[Mapping[str, str]] = {}
     spread: ClassVar[float] = 5.0  # of the deviation maps that it may read: see ``Deviations``
     average_decay: ClassVar[float] = 0.999
@@ -241,6 +244,11 @@ class PatchModel(keras.Model):
         if reads == "image":
             return {"channels": len(modalities)}
         return {"channels": len(sign_names(modalities)), "reads": reads}
+
+    @classmethod
+    def config_of_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that values of ``search_space`` stand for; no values are the default architecture."""
+        return arguments(values)
 
     def compile(
         self,

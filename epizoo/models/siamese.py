@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Log, Space
 
 
 @register
@@ -31,6 +32,7 @@ class Siamese(PatchModel):
     sampling = "pair"
     paper = "Alaverdyan et al. 2020, Med Image Anal 60:101618"
     tracked = ("loss", "reconstruction", "similarity")
+    search_space: ClassVar[Space] = (PATCH, CODE, *STAGES, NORM, Log("alpha", 1e-3, 3.0), RATE, *DETECTOR)
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class DeepSiamese(Siamese):
     """
 
     paper = "Zotova et al. 2025, arXiv 2505.07364"
+    search_space: ClassVar[Space] = (PATCH, CODE, NORM, Log("alpha", 1e-3, 3.0), RATE, *DETECTOR)
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, FWHM, NU, RATE, Choice, Space
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import DIRECTIONS
 
@@ -75,6 +76,10 @@ class Synthetic(PatchModel):
         "steps_per_epoch": 250,
         "batch_size": 16,
     }
+    search_space: ClassVar[Space] = (
+        *(Choice("cube", (15, 21, 27, 33)), Choice("width", (8, 16, 24)), CODE, RATE),
+        *(Choice("detector", ("signs", "head", "ocsvm", "gaussian")), NU, FWHM),
+    )
 
     def __init__(
         self,
@@ -240,6 +245,13 @@ class Synthetic(PatchModel):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "filters": self.filters, "directions": self.directions}
+
+    @classmethod
+    def config_of_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        config = super().config_of_values(values)
+        if "cube" in config:
+            config |= {"patch_shape": [config.pop("cube")] * 3, "filters": config.pop("width")}
+        return config
 
     @classmethod
     def config_for(cls, modalities: Sequence[str], reads: str = "image") -> dict[str, Any]:

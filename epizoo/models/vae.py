@@ -11,6 +11,7 @@ from keras import layers
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Log, Space
 
 
 @register
@@ -34,6 +35,7 @@ class VAE(PatchModel):
     tracked = ("loss", "reconstruction", "kl")
     trains: ClassVar = {"optimizer": ("posterior", "decoder")}
     generates = True
+    search_space: ClassVar[Space] = (PATCH, CODE, *STAGES, NORM, Log("sigma", 0.01, 0.3), RATE, *DETECTOR)
 
     def __init__(
         self,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Log, Space
 
 
 @register
@@ -29,6 +30,7 @@ class WAE(PatchModel):
     paper = "Tolstikhin et al. 2018, arXiv 1711.01558"
     tracked = ("loss", "reconstruction", "mmd")
     generates = True
+    search_space: ClassVar[Space] = (PATCH, CODE, *STAGES, NORM, Log("weight", 0.5, 100.0), RATE, *DETECTOR)
 
     def __init__(
         self,
