@@ -10,6 +10,8 @@ import keras
 import pytest
 import tensorflow as tf
 
+from tests.small_cohort import CONTROLS, TEST, write_cohort
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
@@ -22,3 +24,17 @@ tf.config.threading.set_inter_op_parallelism_threads(1)
 def seeds():
     """What a test draws does not depend on the tests before it."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Controls that share an anatomy, and a patient with a bright spot."""
+    folder = tmp_path_factory.mktemp("cohort")
+    place = (slice(8, 13), slice(8, 13), slice(4, 7))
+    return write_cohort(folder, {**CONTROLS, **TEST}, noise=0.02, contrast=1.5, spot=lambda rng: place)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Where records are prepared, once for a module's tests."""
+    return tmp_path_factory.mktemp("prepared")

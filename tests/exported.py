@@ -15,7 +15,7 @@ from keras import layers
 
 from epizoo.detection import fit_normative
 from epizoo.export import export_encoder, export_pipeline
-from tests.test_export_pipeline import controls
+from tests.raw_scans import controls
 
 
 def tiny_encoder() -> keras.Model:

@@ -1,4 +1,4 @@
-"""Heads around the template's brain, as T1w shows them: what the whole-head tests are made of."""
+"""Heads around the template's brain, as T1w shows them, and how they lie in the scanner."""
 
 import nibabel as nib
 import numpy as np
@@ -59,3 +59,14 @@ def whole_head(move: np.ndarray, spacing: tuple[float, float, float], seed: int 
     noisy = np.hypot(seen.array + rng.normal(0, 15, shape), rng.normal(0, 15, shape))
     inside = resample(Scan(mask.astype(np.float32), move @ affine), target)
     return seen.with_array(noisy), inside.with_array(inside.array > 0.5)
+
+
+def turned(degrees: float, shift=(0.0, 0.0, 0.0)) -> np.ndarray:
+    """A rotation about z then x, and a shift in millimetres."""
+    a = np.deg2rad(degrees)
+    z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    affine = np.eye(4)
+    affine[:3, :3] = z @ x
+    affine[:3, 3] = shift
+    return affine

@@ -7,19 +7,13 @@ import pytest
 
 from epizoo import supervised_run
 from epizoo.benchmark import BASELINES, ON_CODES, benchmark
-from epizoo.demo import comparison
 from epizoo.detection import DETECTORS
-from epizoo.evaluation import evaluate
 from epizoo.models import REGISTRY
 from epizoo.run import Run, score_cohort
 from epizoo.run_folder import RunFolder
-from tests.test_evaluate import scored
-from tests.test_run import cohort, data_dir
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json
 from tfds_epilepsy.volumes import read_nifti
-
-__all__ = ["cohort", "data_dir"]  # fixtures
 
 
 @pytest.fixture
@@ -132,10 +126,3 @@ def test_by_default_everything_is_planned(cohort, data_dir, tmp_path, monkeypatc
     assert list(models) == list(REGISTRY)
     assert (list(baselines), list(detectors)) == (list(BASELINES), [])
     assert (seeds, supervised) == (3, 60)
-
-
-def test_methods_are_compared_where_no_patient_is_annotated():
-    metrics = evaluate([scored("c0", 1), scored("c1", 2)], threshold=0.0, resamples=50)
-    table = comparison({"a": metrics, "b": metrics})
-    assert len(table.columns) == 3
-    assert table.row_count > 5

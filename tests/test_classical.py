@@ -11,48 +11,19 @@ from scipy import ndimage, stats
 from epizoo.detection import create_detector, fit_normative
 from epizoo.detection.classical import JunctionExtensionMaps
 from epizoo.maps.tissue import _posterior, template_priors, tissue_probabilities
+from tests.people import INTENSITY, SLICES, fit, from_template
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject, load_template
-
-SLICES = slice(38, 43)  # thin, through the ventricles
-INTENSITY = {"t1": (0.5, 0.8, 0.15), "flair": (0.6, 0.45, 0.1)}  # gm, wm, csf
-
-
-def subject(number=0, age=float("nan"), modalities=2):
-    """The middle of the template with its own tissue intensities, smooth texture and noise."""
-    template = load_template(2)
-    rng = np.random.default_rng(number)
-    mask = template.brain_mask[:, :, SLICES]
-    shift = [8 * ndimage.gaussian_filter(rng.normal(size=mask.shape), 4) for _ in range(3)]
-    grid = np.meshgrid(*(np.arange(n) for n in mask.shape), indexing="ij")
-    where = [g + s for g, s in zip(grid, shift, strict=True)]
-    tissue = [
-        ndimage.map_coordinates(m[:, :, SLICES], where, order=1)
-        for m in (template.gm, template.wm, template.csf)
-    ]
-    images = [np.tensordot(levels, tissue, 1) for levels in INTENSITY.values()][:modalities]
-    image = np.stack(images, -1) + 0.03 * rng.normal(size=(*mask.shape, modalities))
-    image = np.where(mask[..., None], np.clip(image, 0, 1), 0).astype(np.float32)
-    affine = template.affine.copy()
-    affine[:3, 3] += affine[:3, 2] * SLICES.start
-    return Subject(f"{number:02d}", "control", image, mask, np.zeros_like(mask), affine, age=age)
-
-
-def fit(folder, detector, n=6, **options):
-    controls = [subject(number, age=30 + number) for number in range(n)]
-    return fit_normative(
-        None, lambda: controls, folder, detector, console=Console(file=StringIO()), **options
-    )
+from tfds_epilepsy.volumes import load_template
 
 
 def test_priors_on_another_grid_are_those_of_the_template():
     template = load_template(2)
-    cut = template_priors((75, 94, 5), subject().affine)
+    cut = template_priors((75, 94, 5), from_template().affine)
     np.testing.assert_allclose(cut[..., 1], template.wm[:, :, SLICES], atol=1e-5)
 
 
 def test_tissue_is_found_from_the_intensities():
-    person = subject()
+    person = from_template()
     tissue = tissue_probabilities(person)
     np.testing.assert_allclose(tissue[person.brain_mask].sum(1), 1, atol=1e-5)
     assert (tissue[~person.brain_mask] == 0).all()
@@ -69,7 +40,7 @@ def test_posteriors_are_by_bayes_rule():
 
 
 def test_tissue_follows_the_volume_and_not_the_template_alone():
-    person = subject()
+    person = from_template()
     image = person.image.copy()
     image[20:26, 40:46, 1:5, 0] = INTENSITY["t1"][0]  # grey matter, whatever the template has there
     tissue = tissue_probabilities(replace(person, image=image))
@@ -77,7 +48,7 @@ def test_tissue_follows_the_volume_and_not_the_template_alone():
 
 
 def test_junction_is_the_share_of_voxels_between_grey_and_white():
-    person = subject()
+    person = from_template()
     image = person.image.copy()
     image[20:28, 40:48, :, 0] = 0.65  # between .5 and .8
     image[40:48, 40:48, :, 0] = 0.82
@@ -88,7 +59,7 @@ def test_junction_is_the_share_of_voxels_between_grey_and_white():
 
 
 def test_extension_is_high_where_grey_reaches_into_white():
-    person = subject()
+    person = from_template()
     before = JunctionExtensionMaps().volume(person)[..., 1]
     voxel = tuple(np.argwhere(ndimage.binary_erosion(tissue_probabilities(person)[..., 1] > 0.9))[0])
     image = person.image.copy()
@@ -99,7 +70,7 @@ def test_extension_is_high_where_grey_reaches_into_white():
 
 @pytest.mark.parametrize("name", ["zscore", "flair", "junction_extension", "spm", "signs"])
 def test_a_baseline_sees_a_bright_ball_of_grey_in_white_matter(tmp_path, name):
-    person = subject(50, age=35)
+    person = from_template(50, age=35)
     white = ndimage.binary_erosion(tissue_probabilities(person)[..., 1] > 0.9, iterations=1)
     voxel = np.argwhere(white)[len(np.argwhere(white)) // 2]
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in white.shape), indexing="ij"), -1)
@@ -114,7 +85,7 @@ def test_a_baseline_sees_a_bright_ball_of_grey_in_white_matter(tmp_path, name):
 
 def test_the_flair_map_has_the_order_of_the_intensities(tmp_path):
     model = fit(tmp_path, create_detector("flair", fwhm=0.0))
-    person = subject(50)
+    person = from_template(50)
     inside = model.mask & person.brain_mask
     score, flair = model.score(person)[inside], person.image[..., 1][inside]
     assert np.all(np.diff(score[np.argsort(flair)]) >= 0)
@@ -123,6 +94,6 @@ def test_the_flair_map_has_the_order_of_the_intensities(tmp_path):
 
 
 def test_a_flair_threshold_needs_flair(tmp_path):
-    t1 = [subject(number, modalities=1) for number in range(3)]
+    t1 = [from_template(number, modalities=1) for number in range(3)]
     with pytest.raises(InputError, match="no FLAIR"):
         fit_normative(None, lambda: t1, tmp_path, "flair", console=Console(file=StringIO()))

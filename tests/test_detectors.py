@@ -17,7 +17,7 @@ from epizoo.detection.detector import DETECTORS, Detector, create_detector
 from epizoo.detection.fusion import fuse_maps
 from epizoo.detection.gaussian import LocalGaussian
 from epizoo.detection.knn import LocalKNN
-from tests.test_ocsvm import KINDS, codes
+from tests.codes import KINDS, codes
 from tfds_epilepsy.errors import InputError
 
 SIZES = {

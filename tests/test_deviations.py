@@ -11,7 +11,8 @@ from epizoo.detection import NormativeModel, fit_normative
 from epizoo.detection.codes import as_codes
 from epizoo.maps.deviations import FARTHEST, PRIOR_FREEDOM, PRIOR_FWHM, Deviations
 from epizoo.maps.signs import sign_maps
-from tests.test_signs import mean_around, person
+from tests.people import person
+from tests.references import mean_around
 from tfds_epilepsy.errors import InputError
 
 ZOOMS = np.array([1.5, 2.0, 3.0])

@@ -1,12 +1,12 @@
 """Every script in ``examples/`` runs as it stands, a few steps long."""
 
 import functools
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.scripts import load_script
 from tfds_epilepsy import phantom
 
 PRODUCTS = {
@@ -26,13 +26,6 @@ def each_phantom_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phantom, "subject", functools.cache(phantom.subject))
         yield
-
-
-def load_script(script):
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)

@@ -3,9 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -18,61 +15,11 @@ import epizoo
 from epizoo.dense import DenseEncoder
 from epizoo.export import export_encoder, verify
 from epizoo.export.encoder import in_precision
+from tests.consumer import run_consumer
+from tests.encoders import encoder_2d, encoder_3d
+from tests.raw_scans import normalised, raw_volume
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import normalise
-
-# What another team has: an interpreter with TensorFlow's own site-packages and nothing else. ``-I -S`` leaves
-# out the working folder, PYTHONPATH and the hooks of editable installs; the finder refuses epizoo if it is
-# there still.
-CONSUMER = """
-import runpy, sys
-class Nowhere:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("epizoo", "tfds_epilepsy"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Nowhere())
-sys.path.append(sys.argv[1])
-try:
-    import epizoo
-    sys.exit("epizoo can be imported")
-except ModuleNotFoundError:
-    pass
-for script in sys.argv[2:]:
-    sys.argv[1:] = []
-    runpy.run_path(script, run_name="__main__")
-"""
-
-
-def encoder_2d():
-    patch = keras.Input((7, 9, 2), name="patch")
-    x = layers.BatchNormalization()(layers.Conv2D(4, 3, strides=2, activation="relu")(patch))
-    return keras.Model(patch, layers.Dense(5, name="latent")(layers.Flatten()(x)), name="small")
-
-
-def encoder_3d():
-    patch = keras.Input((5, 5, 3, 1), name="patch")
-    x = layers.MaxPooling3D((2, 2, 1))(layers.Conv3D(4, 2, activation="relu")(patch))
-    x = layers.Conv3D(3, 2)(x)  # dilated in the dense form
-    return keras.Model(patch, layers.Dense(3, name="latent")(layers.Flatten()(x)), name="small_3d")
-
-
-def raw_volume(shape, channels, seed=0):
-    """Raw intensities and a brain mask with a border around it."""
-    rng = np.random.default_rng(seed)
-    volume = (800 * rng.random((*shape, channels)) + 40).astype(np.float32)
-    mask = np.zeros(shape, bool)
-    mask[1:-1, 1:-1, 1:-1] = True
-    return volume, mask
-
-
-def normalised(volume, mask):
-    return np.stack([normalise(volume[..., c], mask)[0] for c in range(volume.shape[-1])], -1)
-
-
-def run_consumer(*scripts):
-    packages = Path(tf.__file__).parents[1]
-    command = [sys.executable, "-I", "-S", "-c", CONSUMER, packages, *scripts]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

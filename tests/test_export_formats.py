@@ -11,7 +11,8 @@ import epizoo
 from epizoo.dense import DenseEncoder
 from epizoo.export import export_encoder, formats, verify
 from epizoo.export.signature import Signature
-from tests.test_export import encoder_2d, encoder_3d, normalised, raw_volume
+from tests.encoders import encoder_2d, encoder_3d
+from tests.raw_scans import normalised, raw_volume
 from tfds_epilepsy.errors import InputError
 
 SHAPES = [(15, 15), (9, 9, 9)]

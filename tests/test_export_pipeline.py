@@ -14,28 +14,13 @@ from epizoo.export import export_pipeline, export_run, pipeline, verify
 from epizoo.export.run_facts import normalisation_of
 from epizoo.run import Run, score_cohort
 from epizoo.run_folder import RunFolder
-from tests.test_export import encoder_2d, encoder_3d, raw_volume, run_consumer
-from tests.test_run import SPACE, cohort, config, data_dir  # noqa: F401 (fixtures)
+from tests.consumer import run_consumer
+from tests.encoders import encoder_2d, encoder_3d
+from tests.raw_scans import CONTROLS, SHAPE, controls, raw_volume, scanned
+from tests.small_cohort import SPACE, short_run
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
-from tfds_epilepsy.volumes import Subject, normalise, read_nifti
-
-SHAPE = (14, 17, 9)
-AFFINE = np.diag([2.0, 2, 3, 1])
-CONTROLS = 6
-
-
-def subject(name, channels, group="control", seed=0):
-    """A record, and the raw volume that it was normalised from."""
-    raw, mask = raw_volume(SHAPE, channels, seed)
-    mask[:3, :5] = False
-    mask[:, :, 4] = False  # a slice without a voxel
-    image = np.stack([normalise(raw[..., c], mask)[0] for c in range(channels)], -1)
-    return Subject(name, group, image, mask, np.zeros(SHAPE, bool), AFFINE), raw
-
-
-def controls(channels):
-    return [subject(f"c{i}", channels, seed=i)[0] for i in range(CONTROLS)]
+from tfds_epilepsy.volumes import read_nifti
 
 
 def fitted(encoder, folder, detector, channels=2, **options):
@@ -69,7 +54,7 @@ def test_the_map_is_that_of_the_detector(detector, fwhm, tmp_path, monkeypatch):
     encoder = None if detector in ("zscore", "flair", "signs") else encoder_2d()
     normative = fitted(encoder, tmp_path / "detector", detector, fwhm=fwhm)
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
-    patient, raw = subject("p", 2, "patient", seed=99)
+    patient, raw = scanned("p", 2, "patient", seed=99)
     expected = normative.score(patient)
     assert len(np.unique(expected)) > 500
     np.testing.assert_allclose(score(folder, raw, patient.brain_mask), expected, atol=1e-4)
@@ -80,7 +65,7 @@ def test_3d_patches_and_one_modality(tmp_path):
     normative = fitted(encoder_3d(), tmp_path / "detector", "ocsvm", channels=1)
     assert len(normative.manifest["slabs"]) > 1
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w",))
-    patient, raw = subject("p", 1, "patient", seed=99)
+    patient, raw = scanned("p", 1, "patient", seed=99)
     got = score(folder, raw, patient.brain_mask, ("T1w",))
     np.testing.assert_allclose(got, normative.score(patient), atol=1e-4)
 
@@ -102,7 +87,7 @@ def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, reads)
     model.adapt(controls(2))
     normative = fitted(model, tmp_path / "detector", detector)
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
-    patient, raw = subject("p", 2, "patient", seed=99)
+    patient, raw = scanned("p", 2, "patient", seed=99)
     expected = normative.score(patient)
     rtol = 1e-4 if reads == "deviations" else 1e-7  # small differences over small deviations
     np.testing.assert_allclose(score(folder, raw, patient.brain_mask), expected, rtol=rtol, atol=1e-4)
@@ -131,9 +116,9 @@ def test_another_grid_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(cohort, data_dir, tmp_path_factory):  # noqa: F811
+def run(cohort, data_dir, tmp_path_factory):
     """Trained, fitted, scored and evaluated, on images in raw intensities."""
-    run = Run(config(cohort), tmp_path_factory.mktemp("runs") / "run", data_dir=data_dir)
+    run = Run(short_run(cohort), tmp_path_factory.mktemp("runs") / "run", data_dir=data_dir)
     run.evaluate()
     return run
 
@@ -142,7 +127,7 @@ def invoke(*arguments):
     return CliRunner().invoke(cli.app, ["export", *map(str, arguments)])
 
 
-def test_a_run_as_pipeline_gives_what_epizoo_score_writes(run, cohort, data_dir, tmp_path):  # noqa: F811
+def test_a_run_as_pipeline_gives_what_epizoo_score_writes(run, cohort, data_dir, tmp_path):
     out = tmp_path / "pipeline"
     done = invoke(run.folder.path, out, "--what", "pipeline")
     assert done.exit_code == 0, done.exception
@@ -233,7 +218,7 @@ def test_what_a_pipeline_has_no_form_for_is_refused(run, tmp_path):
     assert "exists already" in str(done.exception)
 
 
-def test_normalisation_is_that_of_the_data(cohort, tmp_path):  # noqa: F811
+def test_normalisation_is_that_of_the_data(cohort, tmp_path):
     assert normalisation_of("phantom_2mm", ["T1w"]) == "unit"
     assert normalisation_of(str(cohort), ["T1w", "FLAIR"]) == "unit"
     anat = tmp_path / "sub-a" / "anat"
@@ -249,8 +234,8 @@ def test_normalisation_is_that_of_the_data(cohort, tmp_path):  # noqa: F811
         normalisation_of(str(tmp_path / "gone"), ["T1w"])
 
 
-def test_a_model_without_an_encoder_of_its_own_says_so(cohort, data_dir, tmp_path):  # noqa: F811
-    run = Run(config(cohort, model="none", detector="flair"), tmp_path / "run", data_dir=data_dir)
+def test_a_model_without_an_encoder_of_its_own_says_so(cohort, data_dir, tmp_path):
+    run = Run(short_run(cohort, model="none", detector="flair"), tmp_path / "run", data_dir=data_dir)
     run.evaluate()
     with pytest.raises(InputError, match="--what pipeline"):
         export_run(run.folder.path, tmp_path / "encoder")

@@ -8,8 +8,8 @@ from scipy import integrate, ndimage, stats
 
 from epizoo.maps import junction
 from epizoo.maps.junction import EDGE_FWHM, WINDOW_FWHM, junction_width, tissue_weights
-from tests.test_classical import subject
-from tests.test_signs import mean_around, person
+from tests.people import from_template, person
+from tests.references import mean_around
 
 ZOOMS = np.array([0.5, 2.0, 3.0])
 AFFINE = np.diag([*ZOOMS, 1.0])
@@ -93,7 +93,7 @@ def test_it_is_that_of_a_loop_over_the_voxels_of_an_anisotropic_grid():
 @settings(max_examples=10, deadline=None)
 @given(gain=st.floats(0.3, 2.0), offset=st.floats(-0.2, 0.2), flip=st.booleans())
 def test_brightness_contrast_and_its_direction_do_not_matter(gain, offset, flip):
-    one = subject(modalities=1)
+    one = from_template(modalities=1)
     t1, mask = one.image[..., 0].astype(np.float64), one.brain_mask
     seen = np.where(mask, offset + (-gain if flip else gain) * t1, 0)
     np.testing.assert_allclose(
@@ -102,5 +102,5 @@ def test_brightness_contrast_and_its_direction_do_not_matter(gain, offset, flip)
 
 
 def test_without_contrast_it_is_still_a_number():
-    one = subject(modalities=1)
+    one = from_template(modalities=1)
     assert np.isfinite(junction_width(np.full(one.brain_mask.shape, 0.5), one.brain_mask, one.affine)).all()

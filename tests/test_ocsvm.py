@@ -8,6 +8,7 @@ from sklearn.svm import OneClassSVM
 
 from epizoo.detection.detector import Detector
 from epizoo.detection.ocsvm import LocalOneClassSVM
+from tests.codes import KINDS, codes
 from tfds_epilepsy.errors import InputError
 
 
@@ -22,38 +23,6 @@ def assert_equal_to_sklearn(train, query, nu, gamma="scale"):
     for voxel in range(len(train)):
         expected = reference(train[voxel], query[voxel], nu, gamma)
         np.testing.assert_allclose(scores[voxel], expected, rtol=0, atol=1e-4)
-
-
-def codes(seed, voxels, n, d, kind="normal"):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(voxels, n, d))
-    if kind == "low rank":
-        x = np.maximum(rng.normal(size=(voxels, n, 3)) @ rng.normal(size=(voxels, 3, d)) + 0.1 * x, 0)
-    elif kind == "constant features":
-        x[..., ::2] = rng.normal(size=d)[::2]
-    elif kind == "duplicates":
-        x = x[:, np.arange(n) // 3]
-    elif kind == "one outlier":
-        x[:, 0] += 1000
-    elif kind == "far from zero":
-        x = 0.01 * x + 50
-    elif kind == "identical":
-        x[:] = x[:, :1]
-    elif kind == "all equal":
-        x[:] = 0.1
-    return x.astype(np.float32)
-
-
-KINDS = (
-    "normal",
-    "low rank",
-    "constant features",
-    "duplicates",
-    "one outlier",
-    "far from zero",
-    "identical",
-    "all equal",
-)
 
 
 @pytest.mark.parametrize("kind", KINDS)

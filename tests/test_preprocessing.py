@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.heads import whole_head
-from tests.test_registration import turned
+from tests.heads import turned, whole_head
 from tfds_epilepsy import preprocessing, registration
 from tfds_epilepsy.bids import read_derivative, read_subject
 from tfds_epilepsy.errors import InputError

@@ -8,23 +8,13 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
+from tests.heads import turned
 from tfds_epilepsy import registration
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.registration import Scan, correct_bias, register, register_rigid, resample
 from tfds_epilepsy.volumes import load_template, voxel_to_world
 
 pytest.importorskip("ants", reason="antspyx (the preprocessing extra) is not installed")
-
-
-def turned(degrees: float, shift=(0.0, 0.0, 0.0)) -> np.ndarray:
-    """A rotation about z then x, and a shift in millimetres."""
-    a = np.deg2rad(degrees)
-    z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    affine = np.eye(4)
-    affine[:3, :3] = z @ x
-    affine[:3, 3] = shift
-    return affine
 
 
 def world_of(scan: Scan) -> np.ndarray:

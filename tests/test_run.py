@@ -13,36 +13,15 @@ import epizoo.run
 from epizoo.models import REGISTRY, PatchModel
 from epizoo.run import Run, RunConfig, score_cohort
 from epizoo.run_folder import RunFolder
-from tests.small_cohort import AFFINE, CONTROLS, SPACE, TEST, write_cohort
+from tests.small_cohort import AFFINE, SPACE, short_run
 from tests.test_bids import write_participants
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import read_nifti
 
-GROUPS = {**CONTROLS, **TEST}
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    """Controls that share an anatomy, and a patient with a bright spot."""
-    folder = tmp_path_factory.mktemp("cohort")
-    place = (slice(8, 13), slice(8, 13), slice(4, 7))
-    return write_cohort(folder, GROUPS, noise=0.02, contrast=1.5, spot=lambda rng: place)
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("prepared")
-
-
-def config(cohort, **changes):
-    return RunConfig(
-        str(cohort), **{"model": "siamese", "epochs": 2, "steps_per_epoch": 4, "batch_size": 32, **changes}
-    )
-
 
 @pytest.fixture(scope="module")
 def finished(cohort, data_dir, tmp_path_factory):
-    run = Run(config(cohort), tmp_path_factory.mktemp("runs") / "run", data_dir=data_dir)
+    run = Run(short_run(cohort), tmp_path_factory.mktemp("runs") / "run", data_dir=data_dir)
     run()
     return run
 
@@ -101,7 +80,7 @@ def test_the_peak_of_memory_is_that_of_the_step():
 
 def test_a_finished_run_is_left_as_it_is(finished, cohort, data_dir):
     before = finished.folder.report.stat().st_mtime_ns
-    Run(config(cohort), finished.folder.path, data_dir=data_dir)()
+    Run(short_run(cohort), finished.folder.path, data_dir=data_dir)()
     assert finished.folder.report.stat().st_mtime_ns == before
 
 
@@ -118,9 +97,9 @@ def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(
 
     monkeypatch.setattr(epizoo.run, "score_subject", killed)
     with pytest.raises(KeyboardInterrupt):
-        Run(config(cohort), tmp_path / "run", data_dir=data_dir)()
+        Run(short_run(cohort), tmp_path / "run", data_dir=data_dir)()
     monkeypatch.setattr(epizoo.run, "score_subject", score_subject)
-    resumed = Run(config(cohort), tmp_path / "run", data_dir=data_dir)
+    resumed = Run(short_run(cohort), tmp_path / "run", data_dir=data_dir)
     resumed()
     for subject in ("v0", "h1", "p1"):
         assert np.array_equal(resumed.score_map(subject), finished.score_map(subject))
@@ -128,7 +107,7 @@ def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(
 
 
 def test_a_classical_baseline_runs_without_a_model(cohort, data_dir, tmp_path):
-    run = Run(config(cohort, model="none", detector="zscore"), tmp_path / "run", data_dir=data_dir)
+    run = Run(short_run(cohort, model="none", detector="zscore"), tmp_path / "run", data_dir=data_dir)
     metrics = run()
     assert not run.folder.model.exists()
     assert metrics["voxel"]["auroc"]["value"] > 0.8
@@ -147,14 +126,14 @@ def test_a_run_whose_detector_saw_a_test_subject_is_refused(finished, data_dir, 
 
 def test_another_configuration_does_not_go_into_the_folder(finished, cohort, data_dir):
     with pytest.raises(InputError, match="epochs 2 -> 3"):
-        Run(config(cohort, epochs=3), finished.folder.path, data_dir=data_dir)
+        Run(short_run(cohort, epochs=3), finished.folder.path, data_dir=data_dir)
 
 
 def test_a_folder_with_other_things_is_neither_used_nor_deleted(cohort, data_dir, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(InputError, match="not a run"):
-            Run(config(cohort), tmp_path, data_dir=data_dir, overwrite=overwrite)
+            Run(short_run(cohort), tmp_path, data_dir=data_dir, overwrite=overwrite)
     assert (tmp_path / "thesis.txt").exists()
 
 
@@ -162,9 +141,9 @@ def test_overwrite_deletes_what_the_run_wrote_once_all_is_checked(finished, coho
     shutil.copytree(finished.folder.path, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("what I saw")
     with pytest.raises(InputError, match="nowhere"):
-        Run(config("nowhere"), tmp_path / "run", data_dir=data_dir, overwrite=True)
+        Run(short_run("nowhere"), tmp_path / "run", data_dir=data_dir, overwrite=True)
     assert (tmp_path / "run" / "report.html").exists()
-    Run(config(cohort, epochs=3), tmp_path / "run", data_dir=data_dir, overwrite=True)
+    Run(short_run(cohort, epochs=3), tmp_path / "run", data_dir=data_dir, overwrite=True)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         *(".bidsignore", ".lock", "README", "config.json"),
         *("dataset_description.json", "metadata.json", "notes.txt"),
@@ -187,11 +166,11 @@ input()
         other.stdout.readline()
         for overwrite in (False, True):
             with pytest.raises(InputError, match="another process is at work there"):
-                Run(config(cohort), tmp_path / "run", data_dir=data_dir, overwrite=overwrite)
+                Run(short_run(cohort), tmp_path / "run", data_dir=data_dir, overwrite=overwrite)
     finally:
         other.kill()
         other.communicate()
-    assert Run(config(cohort), tmp_path / "run", data_dir=data_dir).finished  # a killed process lets go
+    assert Run(short_run(cohort), tmp_path / "run", data_dir=data_dir).finished  # a killed process lets go
 
 
 def test_names_are_checked_before_the_data(tmp_path):
@@ -215,7 +194,7 @@ def test_fewer_than_two_training_controls_are_too_few(cohort, data_dir, tmp_path
         alone, [["sub-c0", "control", "train"], ["sub-p1", "patient", "test"]], "participant_id\tgroup\tsplit"
     )
     with pytest.raises(InputError, match="1 controls in split 'train'"):
-        Run(config(alone), tmp_path / "run", data_dir=data_dir)
+        Run(short_run(alone), tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
 
 
@@ -251,12 +230,12 @@ def test_a_detector_that_cannot_do_it_is_refused_before_anything_is_written(
     cohort, data_dir, tmp_path, settings, message
 ):
     with pytest.raises(InputError, match=message):
-        Run(config(cohort, **settings), tmp_path / "run", data_dir=data_dir)
+        Run(short_run(cohort, **settings), tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
 
 
 def test_signs_are_those_of_the_cohorts_modalities(cohort, data_dir, tmp_path):
-    run = Run(config(cohort, model="none", detector="signs"), tmp_path / "run", data_dir=data_dir)
+    run = Run(short_run(cohort, model="none", detector="signs"), tmp_path / "run", data_dir=data_dir)
     run.fit()
     manifest = json.loads((run.folder.detector / "manifest.json").read_text())
     assert manifest["config"] == {"modalities": list(run.builder.modalities)}
@@ -266,7 +245,7 @@ def test_signs_are_those_of_the_cohorts_modalities(cohort, data_dir, tmp_path):
 
 
 def test_a_model_of_images_reads_deviations_where_it_is_told_to(cohort, data_dir, tmp_path):
-    settings = config(cohort, detector="gaussian", model_config={"reads": "deviations"}, epochs=1)
+    settings = short_run(cohort, detector="gaussian", model_config={"reads": "deviations"}, epochs=1)
     run = Run(settings, tmp_path / "run", data_dir=data_dir)
     run.score()
     model = run.train()
@@ -279,12 +258,12 @@ def test_a_model_of_images_reads_deviations_where_it_is_told_to(cohort, data_dir
 def test_a_run_whose_settings_were_stored_before_there_were_defaults_of_its_model_goes_on(
     cohort, data_dir, tmp_path
 ):
-    run = Run(config(cohort), tmp_path / "run", data_dir=data_dir)
+    run = Run(short_run(cohort), tmp_path / "run", data_dir=data_dir)
     stored = json.loads(run.folder.config.read_text())
     for later in ("fwhm", "detector_config", "preset"):
         del stored[later]
     run.folder.config.write_text(json.dumps(stored))
-    assert Run(config(cohort), tmp_path / "run", data_dir=data_dir).config == run.config
+    assert Run(short_run(cohort), tmp_path / "run", data_dir=data_dir).config == run.config
 
 
 def test_settings_that_are_not_given_are_the_models_and_the_detectors():

@@ -10,23 +10,9 @@ from epizoo.detection import NormativeModel
 from epizoo.detection.signs import SignMaps, Signs
 from epizoo.maps.junction import junction_width
 from epizoo.maps.signs import SURROUND_FWHM
-from tests.test_classical import fit, subject
+from tests.people import fit, from_template, person
+from tests.references import mean_around
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject
-
-
-def person(seed=0, shape=(9, 8, 7), zooms=(1.5, 2.0, 3.0), modalities=2):
-    rng = np.random.default_rng(seed)
-    mask = rng.random(shape) < 0.8
-    image = np.where(mask[..., None], rng.random((*shape, modalities)), 0).astype(np.float32)
-    return Subject("01", "control", image, mask, np.zeros_like(mask), np.diag([*zooms, 1.0]))
-
-
-def mean_around(values, mask, zooms, at, fwhm):
-    """Of the voxels in the mask, by a Gaussian in millimetres: voxel by voxel."""
-    offsets = (np.argwhere(mask) - at) * zooms
-    weights = np.exp(-0.5 * (offsets**2).sum(1) / (fwhm / np.sqrt(8 * np.log(2))) ** 2)
-    return (weights * values[mask]).sum() / weights.sum()
 
 
 def test_maps_are_those_of_a_loop_over_the_voxels_of_an_anisotropic_grid():
@@ -78,7 +64,7 @@ def test_without_a_known_direction_or_a_head_it_says_so():
 
 
 def test_a_score_is_made_of_its_signs(tmp_path):
-    model, patient = fit(tmp_path, "signs"), subject(50)
+    model, patient = fit(tmp_path, "signs"), from_template(50)
     score, parts = model.explain(patient)
     np.testing.assert_array_equal(score, model.score(patient))
     assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction"]
@@ -92,7 +78,7 @@ def test_a_score_is_made_of_its_signs(tmp_path):
 
 
 def test_brighter_flair_scores_higher_and_darker_lower(tmp_path):
-    patient = subject(50)
+    patient = from_template(50)
     model = fit(tmp_path, "signs")
     where = np.zeros_like(patient.brain_mask)
     where[30:40, 50:60] = patient.brain_mask[30:40, 50:60]
@@ -106,7 +92,7 @@ def test_brighter_flair_scores_higher_and_darker_lower(tmp_path):
 
 
 def test_a_bias_field_is_no_sign(tmp_path):
-    patient = subject(50)
+    patient = from_template(50)
     model = fit(tmp_path, "signs")
     x = np.linspace(-1, 1, patient.image.shape[0])[:, None, None, None]
     biased = model.score(replace(patient, image=(patient.image * (1 + 0.08 * x)).astype(np.float32)))

@@ -16,8 +16,8 @@ from rich.console import Console
 from epizoo import models
 from epizoo.models.search_space import CODE, DETECTOR, RATE
 from epizoo.run import Run, RunConfig
+from tests.scripts import load_script
 from tests.small_cohort import write_cohort
-from tests.test_examples import load_script
 from tests.tuning_cheap import cheap
 from tfds_epilepsy.errors import InputError
 from tuning import DetectionTuner, cases, detection_tuner, leaderboard, search

@@ -1,0 +1,39 @@
+"""Scored subjects: noise in a ball, a lesion of any shape and contrast."""
+
+import numpy as np
+from scipy import ndimage
+
+from epizoo.detection.clusters import find_clusters
+from epizoo.evaluation import Scored
+from tfds_epilepsy.volumes import Subject
+
+AFFINE = np.array([[4.0, 0, 0, -40], [0, 4, 0, -30], [0, 0, 4, -20], [0, 0, 0, 1]])
+SHAPE = (21, 16, 11)
+
+
+def scored(
+    name: str, seed: int, *, lesion: np.ndarray | None = None, contrast: float = 0.0, **fields
+) -> Scored:
+    mask = ball((10, 8, 5), 7)
+    lesion = np.zeros(SHAPE, bool) if lesion is None else lesion
+    score_map = (
+        ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 0.6) + contrast * lesion
+    )
+    score_map = np.where(mask, score_map, 0).astype(np.float32)
+    strata = fields.pop("strata", {})
+    subject = Subject(
+        subject=name,
+        group="patient" if lesion.any() else "control",
+        image=np.zeros((*SHAPE, 1), np.float32),
+        brain_mask=mask,
+        lesion_mask=lesion,
+        affine=AFFINE,
+        **fields,
+    )
+    clusters, labels = find_clusters(score_map, AFFINE, mask, min_size_mm3=128)
+    return Scored(subject, score_map, clusters, labels, strata)
+
+
+def ball(centre, radius, shape=SHAPE) -> np.ndarray:
+    at = np.indices(shape) - np.reshape(centre, (3, 1, 1, 1))
+    return (at**2).sum(axis=0) <= radius**2
