@@ -22,7 +22,8 @@ from epizoo.models.autoencoder import Autoencoder
 from epizoo.models.deviation import Deviation
 from epizoo.models.patch_model import READS, PatchModel, register
 from epizoo.models.synthetic import Synthetic, stretched
-from epizoo.run import Run, RunConfig
+from epizoo.run import Run
+from epizoo.run_config import RunConfig
 
 COARSE = 5  # knots along an axis of the denoiser's noise
 SIGMA = 0.2  # its standard deviation: Kascenas et al. 2022
@@ -119,7 +120,7 @@ def main(
     name = model.__name__.lower()
     REGISTRY[name] = model
     own = {} if issubclass(model, Pairs) else {"reads": reads}
-    run = RunConfig(
+    run = RunConfig.resolve(
         "phantom_2mm",
         model=name,
         detector="ocsvm",

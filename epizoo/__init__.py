@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from epizoo.models import list_models as list_models
     from epizoo.models import load_model as load_model
     from epizoo.models.callbacks import train as train
+    from epizoo.run import Run as Run
+    from epizoo.run_config import RunConfig as RunConfig
 
 _HOMES = {
     "DenseEncoder": "epizoo.dense",
     "NormativeModel": "epizoo.detection",
     "PatchModel": "epizoo.models",
+    "Run": "epizoo.run",
+    "RunConfig": "epizoo.run_config",
     "create": "epizoo.models",
     "export_encoder": "epizoo.export",
     "find_clusters": "epizoo.detection",

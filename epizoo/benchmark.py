@@ -16,7 +16,8 @@ from epizoo.detection.detector import detector_class
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
 from epizoo.folds import make_folds
 from epizoo.models import REGISTRY
-from epizoo.run import Run, RunConfig
+from epizoo.run import Run
+from epizoo.run_config import RunConfig, data_name
 from epizoo.supervised_run import PATIENTS, SupervisedRun, supervised_config
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json
@@ -87,7 +88,7 @@ def benchmark(
         for place, cohort in cohorts.items():
             title = planned.name if folds is None else f"{planned.name}, {place.name}"
             console.rule(f"[bold blue]{title} ({number} of {len(plan)})")
-            config = replace(planned.config, data=cohort)
+            config = replace(planned.config, data=data_name(cohort))
             run = planned.kind(config, place / planned.name, data_dir=data_dir, console=console)
             _share_encoder(run, place, models, detectors)
             if not run.folder.metrics.is_file():
@@ -134,16 +135,16 @@ def _plan(
     supervised: int,
     training: Mapping[str, Any],
 ) -> Iterator[_Planned]:
-    for detector in baselines:
-        yield _Planned(detector, RunConfig(data, model="none", detector=detector))
+    for baseline in baselines:
+        yield _Planned(baseline, RunConfig.resolve(data, model="none", detector=baseline))
     for seed in range(seeds):
         if supervised:
             config = supervised_config(data, patients=supervised, seed=seed)
             yield _Planned(f"supervised-{seed}", config, SupervisedRun)
         for model in models:
-            for detector in detectors or [RunConfig(data, model=model).detector]:
-                config = RunConfig(data, model=model, detector=detector, seed=seed, **training)
-                yield _Planned(f"{model}-{detector}-{seed}", config)
+            for detector in detectors or (None,):
+                config = RunConfig.resolve(data, model=model, detector=detector, seed=seed, **training)
+                yield _Planned(f"{model}-{config.detector}-{seed}", config)
 
 
 def _share_encoder(run: Run, folder: Path, models: Sequence[str], detectors: Sequence[str]) -> None:

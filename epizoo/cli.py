@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tfds_epilepsy.errors import InputError
+
+if TYPE_CHECKING:
+    from epizoo.run import Run
 
 app = typer.Typer(
     name="epizoo",
@@ -37,6 +41,12 @@ Detector = Annotated[
 Epochs = Annotated[int | None, typer.Option(min=1, help="Training epochs; the model's own if left out.")]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Training steps an epoch; the model's own if left out.")
+]
+Preset = Annotated[
+    Path | None,
+    typer.Option(
+        help="A trained model, and the detector of its search unless one is given, in place of training."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where prepared data sets live (default: TFDS's own).")]
@@ -95,67 +105,50 @@ def demo(
     demo.run(output, overwrite=overwrite)
 
 
-@app.command()
-def run(
-    data: Data,
-    out_dir: RunDir,
-    model: Model = None,
-    detector: Detector = None,
-    reads: Reads = None,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    preset: Annotated[
-        Path | None,
-        typer.Option(
-            help="A trained model, and the detector of its search unless one is given, in place of training."
-        ),
-    ] = None,
-    data_dir: DataDir = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Train, fit, score, evaluate and report. A killed run goes on with the same command."""
-    from epizoo.run import Run, RunConfig
+def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None:
+    """Add a command that makes a run, or goes on with it, and does a part of its work."""
 
-    if preset is not None:
-        for_training = _given(model=model, reads=reads, epochs=epochs, steps=steps)
-        if for_training:
-            options = ", ".join(f"--{name}" for name in for_training)
-            raise InputError(f"{options} beside --preset: {preset} is trained already; leave them out.")
-        config = RunConfig.of_preset(data, preset, detector=detector, seed=seed)
-    else:
-        config = RunConfig(
+    def command(
+        data: Data,
+        out_dir: RunDir,
+        model: Model = None,
+        detector: Detector = None,
+        reads: Reads = None,
+        epochs: Epochs = None,
+        steps: Steps = None,
+        seed: Seed = 0,
+        preset: Preset = None,
+        data_dir: DataDir = None,
+        overwrite: Overwrite = False,
+    ) -> None:
+        from epizoo.run import Run
+        from epizoo.run_config import RunConfig
+
+        config = RunConfig.resolve(
             data,
+            model=model,
+            detector=detector,
             model_config=_given(reads=reads),
+            epochs=epochs,
+            steps_per_epoch=steps,
             seed=seed,
-            **_given(model=model, detector=detector, epochs=epochs, steps_per_epoch=steps),
+            preset=preset,
         )
-    Run(config, out_dir, data_dir=data_dir, overwrite=overwrite)()
+        work(Run(config, out_dir, data_dir=data_dir, overwrite=overwrite))
+
+    app.command(name, help=about)(command)
 
 
-@app.command()
-def train(
-    data: Data,
-    out_dir: RunDir,
-    model: Model = None,
-    detector: Detector = None,
-    reads: Reads = None,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    data_dir: DataDir = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Train an encoder and fit the detector on its codes: a run without its scores yet."""
-    from epizoo.run import Run, RunConfig
-
-    config = RunConfig(
-        data,
-        model_config=_given(reads=reads),
-        seed=seed,
-        **_given(model=model, detector=detector, epochs=epochs, steps_per_epoch=steps),
-    )
-    Run(config, out_dir, data_dir=data_dir, overwrite=overwrite).fit()
+_command_of_a_run(
+    lambda run: run(),
+    "run",
+    "Train, fit, score, evaluate and report. A killed run goes on with the same command.",
+)
+_command_of_a_run(
+    lambda run: run.fit(),
+    "train",
+    "Train an encoder and fit the detector on its codes: a run without its scores yet.",
+)
 
 
 @app.command()

@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from epizoo.run import Run, RunConfig
+from epizoo.run import Run
+from epizoo.run_config import RunConfig
 
-RUNS = {
-    "siamese": RunConfig("phantom_2mm", model="siamese", detector="ocsvm"),
-    "voxel-wise z-score": RunConfig("phantom_2mm", model="none", detector="zscore"),
+RUNS: dict[str, dict[str, Any]] = {
+    "siamese": {"model": "siamese", "detector": "ocsvm"},
+    "voxel-wise z-score": {"model": "none", "detector": "zscore"},
 }
 
 
@@ -25,8 +26,9 @@ def run(folder: str | Path, *, overwrite: bool = False, console: Console | None 
     """
     console = console or Console()
     results = {}
-    for name, config in RUNS.items():
+    for name, method in RUNS.items():
         console.rule(f"[bold blue]{name}")
+        config = RunConfig.resolve("phantom_2mm", **method)
         one = Run(config, Path(folder) / name.replace(" ", "-"), overwrite=overwrite, console=console)
         results[name] = one()
         console.print(f"report: {one.folder.report}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -11,7 +10,6 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from epizoo.maps import deviations
+from epizoo.run_config import RunConfig
 from epizoo.run_folder import LOCK, RunFolder
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json, write_text
@@ -50,97 +49,16 @@ PACKAGES = (
 )
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """What a run does; stored as ``config.json``. What is None is the model's or the detector's own.
-
-    The model's ``run_defaults`` and the detector's ``map_fwhm`` say what that is.
-
-    Attributes:
-        data: name of a builder config (``phantom_2mm``) or a folder with a template-space BIDS derivative.
-        model: name in the zoo, or ``none`` for a detector that reads intensities (a classical baseline).
-        detector: name in ``epizoo.detection.DETECTORS``.
-        model_config: arguments of the model beyond its defaults (``patch_shape``, ``latent_dim``, ...).
-        epochs, steps_per_epoch, batch_size: of the training.
-        seed: seeds weights, patches, folds and bootstrap.
-        detector_config: options of the detector beyond its defaults.
-        fwhm: smoothing of the score map, millimetres.
-        preset: folder with a trained model of this name (``PatchModel.save_preset``), in place of training.
-    """
-
-    data: str
-    model: str = "deviation"
-    detector: str = None  # type: ignore[assignment]
-    model_config: dict[str, Any] = field(default_factory=dict)
-    epochs: int = None  # type: ignore[assignment]
-    steps_per_epoch: int = None  # type: ignore[assignment]
-    batch_size: int = None  # type: ignore[assignment]
-    seed: int = 0
-    detector_config: dict[str, Any] = field(default_factory=dict)
-    fwhm: float = None  # type: ignore[assignment]
-    preset: str | None = None
-
-    def __post_init__(self) -> None:
-        if None in (self.detector, self.epochs, self.steps_per_epoch, self.batch_size):
-            from epizoo.models import REGISTRY, PatchModel
-
-            for name, value in REGISTRY.get(self.model, PatchModel).run_defaults.items():
-                if getattr(self, name) is None:
-                    object.__setattr__(self, name, value)
-        if self.fwhm is None:
-            from epizoo.detection.detector import DETECTORS, Detector, detector_class
-
-            kind = detector_class(self.detector) if self.detector in DETECTORS else Detector
-            object.__setattr__(self, "fwhm", kind.map_fwhm)
-
-    @classmethod
-    def read(cls, path: Path) -> RunConfig:
-        """The settings in a ``config.json``; what an earlier version did not store is the default.
-
-        Raises:
-            InputError: no such file, or not one of this version.
-        """
-        try:
-            return cls(**read_json(path))
-        except TypeError as error:
-            raise InputError(f"{path}: not settings of this version ({error}).") from error
-
-    @classmethod
-    def of_preset(
-        cls, data: str, preset: str | Path, *, detector: str | None = None, seed: int = 0
-    ) -> RunConfig:
-        """A run of a trained model, with a detector: the given one, or that of its ``detector.json``, if any.
-
-        Raises:
-            InputError: no preset of a model of the zoo.
-        """
-        from epizoo.models import REGISTRY
-
-        folder = Path(preset).absolute()
-        name = read_json(folder / "config.json").get("model", "")
-        known = [key for key, model in REGISTRY.items() if name == f"epizoo>{model.__name__}"]
-        if not known:
-            raise InputError(f"{folder}: no preset of a model of the zoo ({name!r}).")
-        chosen: dict[str, Any] = {"detector": detector}
-        if detector is None and (folder / "detector.json").is_file():
-            stored = read_json(folder / "detector.json")
-            chosen = {
-                "detector": stored["detector"],
-                "detector_config": stored["config"],
-                "fwhm": stored["fwhm"],
-            }
-        return cls(data, model=known[0], preset=str(folder), seed=seed, **chosen)
-
-
 class Run:
     """A run in a folder.
 
     Example:
-        >>> run = Run(RunConfig("phantom_2mm"), "runs/siamese")  # doctest: +SKIP
+        >>> run = Run("phantom_2mm", "runs/first")  # doctest: +SKIP
         >>> run()  # doctest: +SKIP
 
     Args:
-        config: what to do.
+        config: what to do (``RunConfig.resolve``), or only the data: a config's name or the folder of a
+            derivative, with the default model and detector.
         folder: where; made if missing. A folder that holds the same run goes on where it was.
         data_dir: where prepared data sets live; TFDS's default if None.
         overwrite: start anew even where the folder holds a run.
@@ -154,21 +72,20 @@ class Run:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: RunConfig | str | Path,
         folder: str | Path,
         *,
         data_dir: Path | None = None,
         overwrite: bool = False,
         console: Console | None = None,
     ):
-        self.config = config
+        self.config = config if isinstance(config, RunConfig) else RunConfig.resolve(config)
         self.folder = RunFolder(Path(folder))
         self.console = console or Console(stderr=True)
-        self._check_names()
         self._check_folder(overwrite)
         import tfds_epilepsy
 
-        self.builder = tfds_epilepsy.load(config.data, data_dir, require_controls=True)
+        self.builder = tfds_epilepsy.load(self.config.data, data_dir, require_controls=True)
         self._check_data(overwrite)
         if overwrite or not self.folder.config.is_file():
             self._check_method()
@@ -176,8 +93,8 @@ class Run:
         weakref.finalize(self, self.folder.hold().close)
         if overwrite:
             self.folder.clear()  # after every check: what cannot be made anew is not deleted
-        write_json(self.folder.config, asdict(config))
-        describe(self.folder.path, f"epizoo run {self.folder.path.absolute().name}", config.data)
+        write_json(self.folder.config, self.config.to_json())
+        describe(self.folder.path, f"epizoo run {self.folder.path.absolute().name}", self.config.data)
         self._write_metadata()
 
     @classmethod
@@ -204,7 +121,7 @@ class Run:
             The content of ``metrics.json``.
         """
         if self.finished:
-            self.console.print(f"{self.folder.path}: finished already; --overwrite starts it anew.")
+            self.console.print(f"finished already: {self.folder.report}")
             return read_json(self.folder.metrics)
         metrics = self.evaluate()
         self.report()
@@ -380,22 +297,6 @@ class Run:
 
         return detector_of(self.builder.modalities, self.config.detector, **self.config.detector_config)
 
-    def _check_names(self) -> None:
-        from epizoo.detection import DETECTORS
-        from epizoo.models import REGISTRY
-
-        problems = []
-        if self.config.model not in (*REGISTRY, "none"):
-            problems.append(f"unknown model {self.config.model!r}: choose one of {', '.join(REGISTRY)}.")
-        if self.config.model == "none" and self.config.model_config:
-            problems.append(f"{self.config.model_config}: settings of a model, and the model is 'none'.")
-        if self.config.detector not in DETECTORS:
-            problems.append(
-                f"unknown detector {self.config.detector!r}: choose one of {', '.join(DETECTORS)}."
-            )
-        if problems:
-            raise InputError(problems)
-
     def _check_method(self) -> None:
         """Whether the detector takes its options and reads what the model gives, of enough controls."""
         detector = self._detector()
@@ -413,15 +314,12 @@ class Run:
     def _check_folder(self, overwrite: bool) -> None:
         path = self.folder.path
         is_run = self.folder.config.is_file()
-        if is_run and not overwrite:
-            stored = asdict(RunConfig.read(self.folder.config))
-            wanted = json.loads(json.dumps(asdict(self.config)))
-            changed = [f"{k} {stored.get(k)!r} -> {v!r}" for k, v in wanted.items() if stored.get(k) != v]
-            if changed:
-                raise InputError(
-                    f"{path} holds a run of other settings ({'; '.join(changed)}): "
-                    "choose another folder, or --overwrite to start anew."
-                )
+        stored = RunConfig.read(self.folder.config) if is_run and not overwrite else self.config
+        if changed := stored.differences(self.config):
+            raise InputError(
+                f"{path} holds a run of other settings ({'; '.join(changed)}): "
+                "choose another folder, or --overwrite to start anew."
+            )
         if not is_run and path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
             raise InputError(f"{path}: not empty and not a run (no config.json); choose another folder.")
         existing = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -434,7 +332,7 @@ class Run:
             if stored != self.builder.fingerprint:
                 raise InputError(
                     f"{self.folder.path} was made from other data ({stored} then, {self.builder.fingerprint} "
-                    f"now: {self.config.data} has changed): choose another folder, or --overwrite."
+                    f"now, {self.config.data}): choose another folder, or --overwrite to start anew."
                 )
 
     def _write_metadata(self) -> None:

@@ -11,7 +11,8 @@ from epizoo.evaluation.supervised import (
     annotated_phantoms,
     fit_supervised,
 )
-from epizoo.run import SUPERVISED, Run, RunConfig
+from epizoo.run import SUPERVISED, Run
+from epizoo.run_config import RunConfig, data_name
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
 
@@ -26,13 +27,19 @@ def supervised_config(data: str, *, patients: int = PATIENTS, seed: int = 0) -> 
         data: as of every run.
         patients: annotated ones that it is trained on.
         seed: of weights and segments; the patients are the same for every seed.
+
+    Raises:
+        InputError: no patient.
     """
+    if patients < 1:
+        raise InputError(f"{patients} annotated patients: the supervised reference needs at least 1.")
     return RunConfig(
-        data,
+        data=data_name(data),
         model="two_pathways",
         detector=SUPERVISED,
         model_config={"patients": patients},
         seed=seed,
+        fwhm=0.0,
         **TRAINING,
     )
 
@@ -77,11 +84,6 @@ class SupervisedRun(Run):
             prepared = Path(self.builder.data_dir).parents[2]  # <prepared>/tfds_epilepsy/<config>/<version>
             return annotated_phantoms(config, n, data_dir=prepared)
         return annotated_controls(self.read("train"), self.builder.modalities, n)
-
-    def _check_names(self) -> None:
-        n = self.config.model_config.get("patients", 0)
-        if n < 1:
-            raise InputError(f"{n} annotated patients: the supervised reference needs at least 1.")
 
     def _check_method(self) -> None:
         """Nothing: model and detector are one."""

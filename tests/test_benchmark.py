@@ -82,7 +82,7 @@ def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data
     assert read_json(run.folder.detector / "manifest.json")["subjects"] == ["c0", "c1", "c2", "c3"]
     assert "Supervised reference, an upper bound: learnt from 4 annotated" in run.folder.report.read_text()
     assert "made again by" in run.folder.report.read_text()
-    assert "epizoo.supervised_run.SupervisedRun(epizoo.run.RunConfig(" in run.folder.report.read_text()
+    assert "epizoo.supervised_run.SupervisedRun(epizoo.RunConfig(" in run.folder.report.read_text()
     assert "Around the peaks: a patch of 15 × 15" in run.folder.report.read_text()
     again = Run.open(run.folder.path, data_dir=data_dir)
     assert isinstance(again, supervised_run.SupervisedRun)
@@ -92,9 +92,8 @@ def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data
     np.testing.assert_array_equal(read_nifti(maps)[0], run.score_map("p1"))
     with pytest.raises(InputError, match="unknown detector 'supervised'"):
         Run(replace(config, model="siamese"), tmp_path / "other", data_dir=data_dir)
-    none = supervised_run.supervised_config(str(cohort), patients=0)
     with pytest.raises(InputError, match="0 annotated patients"):
-        supervised_run.SupervisedRun(none, tmp_path / "other", data_dir=data_dir)
+        supervised_run.supervised_config(str(cohort), patients=0)
 
 
 def test_names_are_checked_before_any_work(tmp_path):

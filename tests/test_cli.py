@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from epizoo import cli
-from epizoo.run import RunConfig
+from epizoo.run_config import RunConfig
 from tfds_epilepsy.volumes import write_nifti
 
 COMMANDS = (
@@ -38,8 +38,10 @@ def test_help_needs_nothing_heavy():
     [
         (["run", "nowhere", "OUT"], "nowhere"),
         (["run", "nowhere", "OUT", "--model", "nonsense"], "nonsense"),
-        (["run", "nowhere", "OUT", "--preset", "p", "--reads", "image", "--steps", "3"], "--reads, --steps"),
-        (["run", "nowhere", "OUT", "--preset", "p", "--model", "siamese"], "--model"),
+        (["run", "nowhere", "OUT", "--preset", "p", "--reads", "image", "--steps", "3"], "steps_per_epoch 3"),
+        (["run", "nowhere", "OUT", "--model", "deviation", "--reads", "image"], "reads 'image'"),
+        (["train", "nowhere", "OUT", "--detector", "zscore", "--epochs", "3"], "epochs 3: without effect"),
+        (["run", "nowhere", "OUT", "--preset", "p", "--model", "siamese"], "model siamese"),
         (["report", "OUT"], "config.json"),
         (["evaluate", "OUT"], "config.json"),
         (["info", "OUT"], "config.json"),
@@ -70,7 +72,15 @@ def test_run_hands_its_settings_on(monkeypatch):
     monkeypatch.setattr("epizoo.run.Run", Recorded)
     words = "run data OUT --model bigan --reads deviations --detector knn --epochs 3 --steps 100 --seed 2"
     assert run_main(monkeypatch, *words.split()) == 0
-    expected = RunConfig("data", "bigan", "knn", {"reads": "deviations"}, 3, 100, seed=2)
+    expected = RunConfig.resolve(
+        "data",
+        model="bigan",
+        detector="knn",
+        model_config={"reads": "deviations"},
+        epochs=3,
+        steps_per_epoch=100,
+        seed=2,
+    )
     assert made == [expected]
 
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from epizoo.run import Run, RunConfig, score_cohort
+from epizoo.run import Run, score_cohort
+from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
 from tests.test_bids import write_participants
 from tfds_epilepsy.files import read_json, write_json
@@ -52,7 +53,7 @@ def scored(tmp_path_factory):
     raw = Scan(np.zeros(SHAPE, np.float32), AFFINE)
     own = resample(Scan(image, template.affine), raw, [back]).array
     place = tmp_path_factory.mktemp("scores")
-    run = Run(RunConfig(str(folder), model="none", detector="zscore"), place / "run", data_dir=place)
+    run = Run(RunConfig.resolve(str(folder), model="none", detector="zscore"), place / "run", data_dir=place)
     run.fit()
     score_cohort(place / "run", str(folder), place / "maps", native=True, data_dir=place)
     return own, RunFolder(place / "maps")

@@ -4,16 +4,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
 import epizoo.run
-from epizoo.models import REGISTRY, PatchModel
-from epizoo.run import Run, RunConfig, score_cohort
+from epizoo.run import Run, score_cohort
+from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
-from tests.small_cohort import AFFINE, SPACE, short_run
+from tests.small_cohort import AFFINE, CONTROLS, SPACE, TEST, short_run, write_cohort
 from tests.test_bids import write_participants
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import read_nifti
@@ -137,6 +136,41 @@ def test_a_folder_with_other_things_is_neither_used_nor_deleted(cohort, data_dir
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_a_folder_is_the_same_data_however_it_is_written(finished, cohort, data_dir, monkeypatch, capsys):
+    monkeypatch.chdir(cohort.parent)
+    for data in (cohort.name, f"{cohort.name}/", f"./{cohort.name}/../{cohort.name}", cohort):
+        run = Run(short_run(data), finished.folder.path, data_dir=data_dir)
+        assert run.config == finished.config
+        run()
+    assert "--overwrite" not in capsys.readouterr().err  # nothing differs
+
+
+def test_a_run_whose_folder_was_stored_as_it_was_typed_goes_on(
+    finished, cohort, data_dir, tmp_path, monkeypatch
+):
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    stored = {**json.loads(finished.folder.config.read_text()), "data": f"../{cohort.name}/"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    monkeypatch.chdir(tmp_path)  # where that path leads to nothing
+    assert Run(short_run(cohort), tmp_path / "run", data_dir=data_dir).finished
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == str(cohort)
+
+
+def test_a_run_of_data_that_have_moved_goes_on_and_one_of_other_data_does_not(
+    finished, cohort, data_dir, tmp_path
+):
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    stored = {**json.loads(finished.folder.config.read_text()), "data": str(tmp_path / "before")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    assert Run(short_run(cohort), tmp_path / "run", data_dir=data_dir).finished
+    other = write_cohort(tmp_path / "other", {**CONTROLS, **TEST}, seed=1)
+    with pytest.raises(InputError, match=r"data .*cohort.* -> .*other"):
+        Run(short_run(other), tmp_path / "run", data_dir=data_dir)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="was made from other data"):
+        Run(short_run(other), tmp_path / "run", data_dir=data_dir)
+
+
 def test_overwrite_deletes_what_the_run_wrote_once_all_is_checked(finished, cohort, data_dir, tmp_path):
     shutil.copytree(finished.folder.path, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("what I saw")
@@ -173,18 +207,6 @@ input()
     assert Run(short_run(cohort), tmp_path / "run", data_dir=data_dir).finished  # a killed process lets go
 
 
-def test_names_are_checked_before_the_data(tmp_path):
-    with pytest.raises(InputError) as error:
-        Run(RunConfig("nowhere", model="nonsense", detector="guess"), tmp_path / "run")
-    assert len(error.value.problems) == 2
-    assert not (tmp_path / "run").exists()
-
-
-def test_settings_of_no_model_are_refused(tmp_path):
-    with pytest.raises(InputError, match="the model is 'none'"):
-        Run(RunConfig("nowhere", "none", "zscore", {"reads": "deviations"}), tmp_path / "run")
-
-
 def test_fewer_than_two_training_controls_are_too_few(cohort, data_dir, tmp_path):
     alone = tmp_path / "alone"
     for name in ("c0", "p1"):
@@ -207,7 +229,7 @@ def test_two_controls_are_too_few_to_deviate_from(cohort, data_dir, tmp_path):
     rows = [[f"sub-{n}", *(("control", "train") if n[0] == "c" else ("patient", "test"))] for n in names]
     write_participants(two, rows, "participant_id\tgroup\tsplit")
     with pytest.raises(InputError, match=r"2 training controls; 'deviation'.* at least 3"):
-        Run(RunConfig(str(two)), tmp_path / "run", data_dir=data_dir)
+        Run(RunConfig.resolve(str(two)), tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
 
 
@@ -264,25 +286,3 @@ def test_a_run_whose_settings_were_stored_before_there_were_defaults_of_its_mode
         del stored[later]
     run.folder.config.write_text(json.dumps(stored))
     assert Run(short_run(cohort), tmp_path / "run", data_dir=data_dir).config == run.config
-
-
-def test_settings_that_are_not_given_are_the_models_and_the_detectors():
-    def settings(**given):
-        run = RunConfig("nowhere", **given)
-        return run.detector, run.epochs, run.steps_per_epoch, run.batch_size, run.fwhm
-
-    assert settings(model="siamese") == ("ocsvm", 10, 500, 256, 0.0)
-    assert settings(model="none", detector="zscore") == ("zscore", 10, 500, 256, 0.0)
-    assert settings() == settings(model="deviation") == ("signs", 8, 250, 16, 8.0)
-    assert settings(model="synthetic") == ("signs", 8, 250, 16, 8.0)
-    assert settings(model="synthetic", detector="ocsvm", epochs=3) == ("ocsvm", 3, 250, 16, 0.0)
-    assert settings(model="siamese", detector="head", fwhm=2.0) == ("head", 10, 500, 256, 2.0)
-
-
-def test_a_model_of_ones_own_has_its_own_settings(monkeypatch):
-    class Own(PatchModel):
-        run_defaults: ClassVar = {**PatchModel.run_defaults, "detector": "gaussian", "epochs": 2, "fwhm": 4.0}
-
-    monkeypatch.setitem(REGISTRY, "own", Own)
-    run = RunConfig("nowhere", model="own")
-    assert (run.detector, run.epochs, run.batch_size, run.fwhm) == ("gaussian", 2, 256, 4.0)

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from epizoo import models
 from epizoo.models.search_space import CODE, DETECTOR, RATE
-from epizoo.run import Run, RunConfig
+from epizoo.run import Run
+from epizoo.run_config import RunConfig
 from tests.scripts import load_script
 from tests.small_cohort import write_cohort
 from tests.tuning_cheap import cheap
@@ -356,7 +357,7 @@ def test_the_winner_is_confirmed_against_the_default_with_an_interval(make, tmp_
     assert confirmation["best"]["scores"] == pytest.approx([0.755, 0.76, 0.765])
     assert confirmation["best"]["sd"] == pytest.approx(0.005)
     assert confirmation["noise"] == pytest.approx(0.005)
-    default = RunConfig("", model="siamese")
+    default = RunConfig.resolve("", model="siamese")
     assert confirmation["default"]["values"] == {"detector": default.detector, "fwhm": default.fwhm}
     difference = confirmation["difference"]
     assert [difference[k] for k in ("value", "low", "high", "n")] == pytest.approx([0.1, 0.1, 0.1, 2])
@@ -450,10 +451,10 @@ def test_the_command_line_searches_and_its_best_can_be_run(data, data_dir, tmp_p
     assert end.value.code in (0, None)
     best = tmp_path / "s" / "best"
     assert "epizoo run" in (best / "README.md").read_text()
-    config = RunConfig.of_preset(data, best)
+    config = RunConfig.resolve(data, preset=best)
     detector = json.loads((best / "detector.json").read_text())
     assert (config.model, config.detector, config.fwhm) == ("siamese", detector["detector"], detector["fwhm"])
-    other = RunConfig.of_preset(data, best, detector="reconstruction")
+    other = RunConfig.resolve(data, preset=best, detector="reconstruction")
     assert (other.detector, other.detector_config, other.fwhm) == ("reconstruction", {}, 0.0)
     run = Run(config, tmp_path / "run", data_dir=data_dir, console=Console(quiet=True))
     assert run()["patients"] == 1
@@ -463,4 +464,4 @@ def test_the_command_line_searches_and_its_best_can_be_run(data, data_dir, tmp_p
     with pytest.raises(InputError, match="p1"):
         run.evaluate()
     with pytest.raises(InputError, match="no such file"):
-        RunConfig.of_preset(data, tmp_path)
+        RunConfig.resolve(data, preset=tmp_path)

@@ -35,7 +35,7 @@ from threadpoolctl import threadpool_limits
 
 from epizoo import models
 from epizoo.evaluation import compare
-from epizoo.run import RunConfig
+from epizoo.run_config import RunConfig
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json, write_text
 from tuning import leaderboard, spaces
@@ -113,7 +113,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         console: Console | None = None,
     ):
         _check(model, build, tuner, trials, objective, epochs)
-        batch_size = batch_size or RunConfig(data, model=model or "siamese").batch_size
+        batch_size = batch_size or RunConfig.resolve(data, model=model or "siamese").batch_size
         self.folder = Path(folder).absolute()
         self._check_folder()
         self.console = console or Console(stderr=True)
@@ -374,7 +374,7 @@ class DetectionTuner(base_tuner.BaseTuner):
     def _default_values(self) -> dict[str, Any]:
         """Those of ``hp`` of a user's model; of a zoo model its own architecture, with its own detector."""
         if self.spec.model is not None:
-            default = RunConfig(self.spec.data, model=self.spec.model)
+            default = RunConfig.resolve(self.spec.data, model=self.spec.model)
             return {"detector": default.detector, "fwhm": default.fwhm}
         hp = keras_tuner.HyperParameters()
         self.hypermodel.build(hp)

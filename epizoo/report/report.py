@@ -434,9 +434,9 @@ def _subject_cells(row: Mapping[str, Any]) -> list[str]:
 def _identity(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = ", ".join(f"{name} {step['seconds']:.0f} s" for name, step in metadata["steps"].items())
     settings = ", ".join(f"{name}={value!r}" for name, value in config.items())
-    run = "epizoo.supervised_run.SupervisedRun" if metadata.get("supervised") else "epizoo.run.Run"
+    run = "epizoo.supervised_run.SupervisedRun" if metadata.get("supervised") else "epizoo.Run"
     return [
-        ("made again by", f"{run}(epizoo.run.RunConfig({settings}), OUT_DIR)()"),
+        ("made again by", f"{run}(epizoo.RunConfig({settings}), OUT_DIR)()"),
         *((name, str(value)) for name, value in config.items()),
         *(
             (f"{split} subjects", f"{len(names)}: {', '.join(names)}" if names else "none")

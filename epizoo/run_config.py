@@ -1,0 +1,270 @@
+"""What a run does: the few options that a user gives, and the complete settings that a run keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import plain, read_json
+
+if TYPE_CHECKING:
+    from epizoo.models.patch_model import PatchModel
+
+DEFAULT_MODEL = "deviation"
+NO_MODEL = "none"
+TRAINING = ("epochs", "steps_per_epoch", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The settings of a run, all of them; stored as ``config.json``.
+
+    ``RunConfig.resolve`` makes them of those that a user chooses.
+
+    Attributes:
+        data: name of a builder config (``phantom_2mm``), or the absolute path of a template-space BIDS
+            derivative.
+        model: name in the zoo, or ``none`` for a detector that reads images (a classical baseline).
+        detector: name in ``epizoo.detection.DETECTORS``.
+        model_config: arguments of the model that differ from its defaults (``patch_shape``, ``latent_dim``).
+        epochs, steps_per_epoch, batch_size: of the training; 0 where nothing is trained.
+        seed: seeds weights, patches, folds and bootstrap.
+        detector_config: options of the detector that differ from its defaults.
+        fwhm: smoothing of the score map, millimetres.
+        preset: folder of a trained model (``PatchModel.save_preset``) that is taken in place of training.
+    """
+
+    data: str
+    model: str
+    detector: str
+    model_config: dict[str, Any] = field(default_factory=dict)
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    seed: int = 0
+    detector_config: dict[str, Any] = field(default_factory=dict)
+    fwhm: float
+    preset: str | None = None
+
+    @classmethod
+    def resolve(
+        cls,
+        data: str | Path,
+        *,
+        model: str | None = None,
+        detector: str | None = None,
+        model_config: Mapping[str, Any] | None = None,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+        detector_config: Mapping[str, Any] | None = None,
+        fwhm: float | None = None,
+        preset: str | Path | None = None,
+    ) -> RunConfig:
+        """Complete the options that are given: each one left out gets the default of its model or detector.
+
+        The model's ``run_defaults`` name the detector and the length of the training, the detector's
+        ``map_fwhm`` the smoothing. A preset brings the detector that is stored beside it, if any.
+
+        Example:
+            >>> RunConfig.resolve("phantom_2mm", model="none", detector="zscore").fwhm
+            0.0
+
+        Args:
+            data: a config's name or a folder; ``der``, ``der/`` and its absolute path are the same data.
+            model: ``deviation`` if None, or ``none`` where the detector reads nothing of a model.
+            **options: see the attributes.
+
+        Raises:
+            InputError: unknown names, values that cannot be, an option that would have no effect; all
+                problems at once.
+        """
+        training = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch_size": batch_size}
+        problems = [f"{k} {v}: at least 1 is needed." for k, v in training.items() if v is not None and v < 1]
+        if fwhm is not None and fwhm < 0:
+            problems.append(f"fwhm {fwhm:g}: millimetres, 0 or more, are needed.")
+        chosen: dict[str, Any] = {"detector": detector, "detector_config": detector_config, "fwhm": fwhm}
+        of_training = {"model_config": model_config, **training}
+        if preset is not None:
+            problems += _no_effect({"model": model, **of_training}, f"the preset {preset} is trained already")
+            model, stored, found = _read_preset(Path(preset).expanduser().resolve())
+            problems += found
+            if detector is None:
+                options = {**stored.get("detector_config", {}), **(detector_config or {})}
+                chosen = {**stored, **_given(chosen), "detector_config": options}
+            chosen["preset"] = str(Path(preset).expanduser().resolve())
+        elif model is None:
+            model = NO_MODEL if detector is not None and _reads_no_code(detector) else DEFAULT_MODEL
+            if model == NO_MODEL:
+                problems += _no_effect(
+                    of_training, f"detector {detector!r} reads no model: nothing is trained"
+                )
+        elif model == NO_MODEL:
+            problems += _no_effect(of_training, "the model is 'none': nothing is trained")
+        else:
+            problems += _model_problems(model, model_config or {})
+            if detector is not None and _reads_no_code(detector):
+                problems.append(f"model {model!r}: without effect, since detector {detector!r} reads none.")
+        if detector is not None:
+            problems += _detector_problems(detector, detector_config or {})
+        if problems:
+            raise InputError(problems)
+        given = {"data": data_name(data), "model": model, "model_config": model_config, "seed": seed}
+        config = _complete({**given, **training, **chosen})
+        if detector is None:
+            problems = _detector_problems(config.detector, config.detector_config)
+            if problems:
+                raise InputError(problems)
+        return config
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """The settings in a ``config.json``; what an earlier version did not store gets its default.
+
+        Raises:
+            InputError: no such file, damaged, or settings that this version does not know.
+        """
+        stored = read_json(path)
+        if not isinstance(stored, dict) or "data" not in stored:
+            raise InputError(f"{path}: damaged: it holds no settings of a run.")
+        unknown = sorted(set(stored) - {one.name for one in fields(cls)})
+        if unknown:
+            raise InputError(
+                f"{path}: this version knows no setting {', '.join(unknown)}: take the version of epizoo "
+                "that made the run, or start anew in another folder."
+            )
+        preset = stored.get("preset")
+        stored["preset"] = None if preset is None else str(Path(preset).resolve())
+        return _complete({**stored, "data": data_name(stored["data"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """``epochs 2 -> 3`` for each setting in which another differs; not for data that may be the same."""
+        own, others = self.to_json(), other.to_json()
+        if _may_be_same(self.data, other.data):
+            del own["data"]
+        return [f"{name} {own[name]!r} -> {others[name]!r}" for name in own if own[name] != others[name]]
+
+
+def data_name(data: str | Path) -> str:
+    """The one form in which data are stored: a config's name as it is, a folder as its absolute path."""
+    text, folder = str(data), Path(data).expanduser()
+    if not folder.is_dir() or ("/" not in text and text in _config_names()):
+        return text
+    return str(folder.resolve())
+
+
+def _config_names() -> list[str]:
+    from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder  # brings TensorFlow
+
+    return [config.name for config in Builder.BUILDER_CONFIGS]
+
+
+def _may_be_same(stored: str, wanted: str) -> bool:
+    """Whether two names are of one data set, or of a folder that has moved: then its hash decides.
+
+    Earlier versions stored a folder as it was typed, from wherever that was.
+    """
+    if stored == wanted:
+        return True
+    folder, before = Path(wanted), Path(stored)
+    if not folder.is_absolute():
+        return False
+    if before.is_absolute():
+        return not before.exists()
+    parts = tuple(part for part in before.parts if part != "..")
+    return folder.parts[len(folder.parts) - len(parts) :] == parts
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _complete(options: Mapping[str, Any]) -> RunConfig:
+    """Settings from options, the absent or None ones filled in."""
+    chosen = {"model": DEFAULT_MODEL, **_given(options)}
+    if chosen["model"] == NO_MODEL or "preset" in chosen:
+        chosen |= dict.fromkeys(TRAINING, 0)
+    if chosen["model"] == NO_MODEL:
+        chosen.setdefault("detector", "ocsvm")
+    elif {"detector", "fwhm", *TRAINING} - set(chosen):
+        chosen = {**_model_class(chosen["model"]).run_defaults, **chosen}
+    if "fwhm" not in chosen:
+        from epizoo.detection.detector import detector_class
+
+        chosen["fwhm"] = detector_class(chosen["detector"]).map_fwhm
+    return RunConfig(**json.loads(json.dumps(plain(chosen))))  # lists and tuples are one
+
+
+def _model_class(name: str) -> type[PatchModel]:
+    from epizoo.models import REGISTRY  # brings TensorFlow
+
+    if name not in REGISTRY:
+        raise InputError(f"unknown model {name!r}: choose one of {', '.join(REGISTRY)}, or {NO_MODEL}.")
+    return REGISTRY[name]
+
+
+def _model_problems(name: str, config: Mapping[str, Any]) -> list[str]:
+    """What speaks against a model with some arguments, of which each must have an effect."""
+    try:
+        _model_class(name)
+        if not config:
+            return []
+        from epizoo import models
+
+        built = models.create(name, **config).get_config()
+    except InputError as error:
+        return error.problems
+    ignored = {
+        key: value
+        for key, value in config.items()
+        if isinstance(value, str | int | float) and built.get(key, value) != value
+    }
+    return [f"{key} {value!r}: model {name!r} has {built[key]!r} always." for key, value in ignored.items()]
+
+
+def _detector_problems(name: str, config: Mapping[str, Any]) -> list[str]:
+    from epizoo.detection.detector import create_detector
+
+    try:
+        create_detector(name, **config)
+    except InputError as error:
+        return error.problems
+    return []
+
+
+def _reads_no_code(detector: str) -> bool:
+    """Whether a detector, if there is such a one, reads images alone and never the code of a model."""
+    from epizoo.detection.detector import DETECTORS, detector_class
+
+    return detector in DETECTORS and "codes" not in detector_class(detector).reads
+
+
+def _no_effect(options: Mapping[str, Any], reason: str) -> list[str]:
+    """A problem for options that are given in vain; empty ones are not given."""
+    vain = [f"{name} {value}" for name, value in options.items() if value]
+    return [f"{', '.join(vain)}: without effect, since {reason}; leave them out."] if vain else []
+
+
+def _read_preset(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
+    """The model's name in the zoo, the detector's settings, and the problems of a preset."""
+    from epizoo.models import REGISTRY
+
+    try:
+        name = read_json(folder / "config.json").get("model", "")
+        beside = folder / "detector.json"
+        stored = read_json(beside) if beside.is_file() else {}
+    except InputError as error:
+        return NO_MODEL, {}, error.problems
+    known = [key for key, model in REGISTRY.items() if name == f"epizoo>{model.__name__}"]
+    if not known:
+        return NO_MODEL, {}, [f"{folder}: no preset of a model of the zoo ({name!r})."]
+    names = {"detector": "detector", "config": "detector_config", "fwhm": "fwhm"}
+    return known[0], {names[key]: value for key, value in stored.items() if key in names}, []
