@@ -10,7 +10,9 @@ import keras
 import pytest
 import tensorflow as tf
 
+from tests.bucket import served
 from tests.small_cohort import CONTROLS, TEST, write_cohort
+from tfds_epilepsy import openneuro
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
@@ -38,3 +40,13 @@ def cohort(tmp_path_factory):
 def data_dir(tmp_path_factory):
     """Where records are prepared, once for a module's tests."""
     return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """OpenNeuro on loopback: the handler's class, with the server's address."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(openneuro, "PAUSE", 0.01)
+    with served(tmp_path) as bucket:
+        yield bucket

@@ -1,4 +1,4 @@
-"""Scored subjects: noise in a ball, a lesion of any shape and contrast."""
+"""Scored subjects (noise in a ball, a lesion of any shape and contrast) and label volumes."""
 
 import numpy as np
 from scipy import ndimage
@@ -37,3 +37,9 @@ def scored(
 def ball(centre, radius, shape=SHAPE) -> np.ndarray:
     at = np.indices(shape) - np.reshape(centre, (3, 1, 1, 1))
     return (at**2).sum(axis=0) <= radius**2
+
+
+def blobs(seed: int, shape=SHAPE, n: int = 3) -> np.ndarray:
+    """A label volume of n connected clusters."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.0)
+    return find_clusters(noise, AFFINE, np.ones(shape, bool), max_clusters=n, min_size_mm3=200)[1]

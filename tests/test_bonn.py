@@ -1,129 +1,19 @@
-"""OpenNeuro ds004199 from a server on this machine: download, choice of scans, derivative, records."""
+"""OpenNeuro ds004199 from a server on this machine: choice of scans, derivative, records."""
 
 import gzip
-import hashlib
-import http.server
-import threading
-import urllib.parse
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 import tfds_epilepsy
-from tfds_epilepsy import bids, bonn, openneuro, preprocessing
+from tests.bucket import PEOPLE
+from tfds_epilepsy import bids, bonn, preprocessing
 from tfds_epilepsy.bonn import BonnConfig
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.openneuro import RemoteFile, fetch, list_files
+from tfds_epilepsy.openneuro import list_files
 from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder, EpilepsyConfig
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, normalise, read_nifti, write_nifti
-
-PEOPLE = """\
-participant_id\tgroup\tsex\tage_scan\themisphere\tsplit
-sub-00001\tfcd\tM\t6\tleft\ttrain
-sub-00002\tfcd\tF\t8\tright\ttest
-sub-00003\thc\tF\t5\tn/a\ttrain
-sub-00004\thc\tM\tn/a\tn/a\ttrain
-sub-00005\thc\tM\t7\tn/a\ttrain
-sub-00006\tfcd\tF\t9\tleft\ttest
-"""
-SCANS = {
-    "00001": ("acq-iso08_T1w", "acq-T2sel_FLAIR", "acq-T2sel_FLAIR_roi"),
-    "00002": ("acq-iso08_T1w", "acq-T2sel_FLAIR", "acq-tse3dvfl_FLAIR", "acq-tse3dvfl_FLAIR_roi"),
-    "00003": ("acq-iso08_T1w", "acq-T2sel_FLAIR"),
-    "00004": ("acq-iso08_T1w", "acq-T2sel_FLAIR"),
-    "00005": ("acq-anat_T1w", "acq-iso08_T1w", "acq-T2sel_FLAIR"),
-    "00006": ("acq-iso08_T1w",),
-}
-
-
-class Bucket(http.server.BaseHTTPRequestHandler):
-    """As much of S3 as a download sees: listings in pages, ETags, ranges; and its accidents, on request."""
-
-    files: dict[str, bytes]
-    multipart: set[str]
-    breaks_after: dict[str, int]  # bytes of a file until the connection breaks, each time
-    damaged: set[str]
-    requests: list[tuple[str, str | None]]
-
-    def do_GET(self):
-        url = urllib.parse.urlparse(self.path)
-        bucket, _, key = url.path.removeprefix("/").partition("/")
-        self.requests.append((key, self.headers.get("Range")))
-        if bucket != "openneuro.org":
-            return self.send_error(404)
-        return self.send_object(key) if key else self.send_listing(urllib.parse.parse_qs(url.query))
-
-    def etag(self, key):
-        return hashlib.md5(self.files[key]).hexdigest() + ("-2" if key in self.multipart else "")
-
-    def send_listing(self, query):
-        assert query["list-type"] == ["2"]
-        keys = sorted(key for key in self.files if key.startswith(query["prefix"][0]))
-        start = int(query.get("continuation-token", ["0"])[0])
-        rows = "".join(
-            f"<Contents><Key>{key}</Key><ETag>&quot;{self.etag(key)}&quot;</ETag>"
-            f"<Size>{len(self.files[key])}</Size></Contents>"
-            for key in keys[start : start + 5]
-        )
-        more = f"<NextContinuationToken>{start + 5}</NextContinuationToken>" if start + 5 < len(keys) else ""
-        space = "http://s3.amazonaws.com/doc/2006-03-01/"
-        self.answer(200, f'<ListBucketResult xmlns="{space}">{rows}{more}</ListBucketResult>'.encode())
-
-    def send_object(self, key):
-        if key not in self.files:
-            return self.send_error(404)
-        content = self.files[key]
-        if key in self.damaged:
-            content = bytes(reversed(content))
-        wanted, status = self.headers.get("Range"), 200
-        if wanted and self.headers.get("If-Range") == f'"{self.etag(key)}"':
-            content, status = content[int(wanted.removeprefix("bytes=").removesuffix("-")) :], 206
-        return self.answer(status, content, self.breaks_after.get(key))
-
-    def answer(self, status, content, stop=None):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[:stop])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """A replica of the data set, served on loopback; the handler's class, with the server's address."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(openneuro, "PAUSE", 0.01)
-    files = {
-        "ds004199/participants.tsv": b"\xef\xbb\xbf" + PEOPLE.encode(),
-        "ds004199/dataset_description.json": b'{"Name": "replica", "BIDSVersion": "1.7.0"}',
-        "ds004199/derivatives/large.bin": b"x" * 1000,
-        "ds0041990/README": b"another data set",
-    }
-    for number, (label, names) in enumerate(SCANS.items()):
-        rng = np.random.default_rng(number)
-        for name in names:
-            shape = (12, 12, 5) if "tse3dvfl" in name else (10, 11, 12)
-            values = rng.integers(0, 2, shape) if name.endswith("roi") else rng.uniform(50, 900, shape)
-            path = write_nifti(tmp_path / "made.nii.gz", values, np.diag([2.0, 2, 2, 1]))
-            files[f"ds004199/sub-{label}/anat/sub-{label}_{name}.nii.gz"] = path.read_bytes()
-        files[f"ds004199/sub-{label}/anat/sub-{label}_{names[0]}.json"] = b"{}"
-    made = type(
-        "Made",
-        (Bucket,),
-        {"files": files, "multipart": set(), "breaks_after": {}, "damaged": set(), "requests": []},
-    )
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), made)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    made.address = f"http://127.0.0.1:{server.server_port}/openneuro.org"
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture
@@ -150,97 +40,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(preprocessing.quality, "write_page", lambda *_: None)
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # the work above is known to this process alone
     return done
-
-
-def everything(listing):
-    return listing
-
-
-def test_a_listing_of_many_pages_holds_this_data_set_alone(bucket):
-    found = list_files("ds004199", server=bucket.address)
-    assert [f"ds004199/{file.path}" for file in found] == sorted(k for k in bucket.files if "ds004199/" in k)
-    assert {file.path: file.size for file in found}["derivatives/large.bin"] == 1000
-    assert found[0].md5 == hashlib.md5(bucket.files[f"ds004199/{found[0].path}"]).hexdigest()
-    with pytest.raises(InputError, match="holds nothing of ds9"):
-        list_files("ds9", server=bucket.address)
-
-
-def test_what_is_fetched_is_what_the_bucket_holds_and_is_fetched_once(bucket, tmp_path):
-    chosen = fetch("ds004199", tmp_path / "raw", everything, server=bucket.address)
-    for file in chosen:
-        assert (tmp_path / "raw" / file.path).read_bytes() == bucket.files[f"ds004199/{file.path}"]
-    bucket.requests.clear()
-    assert fetch("ds004199", tmp_path / "raw", everything, server=bucket.address) == chosen
-    assert bucket.requests == []
-    assert not list((tmp_path / "raw").glob("**/.partial*"))
-
-
-def test_a_broken_connection_goes_on_where_it_broke(bucket, tmp_path):
-    key = "ds004199/derivatives/large.bin"
-    bucket.breaks_after[key] = 300
-    fetch("ds004199", tmp_path, everything, server=bucket.address)
-    assert (tmp_path / "derivatives/large.bin").read_bytes() == bucket.files[key]
-    ranges = [wanted for path, wanted in bucket.requests if path == key]
-    assert ranges == [None, "bytes=300-", "bytes=600-", "bytes=900-"]
-
-
-def test_an_interrupted_download_goes_on_with_the_next_command(bucket, tmp_path):
-    key = "ds004199/derivatives/large.bin"
-    bucket.breaks_after[key] = 100
-    with pytest.raises(InputError, match=r"large\.bin: the connection broke") as caught:
-        fetch("ds004199", tmp_path, everything, server=bucket.address)
-    assert "are kept" in caught.value.problems[-1]
-    assert not (tmp_path / "derivatives/large.bin").exists()
-    del bucket.breaks_after[key]
-    bucket.requests.clear()
-    fetch("ds004199", tmp_path, everything, server=bucket.address)
-    assert bucket.requests == [(key, "bytes=400-")]
-    assert (tmp_path / "derivatives/large.bin").read_bytes() == bucket.files[key]
-
-
-def test_a_file_that_came_damaged_is_named_and_does_not_stay(bucket, tmp_path):
-    key = "ds004199/sub-00003/anat/sub-00003_acq-iso08_T1w.nii.gz"
-    bucket.damaged.add(key)
-    bucket.damaged.add("ds004199/participants.tsv")
-    with pytest.raises(InputError) as caught:
-        fetch("ds004199", tmp_path, everything, server=bucket.address)
-    first, second, rest = caught.value.problems
-    assert "participants.tsv" in first
-    assert "sub-00003_acq-iso08_T1w.nii.gz" in second
-    assert hashlib.md5(bucket.files[key]).hexdigest() in second
-    assert rest.startswith(f"{len(bucket.files) - 3} of {len(bucket.files) - 1} files")
-    assert not (tmp_path / "participants.tsv").exists()
-    assert not list(tmp_path.glob("**/.partial*"))
-
-
-def test_a_file_that_went_bad_on_disk_is_found_named_and_fetched_again(bucket, tmp_path, capsys):
-    fetch("ds004199", tmp_path, everything, server=bucket.address)
-    path = tmp_path / "sub-00003/anat/sub-00003_acq-iso08_T1w.nii.gz"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    bucket.requests.clear()
-    fetch("ds004199", tmp_path, everything, server=bucket.address)
-    assert path.read_bytes() == whole
-    assert [key for key, _ in bucket.requests] == [f"ds004199/{path.relative_to(tmp_path)}"]
-    assert f"{path.name}: has the MD5" in capsys.readouterr().err
-
-
-def test_of_an_object_stored_in_parts_the_size_counts(bucket, tmp_path):
-    key = "ds004199/derivatives/large.bin"
-    bucket.multipart.add(key)
-    bucket.damaged.add(key)
-    fetch("ds004199", tmp_path, everything, server=bucket.address)
-    assert (tmp_path / "derivatives/large.bin").stat().st_size == 1000
-    assert RemoteFile("a", 1, "0123456789abcdef0123456789abcdef-2").md5 == ""
-
-
-def test_no_connection_and_no_room_are_said(bucket, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="is there a network"):
-        fetch("ds004199", tmp_path / "a", everything, server="http://127.0.0.1:9/openneuro.org")
-    usage = openneuro.shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(openneuro.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match="GB are free"):
-        fetch("ds004199", tmp_path / "b", everything, server=bucket.address)
 
 
 def test_the_scan_with_the_lesion_counts_then_the_protocol_of_the_controls(bucket):

@@ -233,3 +233,12 @@ def test_picture_of_a_model_that_completes_patches_keeps_their_surround(tmp_path
     for name in ("reconstructed", "generated"):
         assert np.array_equal(rows[name][:, surround], rows["patch"][:, surround])
         assert not np.allclose(rows[name][:, ~surround], rows["patch"][:, ~surround], atol=1e-3)
+
+
+def test_history_of_an_earlier_version_goes_on_with_new_figures(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,loss\n1,3.0\n")
+    callbacks.History(path, 1).on_epoch_end(1, {"loss": 2.0, "val_coverage": 0.5})
+    rows = callbacks.History(path, 2).rows
+    assert np.isnan(rows[0].pop("val_coverage"))
+    assert rows == [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "val_coverage": 0.5}]

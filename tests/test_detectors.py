@@ -14,7 +14,6 @@ from sklearn.svm import OneClassSVM
 from epizoo.detection.adjusted import Adjusted
 from epizoo.detection.classical import ZScore
 from epizoo.detection.detector import DETECTORS, Detector, create_detector
-from epizoo.detection.fusion import fuse_maps
 from epizoo.detection.gaussian import LocalGaussian
 from epizoo.detection.knn import LocalKNN
 from tests.codes import KINDS, codes
@@ -265,25 +264,3 @@ def test_a_patients_own_svm_finds_what_is_rare_in_it():
     scores = detector.score(query)
     np.testing.assert_allclose(scores[:, 1], -svm.decision_function(query[:, 1].astype(float)), atol=1e-4)
     assert scores[:, 1].min() > scores[:, 0].max()
-
-
-# === Fusion ===
-
-
-def test_equal_maps_fuse_to_themselves_and_independent_ones_by_stouffer():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 20, 20, 20)).astype(np.float32)
-    np.testing.assert_allclose(fuse_maps([a, a]), a, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(fuse_maps([a, b]), (a + b) / np.sqrt(2), atol=0.05)
-    assert abs(fuse_maps([a, 0.5 * a + b], weights=[2, 1]).std() - 1) < 0.15
-    a[0] = 0
-    assert (fuse_maps([a, b])[0] == 0).all()
-
-
-def test_maps_that_cannot_be_fused_are_refused():
-    with pytest.raises(InputError, match="at least one map"):
-        fuse_maps([])
-    with pytest.raises(InputError, match=r"\(2, 2, 2\)"):
-        fuse_maps([np.ones((2, 2, 2)), np.ones((2, 2, 3))])
-    with pytest.raises(InputError, match="one positive number"):
-        fuse_maps([np.ones((2, 2, 2))], weights=[1, 2])

@@ -3,7 +3,6 @@ import pytest
 from scipy import linalg, ndimage
 
 import epizoo
-from epizoo.models import callbacks
 from epizoo.models.generator_quality import (
     GeneratorQuality,
     coverage,
@@ -11,7 +10,6 @@ from epizoo.models.generator_quality import (
     precision_recall,
     random_features,
 )
-from epizoo.report.figures import training_curves
 
 RNG = np.random.default_rng(0)
 
@@ -119,19 +117,3 @@ def test_generator_that_completes_is_held_against_centres_it_did_not_see():
     logs = {}
     judge.on_epoch_end(0, logs)
     assert np.isfinite(list(logs.values())).all()
-
-
-def test_history_of_an_earlier_version_goes_on_with_new_figures(tmp_path):
-    path = tmp_path / "history.csv"
-    path.write_text("epoch,loss\n1,3.0\n")
-    callbacks.History(path, 1).on_epoch_end(1, {"loss": 2.0, "val_coverage": 0.5})
-    rows = callbacks.History(path, 2).rows
-    assert np.isnan(rows[0].pop("val_coverage"))
-    assert rows == [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "val_coverage": 0.5}]
-
-
-def test_report_draws_figures_of_validation_alone():
-    epochs = {"epoch": [1, 2], "d_loss": [1, 2]}
-    few = training_curves(epochs)
-    more = training_curves(epochs | {"val_frechet": [2, 1], "val_recall": [0, 1], "val_coverage": [0, 1]})
-    assert len(more) > len(few)

@@ -112,3 +112,13 @@ def test_r1_penalty_of_a_quadratic_discriminator():
     x = tf.constant([[[[1.0], [2.0]]], [[[3.0], [0.0]]]])
     penalty = losses.r1_penalty(lambda x: tf.reduce_sum(x**2, [1, 2, 3])[:, None] / 2, x)
     assert np.allclose(penalty, [5, 9])
+
+
+def test_mean_errors_do_not_depend_on_the_size_of_the_patch():
+    x, x_hat = np.zeros((2, 2, 2, 1), np.float32), np.array([[[1, 1], [1, 1]], [[0, 0], [0, 2]]], np.float32)
+    assert np.allclose(losses.mean_squared_error(x, x_hat[..., None]), [1, 1])
+    assert np.allclose(losses.mean_absolute_error(x, x_hat[..., None]), [1, 0.5])
+
+
+def test_binary_cross_entropy_of_hand_worked_logits():
+    assert np.allclose(losses.binary_cross_entropy([1, 0], np.log([3.0, 1.0])), np.log([4 / 3, 2]))

@@ -352,3 +352,12 @@ def test_a_report_can_be_written_again_and_leaves_nothing_half_written(tmp_path,
     first = build_report(folder, read).read_text()
     assert build_report(folder, read).read_text() == first
     assert not list(folder.path.rglob(".partial*"))
+
+
+def test_report_draws_figures_of_validation_alone():
+    epochs = {"epoch": [1, 2], "d_loss": [1, 2]}
+    few = figures.training_curves(epochs)
+    more = figures.training_curves(
+        epochs | {"val_frechet": [2, 1], "val_recall": [0, 1], "val_coverage": [0, 1]}
+    )
+    assert len(more) > len(few)
