@@ -9,7 +9,7 @@ import numpy as np
 
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import write_json, write_table
+from tfds_epilepsy.files import write_table
 from tfds_epilepsy.lesions import implant_in_dataset
 
 VALIDATION = 2  # controls of each fold that calibrate its threshold and neither train nor test
@@ -44,7 +44,7 @@ def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 
     problems += [
         f"{data}: sub-{one.subject} is a patient; folds are made of controls alone, patients are tested on."
         for one in everyone
-        if one.group != "control"
+        if one.participant.group != "control"
     ]
     most = len(everyone) - VALIDATION - 2  # at least two train
     if not problems and (folds < 2 or -(-len(everyone) // folds) > most):
@@ -60,7 +60,8 @@ def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 
     for one in everyone:
         for label in (one.subject, one.subject + LESION):
             _link_twin(one, source, twins, label)
-            about = {"age": one.age, "sex": one.sex, "site": one.site}
+            who = one.participant
+            about = {"age": who.age, "sex": who.sex, "site": who.site}
             people.append({"participant_id": f"sub-{label}", "group": "control", "split": "test", **about})
     write_table(twins / "participants.tsv", people)
     labels = [one.subject for one in everyone]
@@ -99,14 +100,7 @@ def _write_fold(implanted: Path, out: Path, splits: dict[str, str], people: list
             rows.append({**person, "group": group, "split": splits[label]})
     write_table(out / "participants.tsv", rows)
     _link(implanted / "lesions.tsv", out / "lesions.tsv")
-    description = {
-        "Name": "one fold of a cross-validation",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-    }
-    write_json(
-        out / "dataset_description.json", {**description, "GeneratedBy": [{"Name": "epizoo benchmark"}]}
-    )
+    bids.write_description(out, "one fold of a cross-validation", made_by="epizoo benchmark")
     return out
 
 

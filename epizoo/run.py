@@ -22,6 +22,7 @@ from rich.progress import track
 from epizoo.maps import deviations
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import LOCK, RunFolder
+from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json, write_text
 from tfds_epilepsy.volumes import Subject, read_nifti, write_nifti
@@ -515,21 +516,8 @@ at each voxel, `*_desc-clusters.tsv` the ranked clusters, `*_desc-clusters_dseg.
 
 def describe(folder: Path, name: str, source: str) -> None:
     """What makes a folder of maps a BIDS derivative: its description, README and ``.bidsignore``."""
-    version = importlib.metadata.version("epizoo")
-    path = Path(source)
-    url = path.resolve().as_uri() if path.is_dir() else f"urn:epizoo:{source}"
-    write_json(
-        folder / "dataset_description.json",
-        {
-            "Name": name,
-            "BIDSVersion": "1.10.0",
-            "DatasetType": "derivative",
-            "License": "that of the source data",
-            "Authors": ["epizoo"],
-            "GeneratedBy": [{"Name": "epizoo", "Version": version}],
-            "SourceDatasets": [{"URL": url}],
-        },
-    )
+    license = "that of the source data"
+    bids.write_description(folder, name, source=source, License=license, Authors=["epizoo"])
     write_text(folder / ".bidsignore", BIDSIGNORE)
     write_text(folder / "README", README)
 

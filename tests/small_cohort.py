@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from epizoo.run_config import RunConfig
-from tests.test_bids import write_participants
+from tests.bids_files import write_participants
 from tfds_epilepsy.volumes import write_nifti
 
 SHAPE = (24, 26, 10)

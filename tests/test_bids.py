@@ -6,33 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.bids_files import AFFINE, SHAPE, raw_scan, write_participants, write_subject
 from tfds_epilepsy import bids
+from tfds_epilepsy.bids.voxels import read_header, read_voxels
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import normalise, write_nifti
-
-AFFINE = np.diag([2.0, 2, 3, 1])
-SHAPE = (9, 10, 8)
-
-
-def write_subject(folder, label, modalities=("T1w", "FLAIR"), lesion=False, mask=True, seed=0):
-    rng = np.random.default_rng([seed, *label.encode()])
-    brain = np.zeros(SHAPE, bool)
-    brain[2:-2, 2:-2, 2:-2] = True
-    stem = folder / f"sub-{label}" / "anat" / f"sub-{label}_space-MNI152NLin2009aSym"
-    for modality in modalities:
-        write_nifti(f"{stem}_desc-preproc_{modality}.nii.gz", rng.uniform(50, 100, SHAPE) * brain, AFFINE)
-    if mask:
-        write_nifti(f"{stem}_desc-brain_mask.nii.gz", brain, AFFINE, dtype=np.uint8)
-    if lesion:
-        write_nifti(
-            f"{stem}_label-lesion_mask.nii.gz", brain & (np.indices(SHAPE)[0] == 4), AFFINE, dtype=np.uint8
-        )
-
-
-def write_participants(folder, rows, header="participant_id\tgroup\tsplit\tage\tsex\tsite"):
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "\n".join([header, *("\t".join(row) for row in rows)]) + "\n"
-    (folder / "participants.tsv").write_text(text, encoding="utf-8-sig")
 
 
 @pytest.fixture
@@ -65,7 +43,7 @@ def test_a_derivative_is_found_with_groups_splits_and_modalities(derivative):
     assert found.splits == {"c1": "train", "c2": "train", "c3": "test", "p1": "test"}
     assert found.space == "MNI152NLin2009aSym"
     assert found.voxel_size == (2, 2, 3)
-    who = found.subjects
+    who = {label: one.participant for label, one in found.subjects.items()}
     assert [who[label].group for label in ("c1", "c2", "p1")] == ["control", "control", "patient"]
     assert (who["c1"].age, who["c3"].age, who["c1"].sex, who["c2"].site) == (31, 22, "f", "")
     assert np.isnan(who["c2"].age)
@@ -98,12 +76,12 @@ def test_an_image_whose_sidecar_says_normalised_is_taken_as_it_is(derivative):
 
 
 def test_without_a_split_column_a_subject_keeps_its_split_whoever_joins():
-    controls = [bids.Participant(f"s{i}", "control") for i in range(2000)]
+    controls = [bids.Participant(subject=f"s{i}", group="control") for i in range(2000)]
     splits = [bids.split_of(control) for control in controls]
     shares = {split: splits.count(split) / 2000 for split in bids.SPLITS}
     assert shares == {"train": pytest.approx(0.7, abs=0.03), "validation": pytest.approx(0.1, abs=0.02),
                       "test": pytest.approx(0.2, abs=0.03)}  # fmt: skip
-    assert bids.split_of(bids.Participant("s1", "patient")) == "test"
+    assert bids.split_of(bids.Participant(subject="s1", group="patient")) == "test"
 
 
 def test_the_fingerprint_follows_contents_not_places(derivative, tmp_path_factory):
@@ -200,12 +178,6 @@ def test_raw_problems_come_at_once(tmp_path):
     problems = "\n".join(error.value.problems)
     for word in ("sub-a: no T1w", "NaN", "sub-z: no such subject"):
         assert word in problems
-
-
-def raw_scan(folder, name, shape=SHAPE, affine=AFFINE, value=1.0):
-    place = "pet" if name.endswith("_pet.nii.gz") else "anat"
-    session = [part for part in name.split("_") if part.startswith("ses-")]
-    write_nifti(folder.joinpath(name.split("_")[0], *session, place, name), np.full(shape, value), affine)
 
 
 def test_a_session_that_holds_more_modalities_comes_first(tmp_path):
@@ -328,11 +300,12 @@ def test_groups_by_other_columns_and_words(tmp_path):
         [["a", "Typ", "n/a", "89+"], ["sub-b", "Case", "M", "x"]],
         "participant_id\tCohort\tGender\tAGE",
     )
-    a, b = bids.raw_subjects(tmp_path)  # no column says the group: it stays unknown
+    # No column says the group: it stays unknown.
+    a, b = (one.participant for one in bids.raw_subjects(tmp_path))
     assert (a.group, b.group, a.sex, b.sex, a.age) == ("", "", "", "m", 89)
     assert np.isnan(b.age)
     a, b = bids.raw_subjects(tmp_path, group_column="cohort", groups={"typ": "control"})
-    assert (a.group, b.group) == ("control", "patient")
+    assert (a.participant.group, b.participant.group) == ("control", "patient")
     with pytest.raises(InputError, match="'Typ' of sub-a is unknown"):
         bids.raw_subjects(tmp_path, group_column="cohort")
     with pytest.raises(InputError, match="no column 'arm'"):
@@ -383,7 +356,7 @@ def test_a_header_alone_gives_the_grid_that_the_voxels_lie_on(tmp_path, codes):
     image = nib.Nifti1Image(np.ones(SHAPE, np.float32), AFFINE)
     turn = nib.orientations.axcodes2ornt(codes)
     nib.save(image.as_reoriented(turn), tmp_path / "a.nii.gz")
-    header, voxels = bids._read_header(tmp_path / "a.nii.gz"), bids._read_voxels(tmp_path / "a.nii.gz")
+    header, voxels = read_header(tmp_path / "a.nii.gz"), read_voxels(tmp_path / "a.nii.gz")
     assert header.shape == voxels.shape == SHAPE
     np.testing.assert_allclose(header.affine, voxels.affine)
 

@@ -8,7 +8,7 @@ import epizoo.run
 from epizoo.benchmark import benchmark
 from epizoo.evaluation import check_no_leak
 from epizoo.folds import make_folds
-from tests.test_bids import write_participants
+from tests.bids_files import write_participants
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
@@ -45,13 +45,14 @@ def test_each_control_is_tested_once_with_and_without_a_lesion(controls, folds):
         everyone, problems = bids.template_subjects(fold)
         assert problems == []
         by_split = {
-            split: {one.subject: one for one in everyone if one.split == split} for split in bids.SPLITS
+            split: {one.subject: one for one in everyone if one.participant.split == split}
+            for split in bids.SPLITS
         }
         test, train = by_split["test"], by_split["train"]
-        patients = {label for label, one in test.items() if one.group == "patient"}
+        patients = {label for label, one in test.items() if one.participant.group == "patient"}
         assert patients == {f"{label}lesion" for label in set(test) - patients}
         assert (len(train), len(by_split["validation"]), len(patients)) == (2, 2, 2)
-        assert all(one.group == "control" for one in train.values())
+        assert all(one.participant.group == "control" for one in train.values())
         calibrating |= set(by_split["validation"])
         check_no_leak([*train, *by_split["validation"]], [label.removesuffix("lesion") for label in test])
         for label in set(test) - patients:

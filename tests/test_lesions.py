@@ -212,14 +212,14 @@ def test_a_data_set_of_controls_gets_patients(tmp_path):
     out = lesions.implant_in_dataset(controls, tmp_path / "out", visible=True, progress=False)
     (before, _), (after, problems) = bids.template_subjects(controls), bids.template_subjects(out)
     assert problems == bids.voxel_problems(after) == []
-    assert {one.subject: one.group for one in after} == {
+    assert {one.subject: one.participant.group for one in after} == {
         "control001": "control",
         "control002": "control",
         "control003": "patient",
         "control004": "control",
     }
     for old, new in zip(before, after, strict=True):
-        assert old.split == new.split
+        assert old.participant.split == new.participant.split
         was, now = (bids.read_subject(one, ("T1w", "FLAIR")) for one in (old, new))
         assert np.array_equal(was.image, now.image) == (new.subject != "control003")
         assert now.lesion_mask.any() == (new.subject == "control003")

@@ -9,7 +9,7 @@ from scipy import ndimage
 from epizoo.run import Run, score_cohort
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
-from tests.test_bids import write_participants
+from tests.bids_files import write_participants
 from tfds_epilepsy.files import read_json, write_json
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, load_template, read_nifti, write_nifti
 

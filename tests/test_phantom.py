@@ -253,7 +253,7 @@ def test_written_cohort_is_read_back_by_the_bids_config(tmp_path, patient):
     out = phantom.write_bids(config, tmp_path / "cohort", progress=False)
     found, problems = bids.template_subjects(out)
     assert problems == bids.voxel_problems(found) == []
-    assert {one.subject: one.split for one in found} == {
+    assert {one.subject: one.participant.split for one in found} == {
         "control001": "train",
         "control002": "train",
         "patient001": "test",

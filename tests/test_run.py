@@ -12,8 +12,8 @@ import epizoo.run
 from epizoo.run import Run, score_cohort
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
+from tests.bids_files import write_participants
 from tests.small_cohort import AFFINE, CONTROLS, SPACE, TEST, short_run, write_cohort
-from tests.test_bids import write_participants
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import read_nifti
 

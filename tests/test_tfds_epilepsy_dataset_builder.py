@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import tfds_epilepsy
-from tests.test_bids import write_participants, write_subject
+from tests.bids_files import write_participants, write_subject
 from tfds_epilepsy import bids, phantom
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder, EpilepsyConfig, config_for

@@ -91,8 +91,9 @@ def prepare(folder: str | Path, config: BonnConfig) -> tuple[Path, list[str]]:
         raise InputError(problems)
     subjects = []
     for subject in bids.raw_subjects(raw, labels, modalities=tuple(PROTOCOL)):
-        person = people.get(subject.subject, bids.Participant(subject.subject))
-        subjects.append(replace(subject, age=age(person.row.get("age_scan", "")), split=split(person)))
+        person = people.get(subject.subject, bids.Participant(subject=subject.subject))
+        person = replace(person, age=age(person.row.get("age_scan", "")), split=split(person))
+        subjects.append(replace(subject, participant=person))
     derivative = derivative_of(folder, config)
     options = preprocessing.Options(voxel_size=config.voxel_size)
     preprocessing.preprocess_subjects(subjects, raw, derivative, options, jobs=os.cpu_count() or 1)

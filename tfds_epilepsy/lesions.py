@@ -314,7 +314,8 @@ def implant_in_dataset(
     problems += bids.voxel_problems(everyone)
     if problems:
         raise InputError(problems)
-    free = [one.subject for one in everyone if one.group == "control" and one.split != "train"]
+    people = [one.participant for one in everyone]
+    free = [who.subject for who in people if who.group == "control" and who.split != "train"]
     chosen = free[::2] if subjects is None else [label.removeprefix("sub-") for label in subjects]
     problems = [
         f"{bids_dir}: sub-{label} is no control outside the train split: it gets no lesion."
@@ -335,7 +336,7 @@ def implant_in_dataset(
     }
     out = open_dataset(out_dir, "epizoo implant", settings)
 
-    people, found = [], []
+    rows, found = [], []
     for one in track(everyone, "implant", disable=not progress):
         label = one.subject
         copies = {path: out / path.relative_to(folder) for path in one.files}
@@ -343,17 +344,18 @@ def implant_in_dataset(
             spec_seed = [seed, zlib.crc32(label.encode())]
             kind = kinds[chosen.index(label) % len(kinds)]
             spec = LesionSpec.draw(np.random.default_rng(spec_seed), kind, visible, contrast)
-            row = _implant_in_files(one, copies, spec, spec_seed)
-            found.append({"participant_id": f"sub-{label}", **row})
+            lesion = _implant_in_files(one, copies, spec, spec_seed)
+            found.append({"participant_id": f"sub-{label}", **lesion})
         else:
             for path, copy in copies.items():
                 _copy(_sidecar(path), _sidecar(copy))
                 _copy(path, copy)
-        group = "patient" if label in chosen else one.group
-        person = {"group": group, "split": one.split, "age": one.age, "sex": one.sex, "site": one.site}
-        people.append({"participant_id": f"sub-{label}", **person})
+        who = one.participant
+        group = "patient" if label in chosen else who.group
+        person = {"group": group, "split": who.split, "age": who.age, "sex": who.sex, "site": who.site}
+        rows.append({"participant_id": f"sub-{label}", **person})
     write_table(out / "lesions.tsv", found)
-    return write_table(out / "participants.tsv", people).parent
+    return write_table(out / "participants.tsv", rows).parent
 
 
 def open_dataset(out_dir: str | Path, made_by: str, settings: Mapping[str, Any]) -> Path:
@@ -373,9 +375,7 @@ def open_dataset(out_dir: str | Path, made_by: str, settings: Mapping[str, Any])
     try:
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out}: is not empty and no data set of {made_by}; give another folder.")
-        generated = [{"Name": made_by, "Parameters": settings}]
-        content = {"Name": made_by, "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
-        write_json(description, {**content, "GeneratedBy": generated})
+        bids.write_description(out, made_by, made_by=made_by, parameters=settings)
         write_text(out / ".bidsignore", "lesions.tsv\n")
     except OSError as error:
         raise InputError(f"{out}: cannot be written to ({error}).") from error

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +210,8 @@ def preprocess_subjects(
 
     records = {raw.subject: _plan(raw, bids_dir, options) for raw in subjects}
     waiting = _check(subjects, records, out_dir, options, overwrite)
-    write_json(
-        out_dir / "dataset_description.json",
-        {
-            "Name": f"{bids_dir.resolve().name}, in {TEMPLATE_SPACE} space",
-            "BIDSVersion": "1.10.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "epizoo", "Version": metadata.version("epizoo")}],
-            "SourceDatasets": [{"URL": bids_dir.resolve().as_uri()}],
-        },
-    )
+    name = f"{bids_dir.resolve().name}, in {TEMPLATE_SPACE} space"
+    bids.write_description(out_dir, name, source=bids_dir)
     write_text(out_dir / ".bidsignore", "quality.html\n*_xfm.h5\n")
     failures = []
     # Histograms are matched once all are there: until then, finished subjects wait beside.
@@ -256,8 +247,9 @@ def preprocess_subjects(
 def _plan(raw: bids.RawSubject, bids_dir: Path, options: Options) -> dict[str, Any]:
     """What a finished subject was made of: its record must equal this, or it is not up to date."""
     sources = {**{name: path for name, path in raw.images.items()}, "lesion_mask": raw.lesion_mask}
-    age = None if np.isnan(raw.age) else raw.age
-    participant = {"group": raw.group, "split": raw.split, "age": age, "sex": raw.sex, "site": raw.site}
+    who = raw.participant
+    age = None if np.isnan(who.age) else who.age
+    participant = {"group": who.group, "split": who.split, "age": age, "sex": who.sex, "site": who.site}
     return {
         "Settings": asdict(options),
         "Participant": {name: value or None for name, value in participant.items()},
@@ -307,7 +299,7 @@ def _check(
     for raw in waiting:
         problems += _geometry_problems(raw)
     learnt = options.normalisation != "match" or (out_dir / LANDMARKS).is_file()
-    if not learnt and not any(_trains(raw.subject, raw.group, raw.split) for raw in subjects):
+    if not learnt and not any(_trains(raw.participant) for raw in subjects):
         problems.append(
             "normalisation 'match' learns from training controls, and none is among the subjects: "
             "preprocess them first, into the same folder."
@@ -387,7 +379,7 @@ def _match_histograms(staging: Path, out_dir: Path) -> None:
         for folder in sorted(staging.glob("sub-*")):
             who = (_read_record(folder) or {})["Participant"]
             label = folder.name.removeprefix("sub-")
-            if _trains(label, who["group"], who["split"]):
+            if _trains(bids.Participant(subject=label, group=who["group"] or "", split=who["split"] or "")):
                 controls.append(label)
                 for name, (volume, mask, _) in _preprocessed(folder).items():
                     learnt.setdefault(name, []).append(deciles(volume[mask]))
@@ -445,8 +437,7 @@ def _voxel_size(folder: Path) -> int:
     return (_read_record(folder) or {})["Settings"]["voxel_size"]
 
 
-def _trains(label: str, group: str | None, split: str | None) -> bool:
-    participant = bids.Participant(label, group or "", split or "")
+def _trains(participant: bids.Participant) -> bool:
     return participant.group == "control" and bids.split_of(participant) == "train"
 
 

@@ -1,0 +1,57 @@
+"""Find the subjects of a BIDS data set, raw or derivative, and say at once all that is wrong with it.
+
+Raw scans: ``sub-*[/ses-*]/{anat,pet}/*_{T1w,FLAIR,T2w,pet,...}.nii[.gz]`` in native space.
+Template space: ``sub-*[/ses-*]/anat/*_space-*_{T1w,FLAIR,...}.nii[.gz]`` with ``*_desc-brain_mask`` and,
+where there is one, ``*_label-lesion_mask``. Who they are stands in ``participants.tsv``.
+
+``participants`` reads that table, ``finding`` the names of files, ``voxels`` what is in them. ``raw`` and
+``derivative`` make subjects of the three, ``checking`` tells a person about both, and ``description`` writes
+``dataset_description.json``.
+"""
+
+from __future__ import annotations
+
+from tfds_epilepsy.bids.checking import Check, check
+from tfds_epilepsy.bids.derivative import (
+    Derivative,
+    TemplateSubject,
+    fingerprint,
+    read_derivative,
+    read_subject,
+    template_subjects,
+    voxel_problems,
+)
+from tfds_epilepsy.bids.description import BIDS_VERSION, write_description
+from tfds_epilepsy.bids.finding import MODALITIES
+from tfds_epilepsy.bids.participants import (
+    SPLITS,
+    Participant,
+    control_problems,
+    read_participants,
+    split_of,
+)
+from tfds_epilepsy.bids.raw import RawSubject, raw_subjects
+from tfds_epilepsy.bids.voxels import stripped_mask
+
+__all__ = [
+    "BIDS_VERSION",
+    "MODALITIES",
+    "SPLITS",
+    "Check",
+    "Derivative",
+    "Participant",
+    "RawSubject",
+    "TemplateSubject",
+    "check",
+    "control_problems",
+    "fingerprint",
+    "raw_subjects",
+    "read_derivative",
+    "read_participants",
+    "read_subject",
+    "split_of",
+    "stripped_mask",
+    "template_subjects",
+    "voxel_problems",
+    "write_description",
+]

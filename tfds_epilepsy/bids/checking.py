@@ -1,0 +1,140 @@
+"""All that can be said of a data set before anything is done with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfds_epilepsy.bids.derivative import (
+    TemplateSubject,
+    template_subjects,
+    training_problems,
+    voxel_problems,
+)
+from tfds_epilepsy.bids.finding import MODALITIES, is_derivative
+from tfds_epilepsy.bids.raw import RawSubject, find_raw_subjects
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What ``check`` found.
+
+    Attributes:
+        kind: ``raw`` or ``derivative``.
+        rows: one per subject.
+        problems: what stands in the way, each with its file.
+        notes: things to know that are no problem.
+    """
+
+    kind: str
+    rows: list[dict[str, str]]
+    problems: list[str]
+    notes: list[str]
+
+
+def check(
+    bids_dir: str | Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    session: str | None = None,
+    filters: Mapping[str, Mapping[str, str]] | None = None,
+    group_column: str | None = None,
+    groups: Mapping[str, str] | None = None,
+    require_controls: bool = False,
+) -> Check:
+    """All about a data set, raw or derivative, before anything is done with it.
+
+    Args:
+        bids_dir: the folder. It is a derivative when it holds images, and none in native space.
+        modalities: that each subject must have; None as in ``raw_subjects`` and ``template_subjects``.
+        session, filters: of raw scans, as in ``raw_subjects``.
+        group_column: of participants.tsv.
+        groups: further words for ``control`` and ``patient``.
+        require_controls: fewer than 2 training controls are a problem too (of a derivative).
+
+    Returns:
+        A row a subject (subject, session, group, split, one column a modality, masks, problems), the problems
+        and the notes. In parentheses: sessions and files that were not taken.
+    """
+    folder = Path(bids_dir)
+    subjects: Sequence[RawSubject | TemplateSubject]
+    if folder.is_dir() and is_derivative(folder):
+        kind = "derivative"
+        subjects, problems, notes = _check_derivative(
+            folder, modalities, group_column, groups, require_controls
+        )
+    else:
+        kind = "raw"
+        subjects, problems = find_raw_subjects(
+            folder,
+            modalities=modalities,
+            session=session,
+            filters=filters,
+            group_column=group_column,
+            groups=groups,
+        )
+        notes = [f"sub-{one.subject}: group unknown." for one in subjects if not one.participant.group]
+    notes = [note for one in subjects for note in one.notes] + notes
+    columns = [m for m in modalities or MODALITIES if any(m in one.images for one in subjects)]
+    with_session = any(one.session for one in subjects)
+    rows = [_row(one, columns, with_session, problems) for one in subjects]
+    return Check(kind=kind, rows=rows, problems=problems, notes=notes)
+
+
+def _check_derivative(
+    folder: Path,
+    modalities: Sequence[str] | None,
+    group_column: str | None,
+    groups: Mapping[str, str] | None,
+    require_controls: bool,
+) -> tuple[list[TemplateSubject], list[str], list[str]]:
+    """Subjects, problems, and notes beyond the subjects' own."""
+    subjects, problems = template_subjects(
+        folder, modalities=modalities, group_column=group_column, groups=groups
+    )
+    problems += voxel_problems(subjects)
+    if require_controls and subjects:
+        problems += training_problems(folder, subjects)
+    notes = [
+        f"sub-{one.subject}: no brain mask; the skull-stripped {next(iter(one.images))} gives it."
+        for one in subjects
+        if one.brain_mask is None and one.images
+    ]
+    return subjects, problems, notes
+
+
+def _row(
+    subject: RawSubject | TemplateSubject,
+    columns: Sequence[str],
+    with_session: bool,
+    problems: Sequence[str],
+) -> dict[str, str]:
+    session, who = subject.session, subject.participant
+    row = {"subject": subject.subject}
+    if with_session:
+        row["session"] = _with_rest(session or "n/a", set(subject.sessions) - {session})
+    row |= {"group": who.group or "n/a", "split": who.split or "n/a"}
+    others = subject.others if isinstance(subject, RawSubject) else {}
+    for modality in columns:
+        rest = [_short(path, session) for path in others.get(modality, ())]
+        row[modality] = _with_rest(_short(subject.images.get(modality), session), rest)
+    if isinstance(subject, TemplateSubject):
+        row["brain mask"] = _short(subject.brain_mask, session)
+    row["lesion mask"] = _short(subject.lesion_mask, session)
+    own = re.compile(rf"sub-{re.escape(subject.subject)}(?![0-9A-Za-z])")
+    row["problems"] = str(sum(bool(own.search(problem)) for problem in problems))
+    return row
+
+
+def _short(path: Path | None, session: str) -> str:
+    """What a file's name says beyond subject, space and this session."""
+    if path is None:
+        return "n/a"
+    return re.sub(rf"(sub|space)-[^_]+_|ses-{re.escape(session)}_|\.nii(\.gz)?$", "", path.name)
+
+
+def _with_rest(taken: str, rest: Iterable[str]) -> str:
+    left = ", ".join(sorted(rest))
+    return f"{taken} ({left})" if left else taken

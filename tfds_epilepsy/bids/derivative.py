@@ -1,0 +1,402 @@
+"""The subjects of a template-space derivative, and the records that are read from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from tfds_epilepsy.bids.finding import (
+    MODALITIES,
+    ScanFile,
+    best_session,
+    find_files,
+    listed,
+    session_note,
+    sessions_of,
+    sidecar_of,
+)
+from tfds_epilepsy.bids.participants import Participant, control_problems, read_participants, split_of
+from tfds_epilepsy.bids.voxels import Grid, read_grids, stripped_mask
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import Subject, normalise, read_nifti
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateSubject:
+    """The files of one subject in template space.
+
+    Attributes:
+        participant: who it is; its ``split`` is never empty (``split_of``).
+        session: label without ``ses-``, empty without sessions.
+        images: file of each modality.
+        brain_mask: file, or None.
+        lesion_mask: file, or None.
+        notes: what was chosen among several sessions.
+        sessions: all that the subject has.
+    """
+
+    participant: Participant
+    session: str
+    images: Mapping[str, Path]
+    brain_mask: Path | None
+    lesion_mask: Path | None
+    notes: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """Label without ``sub-``."""
+        return self.participant.subject
+
+    @property
+    def files(self) -> list[Path]:
+        """Images and masks."""
+        masks = (self.brain_mask, self.lesion_mask)
+        return [*self.images.values(), *(mask for mask in masks if mask is not None)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derivative:
+    """A template-space derivative whose every file was read and agreed.
+
+    Attributes:
+        folder: the data set.
+        modalities: channels, in order.
+        subjects: by label.
+        space: value of the ``space-`` entity.
+        voxel_size: mm.
+        fingerprint: hash of all that the records are made from.
+    """
+
+    folder: Path
+    modalities: tuple[str, ...]
+    subjects: Mapping[str, TemplateSubject]
+    space: str
+    voxel_size: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Label -> ``train``, ``validation`` or ``test``."""
+        return {label: one.participant.split for label, one in self.subjects.items()}
+
+
+def read_derivative(
+    folder: str | Path,
+    modalities: Sequence[str] | None = None,
+    *,
+    participant_labels: Sequence[str] | None = None,
+    space: str | None = None,
+    group_column: str | None = None,
+    groups: Mapping[str, str] | None = None,
+    require_controls: bool = False,
+) -> Derivative:
+    """A template-space derivative, once every file in it was read and found sound.
+
+    Args:
+        folder: with ``sub-*/[ses-*/]anat/*_space-*``, ``participants.tsv``, ``dataset_description.json``.
+        modalities: which channels, in order; None takes all of ``MODALITIES`` that any subject has.
+        participant_labels, space, group_column, groups: as in ``template_subjects``.
+        require_controls: fewer than 2 training controls are an error.
+
+    Raises:
+        InputError: all problems at once: files that are missing, unreadable, not 3-D, NaN, on other grids;
+            empty masks; unknown or doubled subjects; patients in training.
+    """
+    folder = Path(folder)
+    subjects, problems = template_subjects(
+        folder,
+        participant_labels,
+        modalities=modalities,
+        space=space,
+        group_column=group_column,
+        groups=groups,
+    )
+    problems += voxel_problems(subjects)
+    if require_controls and subjects:
+        problems += training_problems(folder, subjects)
+    if problems:
+        raise InputError(problems)
+    channels = tuple(subjects[0].images)
+    image = next(iter(subjects[0].images.values()))
+    file = ScanFile.parse(image)
+    assert file is not None  # it was found by its name
+    sizes = nib.affines.voxel_sizes(read_nifti(image)[1])
+    return Derivative(
+        folder=folder,
+        modalities=channels,
+        subjects={subject.subject: subject for subject in subjects},
+        space=file.entities["space"],
+        voxel_size=tuple(float(size) for size in sizes),
+        fingerprint=fingerprint(subjects, channels, folder),
+    )
+
+
+def template_subjects(
+    folder: str | Path,
+    participant_labels: Sequence[str] | None = None,
+    *,
+    modalities: Sequence[str] | None = None,
+    space: str | None = None,
+    group_column: str | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> tuple[list[TemplateSubject], list[str]]:
+    """The subjects of a template-space derivative, sorted by label, and every problem of names and tables.
+
+    Without a column ``split`` in participants.tsv, a hash of the subject's label decides (``split_of``):
+    70 % of controls train, 10 % are for validation, 20 % for test; patients are for test. The same label
+    always falls in the same split, whatever else the cohort holds.
+
+    Args:
+        folder: of the derivative.
+        participant_labels: with or without ``sub-``; None takes all.
+        modalities: each subject must have all of them; None takes those of ``MODALITIES`` that any has.
+        space: of the ``space-`` entity; needed where the folder holds several.
+        group_column: of participants.tsv; None tries ``GROUP_COLUMNS``.
+        groups: further words for ``control`` and ``patient``.
+    """
+    folder = Path(folder)
+    people, problems = read_participants(
+        folder, group_column=group_column, groups=groups, labels=participant_labels
+    )
+    scans, found = find_files(folder, participant_labels, derivatives=False)
+    problems += found
+    templated, trouble = _in_one_space(folder, scans, space)
+    problems += trouble
+    if not templated:
+        return [], problems
+    if modalities is None:
+        everyone = [file for files in templated.values() for file in files]
+        modalities = [m for m in MODALITIES if any(file.is_image(m) for file in everyone)]
+    if not people and not problems:
+        problems.append(
+            f"{folder / 'participants.tsv'}: no such file; it says who is a control or a patient."
+        )
+    with_split = any(person.split for person in people.values())
+    subjects = []
+    for label, files in templated.items():
+        person = people.get(label, Participant(subject=label))
+        subject, missing = _subject(person, folder, files, modalities)
+        subjects.append(subject)
+        problems += missing
+        if people:
+            problems += _table_problems(folder, people.get(label), subject, with_split)
+    return subjects, problems
+
+
+def training_problems(folder: str | Path, subjects: Sequence[TemplateSubject]) -> list[str]:
+    """``control_problems`` of those who train."""
+    return control_problems(folder, sum(one.participant.split == "train" for one in subjects))
+
+
+def voxel_problems(subjects: Sequence[TemplateSubject]) -> list[str]:
+    """Read every file: what is truncated, not 3-D, not finite, empty, or on another grid than the rest."""
+    grids, problems = read_grids([file for subject in subjects for file in subject.files], voxels=True)
+    if grids:
+        usual, _ = Counter(grid.key for grid in grids.values()).most_common(1)[0]
+        reference = next(path for path, grid in grids.items() if grid.key == usual)
+        problems += [
+            f"{path}: {grid}; the others' grid is {grids[reference]} ({reference.name})."
+            for path, grid in grids.items()
+            if not grid.equals(grids[reference])
+        ]
+    for subject in subjects:
+        problems += _mask_problems(subject, grids)
+    return problems
+
+
+def read_subject(subject: TemplateSubject, modalities: Sequence[str]) -> Subject:
+    """Read the record of a subject: images in [0, 1] inside the brain mask, 0 outside.
+
+    An image is normalised with ``volumes.normalise`` unless its sidecar says ``Normalisation``.
+    Without a brain mask in the derivative, ``stripped_mask`` of the first image serves.
+
+    Raises:
+        InputError: as ``voxel_problems``.
+    """
+    volumes = []
+    for modality in modalities:
+        volume, affine = read_nifti(subject.images[modality])
+        volumes.append(volume)
+    if subject.brain_mask is not None:
+        brain_mask = read_nifti(subject.brain_mask)[0] > 0.5
+    else:
+        brain_mask = stripped_mask(volumes[0])
+    images = [
+        np.where(brain_mask, volume, 0).astype(np.float32)
+        if _is_normalised(subject.images[modality])
+        else _normalise(subject.images[modality], volume, brain_mask)
+        for modality, volume in zip(modalities, volumes, strict=True)
+    ]
+    lesion_mask = np.zeros_like(brain_mask)
+    if subject.lesion_mask is not None:
+        lesion_mask = read_nifti(subject.lesion_mask)[0] > 0.5
+    person = subject.participant
+    return Subject(
+        subject=person.subject,
+        group=person.group,
+        image=np.stack(images, axis=-1),
+        brain_mask=brain_mask,
+        lesion_mask=lesion_mask,
+        affine=affine,
+        age=person.age,
+        sex=person.sex,
+        site=person.site,
+    )
+
+
+def fingerprint(subjects: Sequence[TemplateSubject], modalities: Sequence[str], folder: str | Path) -> str:
+    """A hash of all that the records are made from: file names and bytes, and what the tables say.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    folder = Path(folder)
+    lines = [f"modalities {' '.join(modalities)}"]
+    files = sorted({path for subject in subjects for path in subject.files})
+    sidecars = [path for path in map(sidecar_of, files) if path is not None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(_digest, [*files, *sidecars])
+        lines += [
+            f"{path.relative_to(folder)} {digest}"
+            for path, digest in zip([*files, *sidecars], digests, strict=True)
+        ]
+    for subject in sorted(subjects, key=lambda subject: subject.subject):
+        who = subject.participant
+        lines.append(
+            f"{who.subject} {subject.session} {who.group} {who.split} {who.age} {who.sex} {who.site}"
+        )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _in_one_space(
+    folder: Path, scans: Mapping[str, Sequence[ScanFile]], space: str | None
+) -> tuple[dict[str, list[ScanFile]], list[str]]:
+    """Each subject's files in the space; none at all where it holds no image."""
+    templated = {
+        label: [file for file in files if "space" in file.entities and not file.native]
+        for label, files in scans.items()
+    }
+    images = [file for files in templated.values() for file in files if file.modality]
+    spaces = sorted({file.entities["space"] for file in images})
+    problems = []
+    if space is None and len(spaces) > 1:
+        problems.append(f"{folder}: images in {len(spaces)} spaces ({', '.join(spaces)}); choose one.")
+    chosen = space or next(iter(spaces), "")
+    if chosen not in spaces:
+        problems.append(
+            f"{folder}: no template-space image (sub-*/anat/*_space-*_T1w.nii.gz); "
+            "raw scans are brought to the template by 'epizoo preprocess'."
+        )
+        return {}, problems
+    return {
+        label: [file for file in files if file.entities["space"] == chosen]
+        for label, files in templated.items()
+    }, problems
+
+
+def _subject(
+    person: Participant, folder: Path, files: Sequence[ScanFile], modalities: Sequence[str]
+) -> tuple[TemplateSubject, list[str]]:
+    """The subject's session and files, and what it lacks or has too much of."""
+    label, problems = person.subject, []
+    session = best_session(files, modalities)
+    notes = session_note(label, files, session)
+    own = [file for file in files if file.session == session]
+    images: dict[str, Path] = {}
+    for modality in modalities:
+        candidates = [file for file in own if file.is_image(modality)]
+        if len(candidates) == 1:
+            images[modality] = candidates[0].path
+        elif candidates:
+            problems.append(f"{listed(candidates)}: several {modality} of sub-{label}; leave one.")
+        else:
+            where = folder / f"sub-{label}"
+            problems.append(f"{where}: no {modality} (*_space-*_{modality}.nii.gz) of sub-{label}.")
+    kinds = {
+        "brain": [file for file in own if file.is_brain],
+        "lesion": [file for file in own if file.is_lesion],
+    }
+    problems += [
+        f"{listed(masks)}: several {kind} masks of sub-{label}; leave one."
+        for kind, masks in kinds.items()
+        if len(masks) > 1
+    ]
+    first = {kind: masks[0].path if masks else None for kind, masks in kinds.items()}
+    subject = TemplateSubject(
+        participant=replace(person, split=split_of(person)),
+        session=session,
+        images=images,
+        brain_mask=first["brain"],
+        lesion_mask=first["lesion"],
+        notes=tuple(notes),
+        sessions=sessions_of(files),
+    )
+    return subject, problems
+
+
+def _table_problems(
+    folder: Path, said: Participant | None, subject: TemplateSubject, with_split: bool
+) -> list[str]:
+    """What participants.tsv lacks of a subject, or cannot be meant; ``said`` is its row."""
+    table, label, problems = folder / "participants.tsv", subject.subject, []
+    if said is None:
+        return [f"{table}: no row for sub-{label}."]
+    if not said.group:
+        problems.append(f"{table}: sub-{label} has no group (control or patient).")
+    if with_split and not said.split:
+        problems.append(f"{table}: sub-{label} has no split, others have.")
+    if said.group == "patient" and subject.participant.split == "train":
+        problems.append(
+            f"{table}: sub-{label} is a patient in split 'train'; "
+            "controls alone train: write 'validation' or 'test'."
+        )
+    return problems
+
+
+def _mask_problems(subject: TemplateSubject, grids: Mapping[Path, Grid]) -> list[str]:
+    problems = [
+        f"{mask}: the mask is empty."
+        for mask in (subject.brain_mask, subject.lesion_mask)
+        if mask is not None and mask in grids and not grids[mask].above_zero
+    ]
+    if subject.brain_mask is None:
+        problems += [
+            f"{image}: sub-{subject.subject} has no brain mask (*_space-*_desc-brain_mask.nii.gz), and the "
+            "image is not skull-stripped, so that none can be taken from it."
+            for image in list(subject.images.values())[:1]
+            if image in grids and not grids[image].stripped
+        ]
+    return problems
+
+
+def _is_normalised(path: Path) -> bool:
+    sidecar = sidecar_of(path)
+    if sidecar is None:
+        return False
+    try:
+        return "Normalisation" in json.loads(sidecar.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise InputError(f"{sidecar}: cannot be read as JSON ({error}).") from error
+
+
+def _normalise(path: Path, volume: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    try:
+        return normalise(volume, mask)[0]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
