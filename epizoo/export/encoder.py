@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from epizoo.dense import DenseEncoder, dilating_in_3d
+from epizoo.dense import DenseEncoder
+from epizoo.dense_convert import dilating_in_3d
 from epizoo.detection.codes import encoder_fingerprint
 from epizoo.export import folder as folders
 from epizoo.export import intensities

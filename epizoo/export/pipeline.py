@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from epizoo.dense import DenseEncoder, dilating_in_3d, in_runs
+from epizoo.dense import DenseEncoder, in_runs
+from epizoo.dense_convert import dilating_in_3d
 from epizoo.detection import NormativeModel
 from epizoo.detection.codes import EncoderCodes, Intensities
 from epizoo.detection.signs import SignMaps, Signs
