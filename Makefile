@@ -15,6 +15,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: export TF_ENABLE_ONEDNN_OPTS = 1
 bench: .venv-bench/.installed
