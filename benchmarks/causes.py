@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import benchmarks.objectives  # noqa: F401 (registers its models: their runs are read too)
-from benchmarks.contrast import first_five, show, with_clusters
+from benchmarks.contrast import first_five, with_clusters
 from benchmarks.kinds import COHORT, cases
 from epizoo import models
 from epizoo.detection import create_detector, fit_normative
 from epizoo.detection.codes import Codes, Homotopic, as_codes
 from epizoo.detection.detector import Detector
-from epizoo.evaluation import bootstrap_mean, evaluate
+from epizoo.evaluation import AnnotatedRow, bootstrap_mean, evaluate
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy import phantom
 from tfds_epilepsy.volumes import Subject
@@ -55,14 +55,16 @@ def main(*runs: str) -> None:
         with TemporaryDirectory() as scratch:
             normative = fit_normative(codes, lambda: train, scratch, detector, **options)
             rows = [
-                evaluate((with_clusters(s, change(normative.score(s))) for s in group), resamples=10)["rows"]
+                evaluate(
+                    (with_clusters(s, change(normative.score(s))) for s in group), resamples=10
+                ).annotated
                 for group in (dysplasia, others)
             ]
-        areas = [[row["auroc"] for row in group] for group in rows]
+        areas = [[row.voxel.auroc for row in group] for group in rows]
         reference = reference or areas
         less = bootstrap_mean(np.concatenate(areas) - np.concatenate(reference))
         shown = " | ".join(figures(group) for group in rows)
-        print(f"{name:44} {shown}; {less.value:+.3f} ({less.low:+.3f} to {less.high:+.3f})", flush=True)
+        print(f"{name:44} {shown}; {less:+.3f}", flush=True)
 
 
 def variants(
@@ -136,9 +138,10 @@ def shares(
     return float(scan.mean() / total.mean()), change / variance
 
 
-def figures(rows: Sequence[dict[str, Any]]) -> str:
-    area, precision = (bootstrap_mean([row[key] for row in rows]) for key in ("auroc", "auprc"))
-    return f"{show(area)}, {precision.value:.3f}, {first_five(rows).value:.2f}"
+def figures(rows: Sequence[AnnotatedRow]) -> str:
+    area = bootstrap_mean([row.voxel.auroc for row in rows])
+    precision = bootstrap_mean([row.voxel.auprc for row in rows])
+    return f"{area:.2f}, {precision.value:.3f}, {first_five(rows).value:.2f}"
 
 
 def same(score_map: NDArray[Any]) -> NDArray[Any]:

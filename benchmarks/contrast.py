@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from epizoo import models
 from epizoo.detection import NormativeModel, find_clusters
-from epizoo.evaluation import Interval, Scored, bootstrap_mean, evaluate, proportion
+from epizoo.evaluation import AnnotatedRow, Interval, Scored, bootstrap_mean, evaluate, proportion
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy import phantom
 from tfds_epilepsy.volumes import Subject
@@ -37,7 +37,7 @@ def main(picture: str, *runs: str) -> None:
         by_patient, found = zip(*(measure(normative, config) for config in configs), strict=True)
         areas = [bootstrap_mean(values) for values in by_patient]
         for contrast, area, share in zip(CONTRASTS, areas, found, strict=True):
-            figures = f"AUROC {show(area)}, in the first 5 {show(share)}"
+            figures = f"AUROC {area:.2f}, in the first 5 {share:.2f}"
             print(f"{name:20} contrast {contrast:g}: {figures}")
         curves[name] = (CONTRASTS, areas, found)
     draw_curves(picture, curves, "contrast of the lesions")
@@ -52,8 +52,8 @@ def fitted(run: str) -> tuple[str, NormativeModel]:
 
 def measure(normative: NormativeModel, config: phantom.PhantomConfig) -> tuple[list[float], Interval]:
     """Voxel AUROC of each test patient of a phantom; sensitivity at rank 5 over them."""
-    rows = evaluate(score_patients(normative, config), resamples=10)["rows"]
-    return [row["auroc"] for row in rows], first_five(rows)
+    patients = evaluate(score_patients(normative, config), resamples=10).annotated
+    return [row.voxel.auroc for row in patients], first_five(patients)
 
 
 def score_patients(normative: NormativeModel, config: phantom.PhantomConfig) -> Iterator[Scored]:
@@ -73,9 +73,9 @@ def with_clusters(subject: Subject, score_map: NDArray[np.float32]) -> Scored:
     return Scored(subject, score_map, *find_clusters(score_map, subject.affine, subject.brain_mask))
 
 
-def first_five(rows: Sequence[Mapping[str, Any]]) -> Interval:
-    """Share of the patients of ``evaluate`` whose lesion is among the first 5 clusters."""
-    return proportion([(row["overlap"]["rank"] or np.inf) <= 5 for row in rows])
+def first_five(patients: Sequence[AnnotatedRow]) -> Interval:
+    """Share of patients whose lesion is among the first 5 clusters."""
+    return proportion([row.lesion["overlap"].rank <= 5 for row in patients])
 
 
 def draw(ax: Axes, at: ArrayLike, intervals: Sequence[Interval], **options: Any) -> None:
@@ -100,10 +100,6 @@ def draw_curves(
     voxel.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(picture, dpi=80)
-
-
-def show(interval: Interval) -> str:
-    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contrast import first_five, show, with_clusters
+from benchmarks.contrast import first_five, with_clusters
 from epizoo.detection import fuse_maps
 from epizoo.evaluation import bootstrap_mean, evaluate
 from epizoo.run import Run
@@ -29,14 +29,14 @@ def main(*folders: str) -> None:
             with_clusters(subject, fuse_maps([of_runs[k] for k in chosen]))
             for subject, of_runs in zip(patients, maps, strict=True)
         )
-        rows = evaluate(scored, resamples=10)["rows"]
-        areas = [row["auroc"] for row in rows]
+        rows = evaluate(scored, resamples=10).annotated
+        areas = [row.voxel.auroc for row in rows]
         first = first or areas
-        precision = bootstrap_mean([row["auprc"] for row in rows]).value
+        precision = bootstrap_mean([row.voxel.auprc for row in rows]).value
         less = bootstrap_mean(np.subtract(areas, first))
         print(
-            f"{name:28} AUROC {show(bootstrap_mean(areas))}, less the first's {less.value:+.3f} "
-            f"({less.low:+.3f} to {less.high:+.3f}), AUPRC {precision:.3f}, in the first 5 "
+            f"{name:28} AUROC {bootstrap_mean(areas):.2f}, less the first's {less:+.3f}, "
+            f"AUPRC {precision:.3f}, in the first 5 "
             f"{first_five(rows).value:.2f}",
             flush=True,
         )

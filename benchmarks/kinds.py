@@ -12,14 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from benchmarks.contrast import first_five, fitted, score, score_patients, show
-from epizoo.evaluation import bootstrap_mean, evaluate
+from benchmarks.contrast import first_five, fitted, score, score_patients
+from epizoo.evaluation import AnnotatedRow, bootstrap_mean, evaluate
 from tfds_epilepsy import phantom
 from tfds_epilepsy.lesions import EDGE, estimate_tissue, irregular_ball
 from tfds_epilepsy.volumes import Subject
@@ -37,17 +36,18 @@ def main(*runs: str) -> None:
     made = list(cases())
     for run in runs:
         name, normative = fitted(run)
-        dysplasia = evaluate(score_patients(normative, COHORT), resamples=10)["rows"]
-        others = evaluate((score(normative, case) for case in made), resamples=10)["rows"]
+        dysplasia = evaluate(score_patients(normative, COHORT), resamples=10).annotated
+        others = evaluate((score(normative, case) for case in made), resamples=10).annotated
         report(name, "dysplasia", dysplasia)
         report(name, "others", others)
         for number, kind in enumerate(KINDS):
             report(name, kind, others[number :: len(KINDS)])
 
 
-def report(name: str, kind: str, rows: list[dict[str, Any]]) -> None:
-    area, precision = (bootstrap_mean([row[key] for row in rows]) for key in ("auroc", "auprc"))
-    figures = f"{show(area)}, {precision.value:.3f}, {show(first_five(rows))}"
+def report(name: str, kind: str, rows: list[AnnotatedRow]) -> None:
+    area = bootstrap_mean([row.voxel.auroc for row in rows])
+    precision = bootstrap_mean([row.voxel.auprc for row in rows])
+    figures = f"{area:.2f}, {precision.value:.3f}, {first_five(rows):.2f}"
     print(f"{name:20} {kind:10} {len(rows):2}  {figures}", flush=True)
 
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.contrast import draw, measure, show
+from benchmarks.contrast import draw, measure
 from epizoo import models
 from epizoo.detection import NormativeModel, create_detector, fit_normative
 from epizoo.evaluation import Interval, bootstrap_mean
@@ -59,8 +59,8 @@ def main(picture: str, *runs: str) -> None:
             intervals.append((area, share))
             less = bootstrap_mean(np.subtract(areas, first.setdefault(name, areas)))
             print(
-                f"{folder.path.name:20} {name:16} AUROC {show(area)}, less the first run's {show(less)}, "
-                f"in the first 5 {show(share)}",
+                f"{folder.path.name:20} {name:16} AUROC {area:.2f}, less the first run's {less:.2f}, "
+                f"in the first 5 {share:.2f}",
                 flush=True,
             )
         at = np.arange(len(intervals)) + 0.12 * number

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.contrast import draw_curves, first_five, fitted, score_patients, show
+from benchmarks.contrast import draw_curves, first_five, fitted, score_patients
 from epizoo.evaluation import bootstrap_mean, evaluate
 from tfds_epilepsy import phantom
 
@@ -26,18 +26,18 @@ def main(picture: str, *runs: str) -> None:
     curves = {}
     for run in runs:
         name, normative = fitted(run)
-        rows = evaluate(score_patients(normative, COHORT), resamples=10)["rows"]
-        rows.sort(key=lambda row: row["lesion_diameter_mm"])
+        rows = evaluate(score_patients(normative, COHORT), resamples=10).annotated
+        rows.sort(key=lambda row: row.lesion_diameter_mm)
         edges = np.linspace(0, len(rows), GROUPS + 1).astype(int)
         groups = [rows[start:stop] for start, stop in itertools.pairwise(edges)]
-        sizes = [float(np.mean([row["lesion_diameter_mm"] for row in group])) for group in groups]
-        areas = [bootstrap_mean([row["auroc"] for row in group]) for group in groups]
+        sizes = [float(np.mean([row.lesion_diameter_mm for row in group])) for group in groups]
+        areas = [bootstrap_mean([row.voxel.auroc for row in group]) for group in groups]
         found = [first_five(group) for group in groups]
         for group, area, share in zip(groups, areas, found, strict=True):
-            first, last = (group[i]["lesion_diameter_mm"] for i in (0, -1))
+            first, last = (group[i].lesion_diameter_mm for i in (0, -1))
             print(
                 f"{name:20} {first:.1f} to {last:.1f} mm, {len(group)} patients: "
-                f"AUROC {show(area)}, in the first 5 {show(share)}",
+                f"AUROC {area:.2f}, in the first 5 {share:.2f}",
                 flush=True,
             )
         curves[name] = (sizes, areas, found)

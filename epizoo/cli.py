@@ -417,6 +417,7 @@ def info(run_dir: RunDir) -> None:
     from rich.console import Console
 
     from epizoo.demo import comparison
+    from epizoo.evaluation import Metrics
     from epizoo.run_folder import RunFolder
     from tfds_epilepsy.files import read_json
 
@@ -431,7 +432,7 @@ def info(run_dir: RunDir) -> None:
     for name, step in metadata["steps"].items():
         console.print(f"{name:16} {step['seconds']} s, {step['peak_gib']} GiB", highlight=False)
     if folder.metrics.is_file():
-        console.print(comparison({run_dir.name: read_json(folder.metrics)}))
+        console.print(comparison({run_dir.name: Metrics.read(folder.metrics)}))
 
 
 def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:

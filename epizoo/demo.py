@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from epizoo.evaluation import RANKS, Interval, Metrics
 from epizoo.run import Run
 from epizoo.run_config import RunConfig
 
@@ -35,29 +38,25 @@ def run(folder: str | Path, *, overwrite: bool = False, console: Console | None 
     console.print(comparison(results))
 
 
-def comparison(results: dict[str, dict[str, Any]]) -> Table:
-    """A table of the main figures of ``metrics.json``, a column a method."""
-    patients = {metrics["patients"] for metrics in results.values()}
-    table = Table("figure", *results, title=f"{', '.join(map(str, patients))} patients, 95 % intervals")
+def comparison(results: Mapping[str, Metrics]) -> Table:
+    """A table of the main figures, with a column for each method."""
+    found = list(results.values())
+    patients = ", ".join({str(metrics.patients) for metrics in found})
+    table = Table("figure", *results, title=f"{patients} patients, 95 % intervals")
 
-    def add(name: str, *path: str, digits: int = 2) -> None:
-        cells = []
-        for metrics in results.values():
-            figure: Any = metrics
-            for key in path:
-                figure = figure[key]
-            value, low, high = (figure[key] for key in ("value", "low", "high"))
-            cells.append(
-                "-" if value is None else f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-            )
-        table.add_row(name, *cells)
+    def add(name: str, figures: Iterable[Interval], digits: int = 2) -> None:
+        table.add_row(name, *(f"{figure:.{digits}f}" for figure in figures))
 
-    add("voxel AUROC", "voxel", "auroc", digits=3)
-    add("voxel AUPRC", "voxel", "auprc", digits=3)
-    add("  prevalence", "voxel", "prevalence", digits=4)
-    for rank in ("1", "3", "5", "10"):
-        add(f"sensitivity at rank {rank}", "lesion", "overlap", "sensitivity", rank)
-    chances = [metrics["lesion"]["overlap"]["sensitivity"]["5"]["chance"] for metrics in results.values()]
-    table.add_row("  chance at rank 5", *("-" if c is None else f"{c:.2f}" for c in chances))
-    add("false-positive clusters a control", "false_positives", "clusters_at_threshold")
+    add("voxel AUROC", (metrics.voxel.auroc for metrics in found), 3)
+    add("voxel AUPRC", (metrics.voxel.auprc for metrics in found), 3)
+    add("  prevalence", (metrics.voxel.prevalence for metrics in found), 4)
+    overlap = [metrics.lesion["overlap"].sensitivity for metrics in found]
+    for rank in RANKS:
+        add(f"sensitivity at rank {rank}", (sensitivity[rank].interval for sensitivity in overlap))
+    chances = [sensitivity[5].chance for sensitivity in overlap]
+    table.add_row(
+        "  chance at rank 5", *("–" if math.isnan(chance) else f"{chance:.2f}" for chance in chances)
+    )
+    false = [metrics.false_positives.clusters_at_threshold for metrics in found]
+    add("false-positive clusters per control", false)
     return table

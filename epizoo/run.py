@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from epizoo.detection import Detector
     from epizoo.detection.normative import NormativeModel
-    from epizoo.evaluation import Scored
+    from epizoo.evaluation import Metrics, Scored
     from epizoo.evaluation.supervised import SupervisedReference
     from epizoo.models.patch_model import PatchModel
 
@@ -115,15 +115,17 @@ class Run:
     def space(self) -> str:
         return self.builder.info.metadata["space"]
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Metrics:
         """Do every step that is not done yet.
 
         Returns:
-            The content of ``metrics.json``.
+            The figures of the test subjects, as in ``metrics.json``.
         """
         if self.finished:
+            from epizoo.evaluation import Metrics
+
             self.console.print(f"finished already: {self.folder.report}")
-            return read_json(self.folder.metrics)
+            return Metrics.read(self.folder.metrics)
         metrics = self.evaluate()
         self.report()
         return metrics
@@ -205,11 +207,11 @@ class Run:
                 for subject in self._progress(self.read(split, wanted), len(wanted), f"score {split}"):
                     score_subject(normative, subject, self.folder, self.space, self.builder.fingerprint)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Metrics:
         """Hold the maps of the test subjects, scored where they are not yet, against their lesion masks.
 
         Returns:
-            The content of ``metrics.json``.
+            The figures of the test subjects, as in ``metrics.json``.
 
         Raises:
             InputError: a detector that saw a test subject.

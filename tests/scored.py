@@ -43,3 +43,13 @@ def blobs(seed: int, shape=SHAPE, n: int = 3) -> np.ndarray:
     """A label volume of n connected clusters."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.0)
     return find_clusters(noise, AFFINE, np.ones(shape, bool), max_clusters=n, min_size_mm3=200)[1]
+
+
+def cohort(contrast: float, patients: int = 8):
+    rng = np.random.default_rng(7)
+    for i in range(patients):
+        lesion = ball(np.array([10, 8, 5]) + rng.integers(-4, 5, 3), 1.8)
+        kind = "fcd_iia" if i % 2 else "fcd_iib"
+        yield scored(f"p{i}", i, lesion=lesion, contrast=contrast, site="ab"[i % 2], strata={"type": kind})
+    for i in range(4):
+        yield scored(f"c{i}", 100 + i)

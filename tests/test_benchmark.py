@@ -86,7 +86,7 @@ def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data
     assert "Around the peaks: a patch of 15 × 15" in run.folder.report.read_text()
     again = Run.open(run.folder.path, data_dir=data_dir)
     assert isinstance(again, supervised_run.SupervisedRun)
-    assert again.evaluate() == read_json(run.folder.metrics)
+    assert again.evaluate().to_json() == read_json(run.folder.metrics)
     score_cohort(run.folder.path, str(cohort), tmp_path / "maps", data_dir=data_dir)
     maps = RunFolder(tmp_path / "maps").score_map("p1", run.space)
     np.testing.assert_array_equal(read_nifti(maps)[0], run.score_map("p1"))

@@ -6,12 +6,12 @@ import pytest
 
 import epizoo.run
 from epizoo.benchmark import benchmark
-from epizoo.evaluation import check_no_leak
+from epizoo.evaluation import Metrics, check_no_leak
 from epizoo.folds import make_folds
 from tests.bids_files import write_participants
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, write_json
+from tfds_epilepsy.files import write_json
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, load_template, write_nifti
 
 LABELS = [f"{n:02}" for n in range(1, 7)]
@@ -101,15 +101,15 @@ def test_folds_are_pooled_into_one_table_and_a_killed_benchmark_goes_on(
     assert len(done) == 3 * (2 + 4)  # validation and test of each fold, nobody twice
     (row,) = pd.read_csv(table.with_suffix(".tsv"), sep="\t").to_dict("records")
     assert "6 patients, 6 controls" in table.read_text()
-    metrics = [read_json(tmp_path / "out" / f"fold-{n}" / "zscore" / "metrics.json") for n in (1, 2, 3)]
-    rows = [row for fold in metrics for row in fold["rows"] if row["annotated"]]
-    assert row["auroc"] == pytest.approx(np.mean([one["auroc"] for one in rows]), rel=1e-4)
+    metrics = [Metrics.read(tmp_path / "out" / f"fold-{n}" / "zscore" / "metrics.json") for n in (1, 2, 3)]
+    patients = [one for fold in metrics for one in fold.annotated]
+    controls = [one for fold in metrics for one in fold.rows if one.group == "control"]
+    assert row["auroc"] == pytest.approx(np.mean([one.voxel.auroc for one in patients]), rel=1e-4)
     assert row["sensitivity_5_overlap"] == pytest.approx(
-        np.mean([(one["overlap"]["rank"] or np.inf) <= 5 for one in rows]), rel=1e-4
+        np.mean([one.lesion["overlap"].rank <= 5 for one in patients]), rel=1e-4
     )
     assert row["fp_per_control"] == pytest.approx(
-        np.mean([one["clusters_at_threshold"] for f in metrics for one in f["rows"] if not one["annotated"]]),
-        rel=1e-4,
+        np.mean([one.clusters_at_threshold for one in controls]), rel=1e-4
     )
 
 

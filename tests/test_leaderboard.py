@@ -11,47 +11,50 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from epizoo.evaluation import RANKS, RULES, AnnotatedRow, Metrics, SubjectRow, VoxelMetrics, summarise
+from epizoo.evaluation.figures import LesionHits
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import write_json
 
-RULES = ("overlap", "strict")
+NEVER = math.inf  # the rank of a lesion that no cluster hits
 
 
-def metrics(auprc: list[float], ranks: list[float | None], false: list[float | None]) -> dict:
-    """The part of metrics.json that the table reads, for patients p0, p1, ... and controls c0, c1, ..."""
-    found = {k: float(np.mean([r is not None and r <= k for r in ranks])) for k in (1, 3, 5, 10)}
-    rows = [
-        {
-            "subject": f"p{i}",
-            "group": "patient",
-            "annotated": True,
-            **{name: min(1, a + 0.4) for name in ("auroc", "auroc30", "aupro")},
-            "auprc": a,
-            "dice": None,
-            **{rule: {"rank": r} for rule in RULES},
-        }
-        for i, (a, r) in enumerate(zip(auprc, ranks, strict=True))
+def metrics(auprc: list[float], ranks: list[float], false: list[int]) -> Metrics:
+    """Figures of patients p0, p1, ... and controls c0, c1, ...; the lesion of a patient has one rank."""
+    shared = {"site": "", "clusters": 10, "max_score": 5.0}
+    rows: list[SubjectRow] = [
+        AnnotatedRow(
+            subject=f"p{i}",
+            group="patient",
+            clusters_at_threshold=None,
+            **shared,
+            lesion_mm3=500.0,
+            lesion_diameter_mm=9.8,
+            strata={},
+            voxel=VoxelMetrics(a + 0.4, a + 0.4, a, 0.002, a + 0.4, math.nan, 0.1),
+            lesion=dict.fromkeys(RULES, hits(rank)),
+        )
+        for i, (a, rank) in enumerate(zip(auprc, ranks, strict=True))
     ]
     rows += [
-        {"subject": f"c{i}", "group": "control", "annotated": False, "clusters_at_threshold": n}
-        for i, n in enumerate(false)
+        SubjectRow(subject=f"c{i}", group="control", clusters_at_threshold=count, **shared)
+        for i, count in enumerate(false)
     ]
-    sensitivity = {str(k): {"value": v, "chance": 0.1 * k / 10} for k, v in found.items()}
-    area = {"value": found[5], "low": found[5] - 0.1, "high": found[5] + 0.1}
-    return {
-        "patients": len(auprc),
-        "controls": len(false),
-        "voxel": {
-            "auroc": {"value": float(np.mean(auprc)) + 0.4},
-            "auprc": {"value": float(np.mean(auprc))},
-            "prevalence": {"value": 0.002},
-        },
-        "lesion": {rule: {"sensitivity": sensitivity, "froc": {"area": area}} for rule in RULES},
-        "rows": rows,
-    }
+    return summarise(rows, resamples=20)
 
 
-def entry(method: str, seed: int = 0, level: float = 0.2, ranks=(1, 2, None, 7), **fields) -> Entry:
+def hits(rank: float) -> LesionHits:
+    """One hit among ten clusters, at a rank; chance is .01 a cluster."""
+    return LesionHits(
+        hits=tuple(k == rank for k in range(1, 11)),
+        rank=rank,
+        mirrored_rank=NEVER,
+        chance={k: 0.01 * k for k in RANKS},
+    )
+
+
+def entry(method: str, seed: int = 0, level: float = 0.2, ranks=(1, 2, NEVER, 7), **fields) -> Entry:
     rng = np.random.default_rng(seed)
     auprc = (level + 0.05 * rng.random(len(ranks))).tolist()
     return Entry(method, seed, metrics(auprc, list(ranks), [1, 0]), **fields)
@@ -82,7 +85,7 @@ def test_figures_of_one_method_worked_by_hand():
 def test_best_lesion_figure_comes_first_and_the_reference_is_unsupervised():
     board = leaderboard(
         [
-            entry("weak", ranks=(None, None, None, 9)),
+            entry("weak", ranks=(NEVER, NEVER, NEVER, 9)),
             entry("strong", ranks=(1, 2, 4, 7)),
             entry("cnn", ranks=(1, 1, 1, 1), supervised=True),
         ]
@@ -191,7 +194,7 @@ def test_a_run_folder_is_an_entry(tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(InputError, match="not a finished run"):
         Entry.read(tmp_path)
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics([0.1], [1], [0])))
+    write_json(tmp_path / "metrics.json", metrics([0.1], [1], [0]))
     got = Entry.read(tmp_path)
     assert (got.method, got.seed, got.cohort, got.supervised) == ("siamese + ocsvm", 3, "d/s", False)
     assert (got.seconds, got.peak_gib) == ({"train": 5.0, "score": 2.0}, 2.5)

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from epizoo import evaluation
 from epizoo.detection.clusters import find_clusters, read_clusters_tsv, write_clusters_tsv
-from epizoo.evaluation import Scored
+from epizoo.evaluation import Metrics, Scored
 from epizoo.report import build_report, figures, native, patient, report, tables
 from epizoo.report.viewer import viewer
 from epizoo.run_folder import RunFolder
@@ -194,17 +194,17 @@ def test_the_viewer_switches_between_all_modalities(built):
 
 def test_an_index_of_200_patients_stays_small(tmp_path, quick, monkeypatch):
     folder = make_run(tmp_path, ["p1", "c1"])
-    metrics, rows = read_json(folder.metrics), []
+    metrics, rows = Metrics.read(folder.metrics), []
     page = patient.subject_page(SUBJECTS["p1"], background(folder))
     for number in range(200):
         name = f"many{number:03}"
         path = folder.score_map(name, TEMPLATE_SPACE)
         path.parent.mkdir(parents=True)
         path.symlink_to(folder.score_map("p1", TEMPLATE_SPACE))
-        rows.append({**metrics["rows"][0], "subject": name})
-    write_json(folder.metrics, {**metrics, "rows": rows})
+        rows.append(dataclasses.replace(metrics.rows[0], subject=name))
+    write_json(folder.metrics, dataclasses.replace(metrics, rows=tuple(rows)))
     monkeypatch.setattr(report, "subject_page", lambda subject, _: page)
-    people = (dataclasses.replace(SUBJECTS["p1"], subject=row["subject"]) for row in rows)
+    people = (dataclasses.replace(SUBJECTS["p1"], subject=row.subject) for row in rows)
     text = build_report(folder, lambda names: people).read_text()
     assert len(text) < 5e6
     assert text.count('class="thumb"') == 200

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import epizoo.run
+from epizoo.evaluation import Metrics
 from epizoo.run import Run, score_cohort
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
@@ -27,10 +28,10 @@ def finished(cohort, data_dir, tmp_path_factory):
 
 def test_a_run_leaves_maps_clusters_metrics_and_a_report(finished):
     folder = finished.folder
-    metrics = json.loads(folder.metrics.read_text())
-    assert (metrics["patients"], metrics["controls"]) == (1, 1)
-    assert metrics["voxel"]["auroc"]["value"] > 0.9
-    assert metrics["rows"][1]["overlap"]["rank"] == 1
+    metrics = Metrics.read(folder.metrics)
+    assert (metrics.patients, metrics.controls) == (1, 1)
+    assert metrics.voxel.auroc.value > 0.9
+    assert metrics.annotated[0].lesion["overlap"].rank == 1
     score_map, affine = read_nifti(folder.score_map("p1", SPACE))
     assert np.allclose(affine, AFFINE)
     labels, _ = read_nifti(folder.labels("p1", SPACE), dtype=np.int32)
@@ -109,7 +110,7 @@ def test_a_classical_baseline_runs_without_a_model(cohort, data_dir, tmp_path):
     run = Run(short_run(cohort, model="none", detector="zscore"), tmp_path / "run", data_dir=data_dir)
     metrics = run()
     assert not run.folder.model.exists()
-    assert metrics["voxel"]["auroc"]["value"] > 0.8
+    assert metrics.voxel.auroc.value > 0.8
 
 
 def test_a_run_whose_detector_saw_a_test_subject_is_refused(finished, data_dir, tmp_path):

@@ -457,7 +457,7 @@ def test_the_command_line_searches_and_its_best_can_be_run(data, data_dir, tmp_p
     other = RunConfig.resolve(data, preset=best, detector="reconstruction")
     assert (other.detector, other.detector_config, other.fwhm) == ("reconstruction", {}, 0.0)
     run = Run(config, tmp_path / "run", data_dir=data_dir, console=Console(quiet=True))
-    assert run()["patients"] == 1
+    assert run().patients == 1
     assert "train" not in json.loads(run.folder.metadata.read_text())["steps"]
     (best / "detector.json").write_text(json.dumps({**detector, "trained_on": ["c0", "p1"]}))
     (tmp_path / "run" / "metrics.json").unlink()

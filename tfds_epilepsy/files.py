@@ -70,7 +70,12 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """The same in plain Python types that JSON holds; NaN and infinity as None."""
+    """The same in plain Python types that JSON holds; NaN and infinity as None.
+
+    What has a method ``to_json`` is what that returns.
+    """
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,8 @@
 """Figures of a detector against annotated lesions: voxels, lesions, chance, intervals, leaderboard."""
 
 from epizoo.evaluation.chance import chance_of_rank, hit_chance, mirrored_hits, more_than_chance
-from epizoo.evaluation.evaluate import Scored, evaluate, pool
+from epizoo.evaluation.evaluate import Scored, evaluate, pool, summarise
+from epizoo.evaluation.figures import AnnotatedRow, Metrics, SubjectRow
 from epizoo.evaluation.lesion_level import (
     RANKS,
     RULES,
@@ -28,10 +29,13 @@ from epizoo.evaluation.statistics import (
 __all__ = [
     "RANKS",
     "RULES",
+    "AnnotatedRow",
     "Comparison",
     "Froc",
     "Interval",
+    "Metrics",
     "Scored",
+    "SubjectRow",
     "VoxelMetrics",
     "auroc",
     "average_precision",
@@ -54,5 +58,6 @@ __all__ = [
     "proportion",
     "sensitivity",
     "split_hash",
+    "summarise",
     "voxel_metrics",
 ]

@@ -1,17 +1,29 @@
-"""From score maps and clusters of a test set to the figures of ``metrics.json``."""
+"""From score maps and clusters of a test set to its figures (``epizoo.evaluation.figures.Metrics``)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from epizoo.detection.clusters import Cluster, find_clusters
 from epizoo.evaluation.chance import chance_of_rank, hit_chance, mirrored_hits, more_than_chance
+from epizoo.evaluation.figures import (
+    AnnotatedRow,
+    AtThreshold,
+    FalsePositives,
+    FrocFigures,
+    LesionFigures,
+    LesionHits,
+    Metrics,
+    Sensitivity,
+    StratumFigures,
+    SubjectRow,
+    VoxelFigures,
+)
 from epizoo.evaluation.lesion_level import (
     MAX_FP,
     RANKS,
@@ -24,11 +36,8 @@ from epizoo.evaluation.lesion_level import (
 from epizoo.evaluation.metrics import voxel_metrics
 from epizoo.evaluation.statistics import RESAMPLES, Interval, bootstrap, bootstrap_mean, proportion
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import plain
 from tfds_epilepsy.volumes import Subject
 
-VERSION = 2  # of the layout of metrics.json
-VOXEL_FIGURES = ("auroc", "auroc30", "auprc", "prevalence", "aupro", "dice", "best_dice")
 LARGE_MM = 15.0  # diameter of the ball of a lesion's volume that parts the small from the large
 
 
@@ -59,7 +68,7 @@ def evaluate(
     threshold: float | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Metrics:
     """All figures of a test set; one subject is in memory at a time.
 
     Patients with a lesion mask give sensitivities and voxel figures, controls give false positives. Intervals
@@ -69,101 +78,98 @@ def evaluate(
         scored: controls and patients of the test set, none of whom the encoder, the detector or the threshold
             saw (``epizoo.evaluation.check_no_leak``).
         threshold: absolute, calibrated on controls of the validation set
-            (``epizoo.detection.clusters.calibrate_threshold``); without it what needs it is left null.
+            (``epizoo.detection.clusters.calibrate_threshold``); without it, figures that need it do not
+            exist.
         resamples: bootstrap samples.
         seed: of the bootstrap.
-
-    Returns:
-        A dictionary that is ready for JSON (numbers, text, lists, None where a figure does not exist):
-
-        - ``patients``, ``controls``, ``unannotated``: counts; ``threshold``; ``rules``: what counts as a hit
-        - ``voxel``: AUROC, AUROC30, AUPRC, prevalence, AU-PRO, Dice, best Dice: mean over patients
-        - ``lesion``: for each rule ``sensitivity`` at ranks 1, 3, 5, 10 (each with ``chance``, ``mirrored``
-          and ``p``, the exact probability that chance finds as many), ``mean_rank`` of those found, ``froc``
-          and, where there is a threshold, ``at_threshold``
-        - ``false_positives``: clusters a control, by the patients' protocol and at the threshold
-        - ``strata``: for each grouping and group: n, AUROC, AUPRC, sensitivity at 5 under each rule
-        - ``rows``: one dictionary a subject, in the order given; ``hits`` of each of its clusters
 
     Raises:
         InputError: no subject at all, two of one name, or arrays that disagree in shape.
     """
     rows = [_row(one, threshold) for one in scored]
-    return _summary(rows, threshold, resamples, seed)
+    return summarise(rows, threshold=threshold, resamples=resamples, seed=seed)
 
 
-def pool(folds: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def pool(folds: Sequence[Metrics], *, resamples: int = RESAMPLES, seed: int = 0) -> Metrics:
     """The figures of all folds of a cross-validation as one test set.
 
     Args:
-        folds: what ``evaluate`` returned for each, or ``metrics.json`` of each run; no subject is in two.
-        resamples, seed: of the bootstrap.
+        folds: the figures of each fold; no subject is in two.
+        resamples: bootstrap samples.
+        seed: of the bootstrap.
 
     Returns:
-        The same dictionary; ``threshold`` is the folds' mean, while every figure at a threshold counts
-        each subject at the threshold of its own fold.
+        Figures whose ``threshold`` is the folds' mean; every figure at a threshold counts each subject at the
+        threshold of its own fold.
 
     Raises:
         InputError: a subject in several folds.
     """
-    rows = [_counted(row) for fold in folds for row in fold["rows"]]
-    thresholds = [fold["threshold"] for fold in folds]
-    threshold = None if None in thresholds else float(np.mean(thresholds))
-    return _summary(rows, threshold, resamples, seed)
+    rows = [row for fold in folds for row in fold.rows]
+    thresholds = [fold.threshold for fold in folds if fold.threshold is not None]
+    threshold = float(np.mean(thresholds)) if len(thresholds) == len(folds) else None
+    return summarise(rows, threshold=threshold, resamples=resamples, seed=seed)
 
 
-def _counted(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as it was before JSON, which has no infinity: the rank of a lesion that was not found."""
-    back = dict(row)
-    for rule in RULES if row["annotated"] else ():
-        found = {
-            name: math.inf if row[rule][name] is None else row[rule][name]
-            for name in ("rank", "mirrored_rank")
-        }
-        back[rule] = {**row[rule], **found}
-    return back
+def summarise(
+    rows: Sequence[SubjectRow],
+    *,
+    threshold: float | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Metrics:
+    """The figures of a test set from those of its subjects.
 
+    Args:
+        rows: one per subject.
+        threshold: that the rows were counted at.
+        resamples: bootstrap samples.
+        seed: of the bootstrap.
 
-def _summary(
-    rows: list[dict[str, Any]], threshold: float | None, resamples: int, seed: int
-) -> dict[str, Any]:
+    Raises:
+        InputError: no subject at all, or two of one name.
+    """
     if not rows:
         raise InputError("no subject to evaluate: the test set is empty.")
-    names = [row["subject"] for row in rows]
+    names = [row.subject for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"evaluated more than once: {', '.join(twice)}.")
 
-    patients = [row for row in rows if row["annotated"]]
-    controls = [row for row in rows if row["group"] == "control" and not row["annotated"]]
+    patients = [row for row in rows if isinstance(row, AnnotatedRow)]
+    controls = [row for row in rows if row.group == "control" and not isinstance(row, AnnotatedRow)]
 
-    def mean(group: list[dict[str, Any]], name: str) -> dict[str, Any]:
-        values = [math.nan if row[name] is None else row[name] for row in group]
-        return _interval(bootstrap_mean(values, resamples=resamples, seed=seed))
+    def mean(values: ArrayLike) -> Interval:
+        return bootstrap_mean(values, resamples=resamples, seed=seed)
 
-    result = {
-        "version": VERSION,
-        "patients": len(patients),
-        "controls": len(controls),
-        "unannotated": len(rows) - len(patients) - len(controls),
-        "threshold": threshold,
-        "rules": RULES,
-        "voxel": {name: mean(patients, name) for name in VOXEL_FIGURES},
-        "lesion": {rule: _lesion_figures(patients, rule, threshold, resamples, seed) for rule in RULES},
-        "false_positives": {
-            "clusters": mean(controls, "clusters"),
-            "clusters_at_threshold": mean(controls, "clusters_at_threshold"),
-            "controls_with_none_at_threshold": _interval(
-                proportion([row["clusters_at_threshold"] == 0 for row in controls if threshold is not None])
-            ),
+    counted = [row.clusters_at_threshold for row in controls if row.clusters_at_threshold is not None]
+    none = [count == 0 for count in counted if threshold is not None]
+    return Metrics(
+        patients=len(patients),
+        controls=len(controls),
+        unannotated=len(rows) - len(patients) - len(controls),
+        threshold=threshold,
+        voxel=VoxelFigures(
+            **{
+                one.name: mean([getattr(row.voxel, one.name) for row in patients])
+                for one in fields(VoxelFigures)
+            }
+        ),
+        lesion={
+            rule: _lesion_figures([row.lesion[rule] for row in patients], threshold, resamples, seed)
+            for rule in RULES
         },
-        "strata": _strata(patients, mean),
-        "rows": rows,
-    }
-    return plain(result)
+        false_positives=FalsePositives(
+            clusters=mean([row.clusters for row in controls]),
+            clusters_at_threshold=mean(counted),
+            controls_with_none_at_threshold=proportion(none),
+        ),
+        strata=_strata(patients, mean),
+        rows=tuple(rows),
+    )
 
 
-def _row(one: Scored, threshold: float | None) -> dict[str, Any]:
+def _row(one: Scored, threshold: float | None) -> SubjectRow:
     subject, mask = one.subject, one.subject.brain_mask.astype(bool)
     lesion = subject.lesion_mask.astype(bool) & mask
     if not one.score_map.shape == one.labels.shape == mask.shape:
@@ -171,64 +177,73 @@ def _row(one: Scored, threshold: float | None) -> dict[str, Any]:
             f"sub-{subject.subject}: score map {one.score_map.shape}, labels {one.labels.shape} and "
             f"brain mask {mask.shape} must have one shape."
         )
-    row: dict[str, Any] = {
-        "subject": subject.subject,
-        "group": subject.group,
-        "site": subject.site,
-        "annotated": bool(lesion.any()),
-        "clusters": len(one.clusters),
-        "max_score": float(one.score_map[mask].max()),
-        "clusters_at_threshold": None,
-    }
-    absolute = None
+    count, at_threshold = None, None
     if threshold is not None:
-        found, absolute = find_clusters(one.score_map, subject.affine, mask, threshold=threshold)
-        row["clusters_at_threshold"] = len(found)
-    if not row["annotated"]:
+        found, at_threshold = find_clusters(one.score_map, subject.affine, mask, threshold=threshold)
+        count = len(found)
+    row = SubjectRow(
+        subject=subject.subject,
+        group=subject.group,
+        site=subject.site,
+        clusters=len(one.clusters),
+        max_score=float(one.score_map[mask].max()),
+        clusters_at_threshold=count,
+    )
+    if not lesion.any():
         return row
-
     voxel_mm3 = float(abs(np.linalg.det(subject.affine[:3, :3])))
     volume = float(np.count_nonzero(lesion)) * voxel_mm3
-    row["lesion_mm3"] = volume
-    row["lesion_diameter_mm"] = (6 * volume / math.pi) ** (1 / 3)
-    size = f"{LARGE_MM:g} mm or more" if row["lesion_diameter_mm"] >= LARGE_MM else f"under {LARGE_MM:g} mm"
-    row["strata"] = {"size": size, "site": subject.site, **one.strata}
-    row |= asdict(voxel_metrics(one.score_map, lesion, mask, threshold))
+    diameter = (6 * volume / math.pi) ** (1 / 3)
+    size = f"{LARGE_MM:g} mm or more" if diameter >= LARGE_MM else f"under {LARGE_MM:g} mm"
+    return AnnotatedRow(
+        **vars(row),
+        lesion_mm3=volume,
+        lesion_diameter_mm=diameter,
+        strata={"size": size, "site": subject.site, **one.strata},
+        voxel=voxel_metrics(one.score_map, lesion, mask, threshold),
+        lesion=_hits(one.labels, at_threshold, lesion, mask),
+    )
 
-    hits, mirrored = match_clusters(one.labels, lesion), mirrored_hits(one.labels, lesion)
-    chances = hit_chance(one.labels, lesion, mask)
-    for rule in RULES:
-        row[rule] = {
-            "hits": hits[rule].astype(bool),
-            "rank": first_hit(hits[rule]),
-            "mirrored_rank": first_hit(mirrored[rule]),
-            "chance": {str(rank): chance_of_rank(chances[rule], rank) for rank in RANKS},
-        }
-        if absolute is not None:
-            at_threshold = match_clusters(absolute, lesion)[rule]
-            row[rule]["found_at_threshold"] = bool(at_threshold.any())
-            row[rule]["false_at_threshold"] = int(np.count_nonzero(~at_threshold))
-    return row
+
+def _hits(
+    labels: NDArray[np.integer],
+    at_threshold: NDArray[np.integer] | None,
+    lesion: NDArray[np.bool_],
+    mask: NDArray[np.bool_],
+) -> dict[str, LesionHits]:
+    """By rule; ``at_threshold`` are the labels of the clusters at the calibrated threshold."""
+    hits, mirrored = match_clusters(labels, lesion), mirrored_hits(labels, lesion)
+    chances = hit_chance(labels, lesion, mask)
+    absolute = None if at_threshold is None else match_clusters(at_threshold, lesion)
+    return {
+        rule: LesionHits(
+            hits=tuple(hits[rule].astype(bool).tolist()),
+            rank=first_hit(hits[rule]),
+            mirrored_rank=first_hit(mirrored[rule]),
+            chance={rank: chance_of_rank(chances[rule], rank) for rank in RANKS},
+            found_at_threshold=None if absolute is None else bool(absolute[rule].any()),
+            false_at_threshold=None if absolute is None else int(np.count_nonzero(~absolute[rule])),
+        )
+        for rule in RULES
+    }
 
 
 def _lesion_figures(
-    patients: list[dict[str, Any]],
-    rule: str,
-    threshold: float | None,
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    hits = [np.asarray(row[rule]["hits"], bool) for row in patients]
-    ranks = np.array([row[rule]["rank"] for row in patients])
-    mirrored = np.array([row[rule]["mirrored_rank"] for row in patients])
+    patients: Sequence[LesionHits], threshold: float | None, resamples: int, seed: int
+) -> LesionFigures:
+    """Of one rule."""
+    hits = [np.asarray(one.hits, bool) for one in patients]
+    ranks = np.array([one.rank for one in patients])
+    mirrored = np.array([one.mirrored_rank for one in patients])
     sensitivity = {}
     for rank in RANKS:
-        chances = np.array([row[rule]["chance"][str(rank)] for row in patients])
-        sensitivity[str(rank)] = _interval(proportion(ranks <= rank)) | {
-            "chance": float(chances.mean()) if chances.size else None,
-            "mirrored": float(np.mean(mirrored <= rank)) if mirrored.size else None,
-            "p": more_than_chance(int(np.sum(ranks <= rank)), chances),
-        }
+        chances = np.array([one.chance[rank] for one in patients])
+        sensitivity[rank] = Sensitivity(
+            proportion(ranks <= rank),
+            chance=float(chances.mean()) if chances.size else math.nan,
+            mirrored=float(np.mean(mirrored <= rank)) if mirrored.size else math.nan,
+            p=more_than_chance(int(np.sum(ranks <= rank)), chances),
+        )
     curve = froc(hits)
     area = bootstrap(
         len(hits),
@@ -236,57 +251,48 @@ def _lesion_figures(
         resamples=resamples,
         seed=seed,
     )
-    figures = {
-        "sensitivity": sensitivity,
-        "mean_rank": _interval(
-            bootstrap(
-                len(ranks),
-                lambda samples: np.array([mean_rank(ranks[sample]) for sample in samples]),
-                resamples=resamples,
-                seed=seed,
-            )
-        ),
-        "froc": {
-            "false_positives": curve.false_positives,
-            "sensitivity": curve.sensitivity,
-            "area": _interval(area),
-            "max_false_positives": MAX_FP,
-        },
-        "at_threshold": None,
-    }
+    at_threshold = None
     if threshold is not None:
-        found = [row[rule]["found_at_threshold"] for row in patients]
-        false = [row[rule]["false_at_threshold"] for row in patients]
-        figures["at_threshold"] = {
-            "sensitivity": _interval(proportion(found)),
-            "false_positives": _interval(bootstrap_mean(false, resamples=resamples, seed=seed)),
-        }
-    return figures
+        false = [one.false_at_threshold for one in patients if one.false_at_threshold is not None]
+        at_threshold = AtThreshold(
+            sensitivity=proportion([bool(one.found_at_threshold) for one in patients]),
+            false_positives=bootstrap_mean(false, resamples=resamples, seed=seed),
+        )
+    return LesionFigures(
+        sensitivity=sensitivity,
+        mean_rank=bootstrap(
+            len(ranks),
+            lambda samples: np.array([mean_rank(ranks[sample]) for sample in samples]),
+            resamples=resamples,
+            seed=seed,
+        ),
+        froc=FrocFigures(
+            false_positives=tuple(curve.false_positives.tolist()),
+            sensitivity=tuple(curve.sensitivity.tolist()),
+            area=area,
+            max_false_positives=MAX_FP,
+        ),
+        at_threshold=at_threshold,
+    )
 
 
-def _strata(patients: list[dict[str, Any]], mean: Any) -> dict[str, Any]:
-    names = sorted({name for row in patients for name in row["strata"]})
-    strata: dict[str, Any] = {}
-    for name in names:
-        groups = sorted({row["strata"].get(name, "") for row in patients})
+def _strata(
+    patients: Sequence[AnnotatedRow], mean: Callable[[ArrayLike], Interval]
+) -> dict[str, dict[str, StratumFigures]]:
+    strata: dict[str, dict[str, StratumFigures]] = {}
+    for name in sorted({name for row in patients for name in row.strata}):
+        groups = sorted({row.strata.get(name, "") for row in patients})
         if groups == [""]:
             continue
         strata[name] = {}
         for group in groups:
-            members = [row for row in patients if row["strata"].get(name, "") == group]
-            strata[name][group or "unknown"] = {
-                "n": len(members),
-                "auroc": mean(members, "auroc"),
-                "auprc": mean(members, "auprc"),
-                **{
-                    f"sensitivity_at_5_{rule}": _interval(
-                        proportion([row[rule]["rank"] <= 5 for row in members])
-                    )
-                    for rule in RULES
+            members = [row for row in patients if row.strata.get(name, "") == group]
+            strata[name][group or "unknown"] = StratumFigures(
+                n=len(members),
+                auroc=mean([row.voxel.auroc for row in members]),
+                auprc=mean([row.voxel.auprc for row in members]),
+                sensitivity_at_5={
+                    rule: proportion([row.lesion[rule].rank <= 5 for row in members]) for rule in RULES
                 },
-            }
+            )
     return strata
-
-
-def _interval(interval: Interval) -> dict[str, Any]:
-    return asdict(interval)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import html
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -16,12 +15,11 @@ import pandas as pd
 from scipy import stats
 
 from epizoo.evaluation.evaluate import pool
-from epizoo.evaluation.lesion_level import RANKS
+from epizoo.evaluation.figures import AnnotatedRow, Metrics
+from epizoo.evaluation.lesion_level import RANKS, RULES
 from epizoo.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, proportion
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import write_text
-
-SORTED_BY = "froc_strict"  # lesions first, and not won by large clusters that touch everything
+from tfds_epilepsy.files import read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Entry:
         method: how the table calls it, for example ``siamese + ocsvm``; runs of one method differ in their
             seed.
         seed: of this run.
-        metrics: what ``epizoo.evaluation.evaluate`` returned.
+        metrics: its figures.
         cohort: identity of data and split; runs of other cohorts are not comparable.
         supervised: learnt from annotated lesions; marked in every table.
         seconds: wall time of each step (``train``, ``fit``, ``score``).
@@ -41,7 +39,7 @@ class Entry:
 
     method: str
     seed: int
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     cohort: str = ""
     supervised: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -56,22 +54,21 @@ class Entry:
         """
         folder = Path(folder)
         try:
-            config, metadata, metrics = (
-                json.loads((folder / f"{name}.json").read_text())
-                for name in ("config", "metadata", "metrics")
-            )
+            config, metadata = (read_json(folder / f"{name}.json") for name in ("config", "metadata"))
             steps = metadata["steps"]
             model, detector = config["model"], config["detector"]
             return cls(
                 method=detector if model in ("none", None) else f"{model} + {detector}",
                 seed=int(config["seed"]),
-                metrics=metrics,
+                metrics=Metrics.read(folder / "metrics.json"),
                 cohort=f"{metadata['data_hash']}/{metadata['split_hash']}",
                 supervised=bool(metadata.get("supervised", False)),
                 seconds={name: step["seconds"] for name, step in steps.items()},
                 peak_gib=max((step["peak_gib"] for step in steps.values()), default=math.nan),
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except InputError as error:
+            raise InputError(f"{folder}: not a finished run ({error}) Run it to its end first.") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder}: not a finished run ({error!r}); run it to its end first.") from error
 
     @classmethod
@@ -94,21 +91,85 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class MethodRow:
+    """The figures of one method: of each patient averaged over seeds, then of all patients.
+
+    Attributes:
+        method: its name.
+        supervised: learnt from annotated lesions.
+        seeds: how many runs.
+        voxel: ``auroc``, ``auroc30``, ``auprc``, ``aupro`` and ``dice``.
+        lesion: under each rule of ``RULES``.
+        fp_per_control: clusters per control at the calibrated threshold.
+        seconds: mean wall time of each step of ``STEPS``; NaN for steps that the method does not have.
+        peak_gib: most memory of all runs.
+        auroc_seed_sd: standard deviation of the runs' AUROC; NaN with one seed.
+    """
+
+    method: str
+    supervised: bool
+    seeds: int
+    voxel: Mapping[str, Interval]
+    lesion: Mapping[str, MethodLesions]
+    fp_per_control: Interval
+    seconds: Mapping[str, float]
+    peak_gib: float
+    auroc_seed_sd: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} {MARK}" if self.supervised else self.method
+
+    def columns(self) -> dict[str, Any]:
+        """The row of ``leaderboard.tsv``: intervals as a figure, its ``_low`` and its ``_high``."""
+        intervals = dict(self.voxel)
+        chances = {}
+        for rule, found in self.lesion.items():
+            for rank, interval in found.sensitivity.items():
+                intervals[f"sensitivity_{rank}_{rule}"] = interval
+                chances[f"sensitivity_{rank}_{rule}"] = found.chance[rank]
+            intervals[f"froc_{rule}"] = found.froc
+        intervals["fp_per_control"] = self.fp_per_control
+        row: dict[str, Any] = {"method": self.method, "supervised": self.supervised, "seeds": self.seeds}
+        for name, one in intervals.items():
+            row |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+            if name in chances:
+                row[f"{name}_chance"] = chances[name]
+        row |= {f"{step}_seconds": seconds for step, seconds in self.seconds.items()}
+        return row | {"peak_gib": self.peak_gib, "auroc_seed_sd": self.auroc_seed_sd}
+
+
+@dataclass(frozen=True)
+class MethodLesions:
+    """How well a method finds lesions under one rule.
+
+    Attributes:
+        sensitivity: at each rank of ``RANKS``.
+        chance: the share that clusters would find if they lay anywhere in the brain, at the same ranks.
+        froc: area under the FROC curve.
+    """
+
+    sensitivity: Mapping[int, Interval]
+    chance: Mapping[int, float]
+    froc: Interval
+
+
+@dataclass(frozen=True)
 class Leaderboard:
     """The merged table.
 
     Attributes:
-        table: one row a method, best first: figures over patients (averaged over seeds) with ``_low`` and
-            ``_high``.
-        comparisons: each method against ``reference``, patient by patient, Holm-corrected, a list a figure.
-        seed_agreement: Spearman correlation of the methods' order between two seeds, mean over pairs of
-            seeds, a figure; NaN with one seed or fewer than three methods.
+        rows: one per method, best first: the largest area under the strict FROC.
+        comparisons: for each figure every other method against ``reference``, patient by patient,
+            Holm-corrected.
+        seed_agreement: for each figure the Spearman correlation of the methods' order between two seeds, mean
+            over pairs of seeds; NaN with one seed or fewer than three methods.
         reference: the method that the others are compared with.
         prevalence: chance level of AUPRC.
         patients, controls: how many.
     """
 
-    table: pd.DataFrame
+    rows: Sequence[MethodRow]
     comparisons: Mapping[str, list[Comparison]]
     seed_agreement: Mapping[str, float]
     reference: str
@@ -116,7 +177,13 @@ class Leaderboard:
     patients: int
     controls: int
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per method: every figure with its ``_low`` and ``_high``."""
+        return pd.DataFrame([row.columns() for row in self.rows])
+
     def to_tsv(self) -> str:
+        """``table`` as text."""
         return self.table.to_csv(
             sep="\t", index=False, float_format="%.5g", na_rep="n/a", lineterminator="\n"
         )
@@ -144,6 +211,7 @@ class Leaderboard:
         )
 
     def to_markdown(self) -> str:
+        """The main figures and the differences, as two tables with notes."""
         tables = []
         for header, rows in self._tables():
             lines = [header, ["---"] * len(header), *rows]
@@ -177,32 +245,32 @@ class Leaderboard:
             "inside or IoU >= 0.1. FROC: area to 10 false positives a patient, strict rule; it sorts rows.",
             "Time: train + fit + score, wall clock. The TSV holds an interval for every figure.",
         ]
-        if len(self.table) > 1:
+        if len(self.rows) > 1:
             notes.append(
                 f"Second table: each method minus {self.reference} (by default the best unsupervised), "
                 "paired by patient; p after Holm."
             )
-        if self.table["supervised"].any():
+        if any(row.supervised for row in self.rows):
             notes.append(
                 f"{MARK} supervised: learnt from annotated lesions; an upper bound, not a competitor."
             )
         known = {name: rho for name, rho in self.seed_agreement.items() if not math.isnan(rho)}
         if known:
-            listed = ", ".join(f"{_NAMES[name]} {rho:.2f}" for name, rho in known.items())
+            listed = ", ".join(f"{_FIGURES[name].heading} {rho:.2f}" for name, rho in known.items())
             notes.append(f"Rank correlation of the methods between seeds: {listed}.")
         return notes
 
     def _tables(self) -> list[tuple[list[str], list[list[str]]]]:
         """Header and cells of the figures, and of the differences where there are two methods."""
         figures = self._figures()
-        if len(self.table) < 2:
+        if len(self.rows) < 2:
             return [figures]
-        by_method = {row["method"]: [self._label(row)] for row in self.table.to_dict("records")}
+        by_method = {row.method: [row.label] for row in self.rows}
         del by_method[self.reference]
         for comparisons in self.comparisons.values():
             for one in comparisons:
                 by_method[one.method].append(_difference(one))
-        header = [f"minus {self.reference}", *(_NAMES[figure] for figure in self.comparisons)]
+        header = [f"minus {self.reference}", *(_FIGURES[figure].heading for figure in self.comparisons)]
         return [figures, (header, list(by_method.values()))]
 
     def _figures(self) -> tuple[list[str], list[list[str]]]:
@@ -210,34 +278,25 @@ class Leaderboard:
         header += [f"sens@{rank}" for rank in RANKS]
         header += ["strict sens@5", "FROC", "FP/control", "time (s)", "GiB"]
         rows = []
-        for row in self.table.to_dict("records"):
-            cells = [self._label(row), str(row["seeds"])]
-            cells += [_with_interval(row, name, 3) for name in ("auroc", "auprc")]
-            cells += [_number(row[name], 3) for name in ("auroc30", "aupro", "dice")]
-            for rank in RANKS:
-                name = f"sensitivity_{rank}_overlap"
-                cells.append(_with_chance(row, name) if rank == 5 else _number(row[name], 2))
-            cells += [_with_chance(row, "sensitivity_5_strict"), _number(row["froc_strict"], 2)]
-            cells.append(_with_interval(row, "fp_per_control", 2))
-            cells.append(" + ".join(_number(row[f"{step}_seconds"], 0) for step in STEPS))
-            rows.append([*cells, _number(row["peak_gib"], 1)])
+        for row in self.rows:
+            overlap, strict = row.lesion["overlap"], row.lesion["strict"]
+            cells = [row.label, str(row.seeds)]
+            cells += [_with_interval(row.voxel[name], 3) for name in ("auroc", "auprc")]
+            cells += [_number(row.voxel[name].value, 3) for name in ("auroc30", "aupro", "dice")]
+            for rank, interval in overlap.sensitivity.items():
+                cells.append(_with_chance(overlap, rank) if rank == 5 else _number(interval.value, 2))
+            cells += [_with_chance(strict, 5), _number(strict.froc.value, 2)]
+            cells.append(_with_interval(row.fp_per_control, 2))
+            cells.append(" + ".join(_number(row.seconds[step], 0) for step in STEPS))
+            rows.append([*cells, _number(row.peak_gib, 1)])
         return header, rows
-
-    @staticmethod
-    def _label(row: Mapping[Any, Any]) -> str:
-        return f"{row['method']} {MARK}" if row["supervised"] else str(row["method"])
 
 
 MARK = "†"  # of supervised methods
 STEPS = ("train", "fit", "score")
+VOXEL = ("auroc", "auroc30", "auprc", "aupro", "dice")
+COMPARED = ("auroc", "auprc", "sensitivity_5_overlap", "sensitivity_5_strict")
 AGREEMENT = ("auroc", "auprc", "sensitivity_5_overlap", "froc_strict")
-_NAMES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "sensitivity_5_overlap": "sens@5",
-    "sensitivity_5_strict": "strict sens@5",
-    "froc_strict": "FROC area",
-}
 
 
 def leaderboard(entries: Iterable[Entry], reference: str | None = None, *, seed: int = 0) -> Leaderboard:
@@ -259,25 +318,27 @@ def leaderboard(entries: Iterable[Entry], reference: str | None = None, *, seed:
     for entry in entries:
         runs.setdefault(entry.method, []).append(entry)
     _check(runs)
-    patients = {method: [_patients(run) for run in group] for method, group in runs.items()}
-    rows = [_table_row(method, runs[method], patients[method], seed) for method in runs]
-    rows.sort(key=lambda row: (-_or_low(row[SORTED_BY]), -_or_low(row["auprc"]), row["method"]))
-    table = pd.DataFrame(rows)
+    rows = [_method_row(method, group, seed) for method, group in runs.items()]
+    rows.sort(key=lambda row: (-_or_low(row.lesion["strict"].froc), -_or_low(row.voxel["auprc"]), row.method))
     if reference is None:
-        reference = next((row["method"] for row in rows if not row["supervised"]), rows[0]["method"])
+        reference = next((row.method for row in rows if not row.supervised), rows[0].method)
     comparisons = {
-        name: compare({m: _average(group, name) for m, group in patients.items()}, reference, seed=seed)
-        for name in ("auroc", "auprc", "sensitivity_5_overlap", "sensitivity_5_strict")
+        name: compare(
+            {method: _averaged(group, _FIGURES[name].of_patient) for method, group in runs.items()},
+            reference,
+            seed=seed,
+        )
+        for name in COMPARED
     }
     some = next(iter(runs.values()))[0].metrics
     return Leaderboard(
-        table=table,
+        rows=rows,
         comparisons=comparisons,
         seed_agreement={name: _seed_agreement(runs, name) for name in AGREEMENT},
         reference=reference,
-        prevalence=_float(some["voxel"]["prevalence"]["value"]),
-        patients=some["patients"],
-        controls=some["controls"],
+        prevalence=some.voxel.prevalence.value,
+        patients=some.patients,
+        controls=some.controls,
     )
 
 
@@ -303,12 +364,12 @@ def _check(runs: Mapping[str, Sequence[Entry]]) -> None:
         if twice:
             problems.append(f"{method}: seed {', '.join(map(str, twice))} more than once.")
     first = every[0]
-    names = {row["subject"] for row in first.metrics["rows"]}
+    names = {row.subject for row in first.metrics.rows}
     for run in every[1:]:
         label = f"{run.method}, seed {run.seed}"
         if run.cohort != first.cohort:
             problems.append(f"{label}: cohort {run.cohort}, but {first.method} has {first.cohort}.")
-        other = {row["subject"] for row in run.metrics["rows"]} ^ names
+        other = {row.subject for row in run.metrics.rows} ^ names
         if other:
             problems.append(
                 f"{label}: evaluated on other subjects than {first.method}: {', '.join(sorted(other))}."
@@ -317,57 +378,90 @@ def _check(runs: Mapping[str, Sequence[Entry]]) -> None:
         raise InputError(problems)
 
 
-def _patients(run: Entry) -> dict[str, dict[str, float]]:
-    """Per-patient figures of one run: label -> figure -> value."""
-    figures = {}
-    for row in run.metrics["rows"]:
-        if not row["annotated"]:
-            continue
-        one = {name: _float(row[name]) for name in ("auroc", "auroc30", "auprc", "aupro", "dice")}
-        for rule in ("overlap", "strict"):
-            rank = row[rule]["rank"]
-            for k in RANKS:
-                one[f"sensitivity_{k}_{rule}"] = float(rank is not None and rank <= k)
-        figures[row["subject"]] = one
-    return figures
+@dataclass(frozen=True)
+class _Figure:
+    """A figure that methods are compared by.
+
+    Attributes:
+        heading: of its column.
+        of_run: takes it from the figures of a run.
+        of_patient: takes it from those of a patient; an area under the FROC has none.
+    """
+
+    heading: str
+    of_run: Callable[[Metrics], Interval]
+    of_patient: Callable[[AnnotatedRow], float] = lambda row: math.nan
 
 
-def _average(runs: Sequence[Mapping[str, Mapping[str, float]]], name: str) -> dict[str, float]:
-    return {patient: float(np.mean([run[patient][name] for run in runs])) for patient in runs[0]}
+_FIGURES = {
+    "auroc": _Figure("AUROC", lambda run: run.voxel.auroc, lambda row: row.voxel.auroc),
+    "auprc": _Figure("AUPRC", lambda run: run.voxel.auprc, lambda row: row.voxel.auprc),
+    "sensitivity_5_overlap": _Figure(
+        "sens@5",
+        lambda run: run.lesion["overlap"].sensitivity[5].interval,
+        lambda row: row.lesion["overlap"].rank <= 5,
+    ),
+    "sensitivity_5_strict": _Figure(
+        "strict sens@5",
+        lambda run: run.lesion["strict"].sensitivity[5].interval,
+        lambda row: row.lesion["strict"].rank <= 5,
+    ),
+    "froc_strict": _Figure("FROC area", lambda run: run.lesion["strict"].froc.area),
+}
 
 
-def _table_row(
-    method: str, runs: Sequence[Entry], patients: Sequence[Mapping[str, Mapping[str, float]]], seed: int
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"method": method, "supervised": runs[0].supervised, "seeds": len(runs)}
-    voxel = ("auroc", "auroc30", "auprc", "aupro", "dice")
-    for name in voxel:
-        row |= _columns(name, bootstrap_mean(list(_average(patients, name).values()), seed=seed))
-    for rule in ("overlap", "strict"):
-        for k in RANKS:
-            name = f"sensitivity_{k}_{rule}"
-            values = np.array(list(_average(patients, name).values()))
-            whole = bool(np.isin(values, (0, 1)).all())  # one seed, or seeds that agree on every patient
-            row |= _columns(name, proportion(values == 1) if whole else bootstrap_mean(values, seed=seed))
-            row[f"{name}_chance"] = _mean(
-                run.metrics["lesion"][rule]["sensitivity"][str(k)]["chance"] for run in runs
-            )
-        # Areas have no figure a patient: the means of the runs' own intervals.
-        areas = [run.metrics["lesion"][rule]["froc"]["area"] for run in runs]
-        for key, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
-            row[f"froc_{rule}{suffix}"] = _mean(area[key] for area in areas)
-    false = [_controls(run) for run in runs]
-    row |= _columns("fp_per_control", bootstrap_mean(np.mean(false, axis=0) if false[0] else [], seed=seed))
-    for step in STEPS:
-        row[f"{step}_seconds"] = _mean(run.seconds.get(step) for run in runs)
-    row["peak_gib"] = max(run.peak_gib for run in runs)
-    row["auroc_seed_sd"] = _spread([_figure(run, "auroc") for run in runs])
-    return row
+def _averaged(runs: Sequence[Entry], figure: Callable[[AnnotatedRow], float]) -> dict[str, float]:
+    """A figure of each patient, mean over the runs."""
+    by_run = [{row.subject: float(figure(row)) for row in run.metrics.annotated} for run in runs]
+    return {patient: float(np.mean([values[patient] for values in by_run])) for patient in by_run[0]}
 
 
-def _controls(run: Entry) -> list[float]:
-    """False-positive clusters of each control at the calibrated threshold."""
-    return [_float(row["clusters_at_threshold"]) for row in run.metrics["rows"] if row["group"] == "control"]
+def _method_row(method: str, runs: Sequence[Entry], seed: int) -> MethodRow:
+    false = [_clusters_of_controls(run) for run in runs]
+    return MethodRow(
+        method=method,
+        supervised=runs[0].supervised,
+        seeds=len(runs),
+        voxel={name: _voxel_figure(runs, name, seed) for name in VOXEL},
+        lesion={rule: _method_lesions(runs, rule, seed) for rule in RULES},
+        fp_per_control=bootstrap_mean(np.mean(false, axis=0) if false[0] else [], seed=seed),
+        seconds={step: _mean(run.seconds.get(step, math.nan) for run in runs) for step in STEPS},
+        peak_gib=max(run.peak_gib for run in runs),
+        auroc_seed_sd=_spread([run.metrics.voxel.auroc.value for run in runs]),
+    )
+
+
+def _voxel_figure(runs: Sequence[Entry], name: str, seed: int) -> Interval:
+    values = _averaged(runs, lambda row: getattr(row.voxel, name))
+    return bootstrap_mean(list(values.values()), seed=seed)
+
+
+def _method_lesions(runs: Sequence[Entry], rule: str, seed: int) -> MethodLesions:
+    figures = [run.metrics.lesion[rule] for run in runs]
+    return MethodLesions(
+        sensitivity={rank: _sensitivity(runs, rule, rank, seed) for rank in RANKS},
+        chance={rank: _mean(one.sensitivity[rank].chance for one in figures) for rank in RANKS},
+        froc=_mean_interval([one.froc.area for one in figures]),
+    )
+
+
+def _sensitivity(runs: Sequence[Entry], rule: str, rank: int, seed: int) -> Interval:
+    """A share where there is one seed, or all agree on every patient; else the mean over patients."""
+    values = np.array(list(_averaged(runs, lambda row: row.lesion[rule].rank <= rank).values()))
+    whole = bool(np.isin(values, (0, 1)).all())
+    return proportion(values == 1) if whole else bootstrap_mean(values, seed=seed)
+
+
+def _mean_interval(areas: Sequence[Interval]) -> Interval:
+    """The means of the runs' own limits: an area is no mean over patients that could be drawn again."""
+    value, low, high = (_mean(getattr(area, name) for area in areas) for name in ("value", "low", "high"))
+    return Interval(value, low, high, areas[0].n)
+
+
+def _clusters_of_controls(run: Entry) -> list[float]:
+    """How many each control has at the calibrated threshold."""
+    counts = [row.clusters_at_threshold for row in run.metrics.rows if row.group == "control"]
+    return [math.nan if count is None else float(count) for count in counts]
 
 
 def _seed_agreement(runs: Mapping[str, Sequence[Entry]], name: str) -> float:
@@ -375,7 +469,7 @@ def _seed_agreement(runs: Mapping[str, Sequence[Entry]], name: str) -> float:
     by_seed: dict[int, dict[str, float]] = {}
     for method, group in runs.items():
         for run in group:
-            by_seed.setdefault(run.seed, {})[method] = _figure(run, name)
+            by_seed.setdefault(run.seed, {})[method] = _FIGURES[name].of_run(run.metrics).value
     correlations = []
     for one, other in combinations(by_seed.values(), 2):
         shared = [m for m in one if m in other and not math.isnan(one[m]) and not math.isnan(other[m])]
@@ -385,22 +479,8 @@ def _seed_agreement(runs: Mapping[str, Sequence[Entry]], name: str) -> float:
     return float(np.mean(correlations)) if correlations else math.nan
 
 
-def _figure(run: Entry, name: str) -> float:
-    """A summary figure of one run by its column in the table."""
-    kind, *rest = name.split("_")
-    if kind == "sensitivity":
-        return _float(run.metrics["lesion"][rest[1]]["sensitivity"][rest[0]]["value"])
-    if kind == "froc":
-        return _float(run.metrics["lesion"][rest[0]]["froc"]["area"]["value"])
-    return _float(run.metrics["voxel"][name]["value"])
-
-
-def _columns(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    known = [value for value in map(_float, values) if not math.isnan(value)]
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 
 
@@ -408,27 +488,22 @@ def _spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _float(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _or_low(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
+def _or_low(interval: Interval) -> float:
+    return -math.inf if math.isnan(interval.value) else interval.value
 
 
 def _number(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _with_interval(row: Mapping[Any, Any], name: str, digits: int) -> str:
-    value, low, high = (row[name + suffix] for suffix in ("", "_low", "_high"))
-    if math.isnan(value):
+def _with_interval(one: Interval, digits: int) -> str:
+    if math.isnan(one.value):
         return "–"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{one.value:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
 
 
-def _with_chance(row: Mapping[Any, Any], name: str) -> str:
-    return f"{_with_interval(row, name, 2)} ({_number(row[f'{name}_chance'], 2)})"
+def _with_chance(found: MethodLesions, rank: int) -> str:
+    return f"{_with_interval(found.sensitivity[rank], 2)} ({_number(found.chance[rank], 2)})"
 
 
 def _difference(one: Comparison) -> str:

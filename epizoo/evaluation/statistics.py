@@ -4,26 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import plain
 
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure over ``n`` patients with its interval, 95 % unless told otherwise; NaN where there is none."""
+    """A figure over ``n`` patients with its interval, 95 % unless told otherwise; NaN where there is none.
+
+    Example:
+        >>> f"{Interval(0.5, 0.25, 0.75, n=20):.2f}"
+        '0.50 (0.25 to 0.75)'
+    """
 
     value: float
     low: float
     high: float
     n: int
+
+    def __format__(self, spec: str) -> str:
+        if math.isnan(self.value):
+            return "–"
+        limits = "" if math.isnan(self.low) else f" ({self.low:{spec}} to {self.high:{spec}})"
+        return f"{self.value:{spec}}{limits}"
+
+    def to_json(self) -> dict[str, Any]:
+        """``value``, ``low``, ``high`` and ``n``; null where there is none."""
+        return {name: plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Interval:
+        """What ``to_json`` gave; further entries are passed over."""
+        known = {
+            name: math.nan if content[name] is None else content[name] for name in ("value", "low", "high")
+        }
+        return cls(**known, n=content["n"])
 
 
 def bootstrap_mean(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -164,16 +165,15 @@ def _input(metadata: Mapping[str, Any]) -> list[str]:
 
 def _made_from(metadata: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     subjects, found = run["subjects"], run["metrics"]
-    voxel = found["voxel"]
     rows = [
-        ("mean voxel AUROC", _interval(voxel["auroc"])),
+        ("mean voxel AUROC", f"{found.voxel['auroc']:.3g}"),
         (
             "mean voxel AUPRC",
-            f"{_interval(voxel['auprc'])}; prevalence {_number(voxel['prevalence']['value'])}",
+            f"{found.voxel['auprc']:.3g}; prevalence {_number(found.voxel['prevalence'].value)}",
         ),
         *(
-            (f"sensitivity at rank {rank}", _interval(figure) + _chance(figure))
-            for rank, figure in found["sensitivity"].items()
+            (f"sensitivity at rank {rank}", f"{figure.interval:.3g}; chance {_number(figure.chance)}")
+            for rank, figure in found.sensitivity.items()
         ),
     ]
     return [
@@ -183,7 +183,7 @@ def _made_from(metadata: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]
         f"{run['batch_size']}, seed {run['seed']}.",
         f"- Detector `{run['detector']}`, fitted on {run['fitted_on']} controls.",
         "",
-        f"Figures on the run's test subjects ({found['patients']} patients, {found['controls']} controls), "
+        f"Figures on the run's test subjects ({found.patients} patients, {found.controls} controls), "
         f"with 95 % intervals{', of encoder and detector' if metadata['what'] == 'encoder' else ''}:",
         "",
         "| | |",
@@ -202,15 +202,5 @@ def _forms(forms: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join(one(*item) for item in forms.items())
 
 
-def _interval(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
-        return "n/a"
-    return f"{_number(figure['value'])} ({_number(figure['low'])} to {_number(figure['high'])})"
-
-
-def _chance(figure: Mapping[str, Any]) -> str:
-    return f"; chance {_number(figure['chance'])}" if figure.get("chance") is not None else ""
-
-
-def _number(value: Any) -> str:
-    return "n/a" if value is None else f"{value:.3g}"
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"

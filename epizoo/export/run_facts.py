@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epizoo.evaluation.figures import Metrics, Sensitivity
+from epizoo.evaluation.statistics import Interval
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json
+from tfds_epilepsy.files import plain, read_json
 
 if TYPE_CHECKING:
     from epizoo.detection import NormativeModel
@@ -23,7 +25,7 @@ class RunFacts:
 
     Attributes:
         modalities, voxel_size (mm), normalisation: of its data.
-        facts: for card and metadata: what it was made of and what it found.
+        facts: for card and metadata: what it was made of and, as ``metrics``, what it found.
     """
 
     folder: RunFolder
@@ -55,6 +57,38 @@ class RunFacts:
         return NormativeModel.load(self.folder.detector, model)
 
 
+@dataclass(frozen=True)
+class ExportedFigures:
+    """The figures of a run that travel with its exports.
+
+    Attributes:
+        patients, controls: how many were tested.
+        threshold: calibrated on validation controls; None without them.
+        voxel: ``auroc``, ``auprc`` and ``prevalence``, means over patients.
+        sensitivity: at each rank; a hit is one voxel of overlap.
+    """
+
+    patients: int
+    controls: int
+    threshold: float | None
+    voxel: Mapping[str, Interval]
+    sensitivity: Mapping[int, Sensitivity]
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> ExportedFigures:
+        voxel = metrics.voxel
+        return cls(
+            metrics.patients,
+            metrics.controls,
+            metrics.threshold,
+            {"auroc": voxel.auroc, "auprc": voxel.auprc, "prevalence": voxel.prevalence},
+            metrics.lesion["overlap"].sensitivity,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
 def read_run(run_dir: str | Path, normalisation: str | None = None) -> RunFacts:
     """Read what a finished run says of itself.
 
@@ -66,14 +100,14 @@ def read_run(run_dir: str | Path, normalisation: str | None = None) -> RunFacts:
         raise InputError(f"{folder.path}: not a run (no config.json).")
     problems: list[str] = []
     content: dict[str, Any] = {}
-    for name, path in (
-        ("config", folder.config),
-        ("metadata", folder.metadata),
-        ("metrics", folder.metrics),
-        ("manifest", folder.detector / "manifest.json"),
+    for name, path, read in (
+        ("config", folder.config, read_json),
+        ("metadata", folder.metadata, read_json),
+        ("metrics", folder.metrics, Metrics.read),
+        ("manifest", folder.detector / "manifest.json", read_json),
     ):
         try:
-            content[name] = read_json(path)
+            content[name] = read(path)
         except InputError as error:
             problems.append(_unfinished(folder, path) if not path.is_file() else str(error))
     if content.get("config", {}).get("model") != "none" and not folder.model.is_file():
@@ -90,7 +124,7 @@ def read_run(run_dir: str | Path, normalisation: str | None = None) -> RunFacts:
             **{key: metadata[key] for key in ("data_hash", "split_hash", "space", "versions")},
             "subjects": {split: len(subjects) for split, subjects in metadata["splits"].items()},
             "fitted_on": len(manifest["subjects"]),
-            "metrics": _figures(metrics),
+            "metrics": ExportedFigures.of(metrics),
         }
         voxel_size = float(manifest["affine"][0][0])
         modalities = list(metadata["modalities"])
@@ -136,15 +170,3 @@ def _unfinished(folder: RunFolder, path: Path) -> str:
         f"{folder.path}: not finished (no {path.relative_to(folder.path)}); "
         "'epizoo run' with the same arguments goes on where it was."
     )
-
-
-def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that the card shows."""
-    overlap = metrics["lesion"]["overlap"]["sensitivity"]
-    return {
-        "patients": metrics["patients"],
-        "controls": metrics["controls"],
-        "threshold": metrics["threshold"],
-        "voxel": {name: metrics["voxel"][name] for name in ("auroc", "auprc", "prevalence")},
-        "sensitivity": overlap,
-    }

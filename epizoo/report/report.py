@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.clusters import find_clusters, read_clusters_tsv
-from epizoo.evaluation import RULES
+from epizoo.evaluation import RULES, AnnotatedRow, Interval, Metrics, SubjectRow
+from epizoo.evaluation.figures import StratumFigures
 from epizoo.report import figures
 from epizoo.report.patient import SIGNS, WORDS, Background, Page, source, subject_page
 from epizoo.report.tables import EDGES, ControlScores, histogram, millimetres, number, p_value, without_empty
@@ -54,10 +55,10 @@ def build_report(
     Raises:
         InputError: ``metrics.json`` or another file of the run is missing.
     """
-    metrics, config, metadata = (read_json(p) for p in (folder.metrics, folder.config, folder.metadata))
-    rows = metrics["rows"]
-    shown = [row["subject"] for row in rows if row["group"] == "patient"]
-    shown = shown or [row["subject"] for row in rows]
+    metrics = Metrics.read(folder.metrics)
+    config, metadata = read_json(folder.config), read_json(folder.metadata)
+    rows = metrics.rows
+    shown = [row.subject for row in rows if row.group == "patient"] or [row.subject for row in rows]
     background = Background(
         folder=folder,
         data=config["data"],
@@ -66,7 +67,7 @@ def build_report(
         patch_shape=_patch_shape(folder.model),
         controls=_mean_image(controls() if controls else ()),
         scores=_control_scores(folder, metadata["space"], rows),
-        limit=max(6.0, math.ceil(metrics["threshold"] or 0)),
+        limit=max(6.0, math.ceil(metrics.threshold or 0)),
     )
     title, subtitle = _title(config), _subtitle(metrics, metadata)
     environment = jinja2.Environment(
@@ -94,7 +95,7 @@ def build_report(
         **_summary(metrics),
         "summary_figures": cohort.figures(),
         "strata_columns": STRATA_COLUMNS,
-        "strata": _strata(metrics["strata"]),
+        "strata": _strata(metrics.strata),
         "false_positives": _false_positives(folder, metadata["space"], metrics),
         "training": source(figures.training_curves(history)) if history else None,
         "pictures": _pictures(folder.path / "pictures"),
@@ -112,7 +113,7 @@ def build_report(
 class _Cohort:
     """What the pages leave for the cohort: a subject at a time, so that memory does not grow with volumes."""
 
-    def __init__(self, metrics: Mapping[str, Any], background: Background):
+    def __init__(self, metrics: Metrics, background: Background):
         self.metrics, self.background = metrics, background
         self.pages: list[dict[str, Any]] | None = []
         self.bytes = 0
@@ -136,20 +137,18 @@ class _Cohort:
 
     def add_thumbnails(self) -> None:
         """A small projection of each subject's map, where there are not too many."""
-        names = [row["subject"] for row in self.metrics["rows"]]
+        names = [row.subject for row in self.metrics.rows]
         for name in names if len(names) <= MAX_THUMBNAILS else ():
             score_map, _ = read_nifti(self.background.folder.score_map(name, self.background.space))
             self.thumbnails[name] = source(figures.thumbnail(score_map, limit=self.background.limit))
 
     def figures(self) -> list[dict[str, str]]:
         """The curves and histograms for which there is data."""
-        metrics, threshold = self.metrics, self.metrics["threshold"]
+        metrics, threshold = self.metrics, self.metrics.threshold
         found: list[tuple[bytes, str]] = []
-        if metrics["patients"]:
-            lesion = {NAMES[rule]: metrics["lesion"][rule]["froc"] for rule in RULES}
-            curves = {
-                name: (curve["false_positives"], curve["sensitivity"]) for name, curve in lesion.items()
-            }
+        if metrics.patients:
+            drawn = {NAMES[rule]: metrics.lesion[rule].froc for rule in RULES}
+            curves = {name: (curve.false_positives, curve.sensitivity) for name, curve in drawn.items()}
             chance = {NAMES[rule]: _chance_froc(chances) for rule, chances in self.chances.items()}
             caption = (
                 "FROC: the share of lesions found against false-positive clusters a patient, going down "
@@ -170,7 +169,7 @@ class _Cohort:
             caption += " Dashed: the threshold at which validation controls show one cluster each."
         found.append((figures.score_histogram(edges, counts, threshold), caption))
         groups = {
-            f"{group}s": [row["max_score"] for row in metrics["rows"] if row["group"] == group]
+            f"{group}s": [row.max_score for row in metrics.rows if row.group == group]
             for group in ("patient", "control")
         }
         groups = {name: values for name, values in groups.items() if values}
@@ -180,11 +179,11 @@ class _Cohort:
 
     def subjects(self, shown: Sequence[str]) -> dict[str, Any]:
         """The table of subjects, and their pages where there is room for them."""
-        rows = self.metrics["rows"]
+        rows = self.metrics.rows
         columns, cells = without_empty(SUBJECT_COLUMNS, [_subject_cells(row) for row in rows], "–")
         table = []
         for row, known in zip(rows, cells, strict=True):
-            name = row["subject"]
+            name = row.subject
             link = f"#sub-{name}" if self.pages is not None else f"sub-{name}/report.html"
             table.append(
                 {
@@ -208,7 +207,7 @@ class _Cohort:
             words += " below, and from there to an interactive viewer"
         else:
             words += " with an interactive viewer"
-        if len(shown) < len(self.metrics["rows"]):
+        if len(shown) < len(self.metrics.rows):
             words += "; controls have none while there are patients"
         return words + ". Map: axial maximum intensity projection, colours as on the pages."
 
@@ -239,12 +238,12 @@ def _mean_image(subjects: Iterable[Subject]) -> tuple[NDArray[np.float32], int] 
     return None if total is None else ((total / count).astype(np.float32), count)
 
 
-def _control_scores(folder: RunFolder, space: str, rows: Iterable[Mapping[str, Any]]) -> ControlScores:
+def _control_scores(folder: RunFolder, space: str, rows: Iterable[SubjectRow]) -> ControlScores:
     scores = ControlScores()
     for row in rows:
-        if row["group"] == "control":
-            score_map, _ = read_nifti(folder.score_map(row["subject"], space))
-            scores.add(row["subject"], score_map[score_map != 0])
+        if row.group == "control":
+            score_map, _ = read_nifti(folder.score_map(row.subject, space))
+            scores.add(row.subject, score_map[score_map != 0])
     return scores
 
 
@@ -261,11 +260,11 @@ def _title(config: Mapping[str, Any]) -> str:
     return f"{method} on {Path(config['data']).name}"
 
 
-def _subtitle(metrics: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+def _subtitle(metrics: Metrics, metadata: Mapping[str, Any]) -> str:
     groups = {
-        "annotated patient": metrics["patients"],
-        "unannotated patient": metrics["unannotated"],
-        "held-out control": metrics["controls"],
+        "annotated patient": metrics.patients,
+        "unannotated patient": metrics.unannotated,
+        "held-out control": metrics.controls,
     }
     tested = [_plural(count, name) for name, count in groups.items() if count]
     learnt = f"Normal model of {_plural(len(metadata['splits']['train']), 'training control')}"
@@ -282,64 +281,61 @@ def _plural(count: int, name: str) -> str:
     return f"{count} {name}{'' if count == 1 else 's'}"
 
 
-def _missing(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def _missing(metrics: Metrics, config: Mapping[str, Any]) -> list[str]:
     """A sentence in place of each figure that this test set cannot give."""
     sentences = []
-    if not metrics["patients"]:
+    if not metrics.patients:
         sentences.append(
             "No test patient has an annotated lesion: sensitivity, FROC and voxel figures do not exist here."
         )
-    if not metrics["controls"]:
+    if not metrics.controls:
         sentences.append("The test set holds no controls: false positives on healthy brains are unknown.")
-    if metrics["threshold"] is None:
+    if metrics.threshold is None:
         sentences.append("There were no validation controls: no threshold could be calibrated.")
     if config["model"] == "none":
         sentences.append("No encoder was trained: the detector reads intensities.")
     return sentences
 
 
-def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(metrics: Metrics) -> dict[str, Any]:
     """The table of the test set's figures."""
 
-    def row(name: str, figure: Mapping[str, Any], digits: int = 2, chance: float | None = None) -> None:
-        low, high = figure["low"], figure["high"]
-        interval = "–" if low is None else f"{low:.{digits}f} to {high:.{digits}f}"
-        p = figure.get("p")
-        cells = [
-            name,
-            number(figure["value"], digits),
-            interval,
-            "" if chance is None else number(chance, digits),
-            "" if figure.get("mirrored") is None else number(figure["mirrored"], digits),
-            "" if p is None else p_value(p),
-        ]
-        rows.append(cells)
+    def row(name: str, figure: Interval, digits: int = 2, chance: float = math.nan) -> list[str]:
+        low, high = figure.low, figure.high
+        interval = "–" if math.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}"
+        by_chance = "" if math.isnan(chance) else number(chance, digits)
+        return [name, number(figure.value, digits), interval, by_chance, "", ""]
 
     rows: list[list[str]] = []
-    if metrics["patients"]:
-        lesion, voxel = metrics["lesion"], metrics["voxel"]
+    if metrics.patients:
+        lesion, voxel = metrics.lesion, metrics.voxel
         for rule in RULES:
-            for rank, figure in lesion[rule]["sensitivity"].items():
-                among = "as the first cluster" if rank == "1" else f"among the first {rank} clusters"
-                row(f"lesions found {among} ({NAMES[rule]})", figure, 2, figure["chance"])
-        row("mean rank of the lesions found (any overlap)", lesion["overlap"]["mean_rank"], 1)
+            for rank, found in lesion[rule].sensitivity.items():
+                among = "as the first cluster" if rank == 1 else f"among the first {rank} clusters"
+                cells = row(f"lesions found {among} ({NAMES[rule]})", found.interval, 2, found.chance)
+                rows.append([*cells[:-2], number(found.mirrored, 2), p_value(found.p)])
+        rows.append(row("mean rank of the lesions found (any overlap)", lesion["overlap"].mean_rank, 1))
         for rule in RULES:
-            area = lesion[rule]["froc"]["area"]
-            row(f"area under the FROC to 10 false positives ({NAMES[rule]})", area)
-        row("voxel AUROC, mean over patients", voxel["auroc"], 3, 0.5)
-        row("voxel AUROC up to 30 % false positives", voxel["auroc30"], 3)
-        row("voxel AUPRC, mean over patients", voxel["auprc"], 3, voxel["prevalence"]["value"])
-        row("AU-PRO to 30 % false positives", voxel["aupro"], 3)
-        if metrics["threshold"] is not None:
-            row("Dice at the calibrated threshold", voxel["dice"], 3)
-    if metrics["controls"]:
-        false = metrics["false_positives"]
-        row("clusters a held-out control, the patients' protocol", false["clusters"], 1)
-        if metrics["threshold"] is not None:
-            row("clusters a held-out control, calibrated threshold", false["clusters_at_threshold"])
-            row("held-out controls with none at that threshold", false["controls_with_none_at_threshold"])
-    columns, cells = without_empty(SUMMARY_COLUMNS, rows, "")
-    return {"summary_columns": columns, "summary": cells}
+            name = f"area under the FROC to 10 false positives ({NAMES[rule]})"
+            rows.append(row(name, lesion[rule].froc.area))
+        rows += [
+            row("voxel AUROC, mean over patients", voxel.auroc, 3, 0.5),
+            row("voxel AUROC up to 30 % false positives", voxel.auroc30, 3),
+            row("voxel AUPRC, mean over patients", voxel.auprc, 3, voxel.prevalence.value),
+            row("AU-PRO to 30 % false positives", voxel.aupro, 3),
+        ]
+        if metrics.threshold is not None:
+            rows.append(row("Dice at the calibrated threshold", voxel.dice, 3))
+    if metrics.controls:
+        false = metrics.false_positives
+        rows.append(row("clusters per held-out control, the patients' protocol", false.clusters, 1))
+        if metrics.threshold is not None:
+            name = "clusters per held-out control, calibrated threshold"
+            rows.append(row(name, false.clusters_at_threshold))
+            name = "held-out controls with none at that threshold"
+            rows.append(row(name, false.controls_with_none_at_threshold))
+    columns, shown = without_empty(SUMMARY_COLUMNS, rows, "")
+    return {"summary_columns": columns, "summary": shown}
 
 
 SUMMARY_COLUMNS = ["figure", "value", "95 % interval", "by chance", "mirrored lesion", "p against chance"]
@@ -348,39 +344,34 @@ SUMMARY_COLUMNS = ["figure", "value", "95 % interval", "by chance", "mirrored le
 STRATA_COLUMNS = ["group", "n", "AUROC", "AUPRC", "found by rank 5 (any overlap)", "found by rank 5 (strict)"]
 
 
-def _strata(strata: Mapping[str, Any]) -> list[list[str]]:
-    def cell(figure: Mapping[str, Any], digits: int) -> str:
-        value, low, high = (figure[name] for name in ("value", "low", "high"))
-        known = "" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})"
-        return number(value, digits) + known
-
+def _strata(strata: Mapping[str, Mapping[str, StratumFigures]]) -> list[list[str]]:
     return [
         [
             f"{name}: {group}",
-            str(figures["n"]),
-            cell(figures["auroc"], 3),
-            cell(figures["auprc"], 3),
-            *(cell(figures[f"sensitivity_at_5_{rule}"], 2) for rule in RULES),
+            str(figures.n),
+            f"{figures.auroc:.3f}",
+            f"{figures.auprc:.3f}",
+            *(f"{figures.sensitivity_at_5[rule]:.2f}" for rule in RULES),
         ]
         for name, groups in strata.items()
         for group, figures in groups.items()
     ]
 
 
-def _false_positives(folder: RunFolder, space: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _false_positives(folder: RunFolder, space: str, metrics: Metrics) -> dict[str, Any]:
     """The clusters of held-out controls at the calibrated threshold, which are counted, the highest first.
 
     Their signs are those of the cluster, by the patients' protocol, that their peak lies in.
     """
     found = []
-    for row in metrics["rows"]:
-        if row["group"] != "control" or not row["clusters_at_threshold"]:
+    for row in metrics.rows:
+        if row.group != "control" or not row.clusters_at_threshold:
             continue
-        name = row["subject"]
+        name = row.subject
         score_map, affine = read_nifti(folder.score_map(name, space))
         labels, _ = read_nifti(folder.labels(name, space), dtype=np.int32)
         signs = {cluster.rank: cluster.signs for cluster in read_clusters_tsv(folder.clusters(name, space))}
-        for cluster in find_clusters(score_map, affine, threshold=metrics["threshold"])[0]:
+        for cluster in find_clusters(score_map, affine, threshold=metrics.threshold)[0]:
             rank = labels[tuple(world_to_voxel(cluster.peak_mm, affine))]
             row_cells = [f"sub-{name}", cluster.where, millimetres(cluster.peak_mm)]
             row_cells += [f"{cluster.size_mm3:.0f}", f"{cluster.peak:.1f}", signs.get(rank, "")]
@@ -413,22 +404,19 @@ SUBJECT_COLUMNS = [
 ]
 
 
-def _subject_cells(row: Mapping[str, Any]) -> list[str]:
-    def rank(rule: str) -> str:
-        if not row["annotated"]:
-            return "–"
-        found = row[rule]["rank"]
-        return "not found" if found is None else f"{found:.0f}"
-
-    return [
-        row["group"],
-        number(row.get("lesion_mm3"), 0),
-        *(number(row.get(name), digits) for name, digits in (("auroc", 3), ("auprc", 3), ("prevalence", 4))),
-        rank("overlap"),
-        rank("strict"),
-        number(row["max_score"], 1),
-        number(row["clusters_at_threshold"], 0),
-    ]
+def _subject_cells(row: SubjectRow) -> list[str]:
+    of_lesion = ["–"] * 6
+    if isinstance(row, AnnotatedRow):
+        ranks = [row.lesion[rule].rank for rule in RULES]
+        of_lesion = [
+            number(row.lesion_mm3, 0),
+            number(row.voxel.auroc, 3),
+            number(row.voxel.auprc, 3),
+            number(row.voxel.prevalence, 4),
+            *("not found" if math.isinf(rank) else f"{rank:.0f}" for rank in ranks),
+        ]
+    count = row.clusters_at_threshold
+    return [row.group, *of_lesion, number(row.max_score, 1), "–" if count is None else str(count)]
 
 
 def _identity(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:

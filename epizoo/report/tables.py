@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Cell = TypeVar("Cell", str, str | None)
 # Bins of scores, in z: fine enough for p values; what lies outside counts at the ends.
 EDGES = np.linspace(-15, 60, 7501)
 
@@ -61,16 +63,16 @@ def histogram(scores: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def without_empty(
-    columns: Sequence[str], rows: Sequence[Sequence[str | None]], empty: str | None = None
-) -> tuple[list[str], list[list[str | None]]]:
+    columns: Sequence[str], rows: Sequence[Sequence[Cell]], empty: str | None = None
+) -> tuple[list[str], list[list[Cell]]]:
     """A table without the columns in which every cell is ``empty``."""
     kept = [i for i in range(len(columns)) if any(row[i] != empty for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def number(value: float | None, digits: int) -> str:
-    """A number, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
+def number(value: float, digits: int) -> str:
+    """A number, or a dash where it is NaN."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def millimetres(position: ArrayLike) -> str:
