@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from typing import ClassVar
 
 import keras
@@ -196,13 +194,3 @@ def test_zoo_is_described_by_what_its_encoders_cost():
     assert siamese["receptive field"] == "14x14"
     assert siamese["FLOPs a voxel"] == f"{2 * (9 * 2 * 16 + 2 * 9 * 16 * 16):,}"
     assert all(row["FLOPs a voxel"] != "0" for row in rows.values())
-
-
-def test_importing_epizoo_imports_nothing_heavy():
-    code = (
-        "import sys, epizoo; heavy = {'tensorflow', 'keras', 'numpy', 'scipy', 'numba'} & set(sys.modules); "
-        "assert not heavy, heavy; assert 'create' in dir(epizoo)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(AttributeError, match="no attribute 'craete'"):
-        _ = epizoo.craete

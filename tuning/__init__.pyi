@@ -1,0 +1,2 @@
+from .detection_tuner import DetectionTuner as DetectionTuner
+from .trial import SearchFailed as SearchFailed
