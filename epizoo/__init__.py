@@ -1,7 +1,7 @@
 """A Keras zoo of encoders of normal brain tissue, and a detector of lesions on their codes.
 
-The public names stand in ``__init__.pyi``; each is imported when it is first used, and ``import epizoo`` stays
-light.
+The public names stand in ``__init__.pyi``. Each is imported when it is first used, so that ``import epizoo``
+stays light.
 """
 
 import lazy_loader

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from epizoo.evaluation import Metrics, Scored, evaluate, pool
-from tests.scored import AFFINE, ball, cohort, scored
+from tests.scored import AFFINE, cohort, scored
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json
 from tfds_epilepsy.volumes import Subject

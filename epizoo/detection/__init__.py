@@ -1,7 +1,7 @@
 """Normative detectors, score maps and clusters.
 
-Each name is imported when it is first used: the solvers bring numba, and the help of the command line need not
-wait for it.
+Each name is imported when it is first used: the solvers bring numba, and the help of the command line does
+not wait for it.
 """
 
 import lazy_loader
