@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 import benchmarks.objectives  # noqa: F401 (registers its models: their runs are read too)
 from benchmarks.contrast import first_five, with_clusters
 from benchmarks.kinds import COHORT, cases
-from epizoo import models
 from epizoo.detection import create_detector, fit_normative
 from epizoo.detection.codes import Codes, Homotopic, as_codes
 from epizoo.detection.detector import Detector
 from epizoo.evaluation import AnnotatedRow, bootstrap_mean, evaluate
-from epizoo.run_folder import RunFolder
+from epizoo.finished_run import open_run
 from tfds_epilepsy import phantom
 from tfds_epilepsy.volumes import Subject
 
@@ -42,7 +41,7 @@ def main(*runs: str) -> None:
     patients = [label for label in phantom.cohort(COHORT)["test"] if label.startswith("patient")]
     dysplasia = [phantom.subject(COHORT, label) for label in patients]
     healthy = [phantom.subject(replace(COHORT, contrast=0.0), label) for label in patients]
-    encoders = [models.load_model(RunFolder(Path(run)).model) for run in runs]
+    encoders = [open_run(run, needs=[]).model for run in runs]
     print("variance of the codes between controls: scan, person; lesions' squared change, all in its units")
     for run, model in zip(runs, encoders, strict=True):
         scan, lesion = shares(as_codes(model), train, again, dysplasia, healthy)

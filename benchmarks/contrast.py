@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from epizoo import models
-from epizoo.detection import NormativeModel, find_clusters
+from epizoo.detection import find_clusters
 from epizoo.evaluation import AnnotatedRow, Interval, Scored, bootstrap_mean, evaluate, proportion
-from epizoo.run_folder import RunFolder
+from epizoo.finished_run import open_run
+from epizoo.method import Scorer
 from tfds_epilepsy import phantom
 from tfds_epilepsy.volumes import Subject
 
@@ -43,27 +42,26 @@ def main(picture: str, *runs: str) -> None:
     draw_curves(picture, curves, "contrast of the lesions")
 
 
-def fitted(run: str) -> tuple[str, NormativeModel]:
+def fitted(run: str) -> tuple[str, Scorer]:
     """The name and the detector of a finished run."""
-    folder = RunFolder(Path(run))
-    model = models.load_model(folder.model) if folder.model.is_file() else None
-    return folder.path.name, NormativeModel.load(folder.detector, model)
+    done = open_run(run, needs=["detector"])
+    return done.name, done.detector
 
 
-def measure(normative: NormativeModel, config: phantom.PhantomConfig) -> tuple[list[float], Interval]:
+def measure(normative: Scorer, config: phantom.PhantomConfig) -> tuple[list[float], Interval]:
     """Voxel AUROC of each test patient of a phantom; sensitivity at rank 5 over them."""
     patients = evaluate(score_patients(normative, config), resamples=10).annotated
     return [row.voxel.auroc for row in patients], first_five(patients)
 
 
-def score_patients(normative: NormativeModel, config: phantom.PhantomConfig) -> Iterator[Scored]:
+def score_patients(normative: Scorer, config: phantom.PhantomConfig) -> Iterator[Scored]:
     """The test patients of a phantom, one at a time."""
     for label in phantom.cohort(config)["test"]:
         if label.startswith("patient"):
             yield score(normative, phantom.subject(config, label))
 
 
-def score(normative: NormativeModel, subject: Subject) -> Scored:
+def score(normative: Scorer, subject: Subject) -> Scored:
     """A subject, its map and its clusters."""
     return with_clusters(subject, normative.score(subject))
 

@@ -8,22 +8,21 @@ Maps are fused as z (``fuse_maps``); differences from the first run's are paired
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.contrast import first_five, with_clusters
 from epizoo.detection import fuse_maps
 from epizoo.evaluation import bootstrap_mean, evaluate
-from epizoo.run import Run
+from epizoo.finished_run import open_run
 
 
 def main(*folders: str) -> None:
-    runs = [Run.open(Path(folder)) for folder in folders]
+    runs = [open_run(folder) for folder in folders]
     patients = [subject for subject in runs[0].read("test") if subject.group == "patient"]
     maps = [[run.score_map(subject.subject) for run in runs] for subject in patients]
     first: list[float] = []
-    choices = {run.folder.path.name: [k] for k, run in enumerate(runs)} | {"all": list(range(len(runs)))}
+    choices = {run.name: [k] for k, run in enumerate(runs)} | {"all": list(range(len(runs)))}
     for name, chosen in choices.items():
         scored = (
             with_clusters(subject, fuse_maps([of_runs[k] for k in chosen]))

@@ -13,17 +13,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.contrast import draw, measure
-from epizoo import models
-from epizoo.detection import NormativeModel, create_detector, fit_normative
+from epizoo.detection import create_detector, fit_normative
 from epizoo.evaluation import Interval, bootstrap_mean
-from epizoo.run_folder import RunFolder
+from epizoo.finished_run import open_run
 from tfds_epilepsy import phantom
 from tfds_epilepsy.phantom import PhantomConfig
 
@@ -37,9 +35,8 @@ def main(picture: str, *runs: str) -> None:
     panels = figure.subplots(1, 2)
     first: dict[str, list[float]] = {}
     for number, run in enumerate(runs):
-        folder = RunFolder(Path(run))
-        model = models.load_model(folder.model) if folder.model.is_file() else None
-        manifest = NormativeModel.load(folder.detector, model).manifest
+        done = open_run(run, needs=["detector"])
+        model, manifest = done.model, done.detector.manifest
         intervals: list[tuple[Interval, Interval]] = []
         for name, controls, patients in conditions(with_voxels=model is None):
             train = [phantom.subject(controls, label) for label in phantom.cohort(controls)["train"]]
@@ -59,13 +56,13 @@ def main(picture: str, *runs: str) -> None:
             intervals.append((area, share))
             less = bootstrap_mean(np.subtract(areas, first.setdefault(name, areas)))
             print(
-                f"{folder.path.name:20} {name:16} AUROC {area:.2f}, less the first run's {less:.2f}, "
+                f"{done.name:20} {name:16} AUROC {area:.2f}, less the first run's {less:.2f}, "
                 f"in the first 5 {share:.2f}",
                 flush=True,
             )
         at = np.arange(len(intervals)) + 0.12 * number
         for ax, these in zip(panels, zip(*intervals, strict=True), strict=True):
-            draw(ax, at, these, linestyle="none", label=folder.path.name)
+            draw(ax, at, these, linestyle="none", label=done.name)
     ticks = [name for name, _, _ in conditions(with_voxels=True)]
     for ax, title in zip(panels, ("voxel AUROC, mean", "lesions in the first 5 clusters"), strict=True):
         ax.set(ylabel=title, ylim=(-0.03, 1.03))

@@ -14,13 +14,15 @@ import tfds_epilepsy
 from epizoo.detection import DETECTORS
 from epizoo.detection.detector import detector_class
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
+from epizoo.finished_run import METRICS, FinishedRun, open_run
 from epizoo.folds import make_folds
 from epizoo.models import REGISTRY
 from epizoo.run import Run
 from epizoo.run_config import RunConfig, data_name
-from epizoo.supervised_run import PATIENTS, SupervisedRun, supervised_config
+from epizoo.run_metadata import Metadata
+from epizoo.supervised import PATIENTS, supervised_config
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, replacing, write_json
+from tfds_epilepsy.files import replacing
 
 BASELINES = [name for name in DETECTORS if "image" in detector_class(name).reads]
 ON_CODES = [name for name in DETECTORS if "codes" in detector_class(name).reads]
@@ -89,14 +91,27 @@ def benchmark(
             title = planned.name if folds is None else f"{planned.name}, {place.name}"
             console.rule(f"[bold blue]{title} ({number} of {len(plan)})")
             config = replace(planned.config, data=data_name(cohort))
-            run = planned.kind(config, place / planned.name, data_dir=data_dir, console=console)
+            run = Run(config, place / planned.name, data_dir=data_dir, console=console)
             _share_encoder(run, place, models, detectors)
             if not run.folder.metrics.is_file():
                 run.evaluate()
-            parts.append(Entry.read(run.folder.path))
+            parts.append(entry_of(open_run(run.folder.path, needs=[METRICS])))
         entries.append(Entry.pooled(parts))
         write_leaderboard(folder, leaderboard(entries))
     return folder / "leaderboard.md"
+
+
+def entry_of(run: FinishedRun) -> Entry:
+    """The leaderboard's entry of an evaluated run."""
+    return Entry(
+        method=run.config.title,
+        seed=run.config.seed,
+        metrics=run.metrics,
+        cohort=f"{run.metadata.data_hash}/{run.metadata.split_hash}",
+        supervised=run.metadata.supervised,
+        seconds=run.seconds,
+        peak_gib=run.peak_gib,
+    )
 
 
 def _check_names(models: Sequence[str], detectors: Sequence[str], baselines: Sequence[str]) -> None:
@@ -123,7 +138,6 @@ class _Planned:
 
     name: str
     config: RunConfig
-    kind: type[Run] = Run
 
 
 def _plan(
@@ -140,7 +154,7 @@ def _plan(
     for seed in range(seeds):
         if supervised:
             config = supervised_config(data, patients=supervised, seed=seed)
-            yield _Planned(f"supervised-{seed}", config, SupervisedRun)
+            yield _Planned(f"supervised-{seed}", config)
         for model in models:
             for detector in detectors or (None,):
                 config = RunConfig.resolve(data, model=model, detector=detector, seed=seed, **training)
@@ -158,7 +172,6 @@ def _share_encoder(run: Run, folder: Path, models: Sequence[str], detectors: Seq
             for name in ("history.csv", "model.keras"):
                 with replacing(run.folder.path / name) as partial:
                     shutil.copyfile(other / name, partial)
-            metadata, trained = read_json(run.folder.metadata), read_json(other / "metadata.json")["steps"]
-            metadata["steps"]["train"] = trained["train"]  # what the method costs, whoever paid
-            write_json(run.folder.metadata, metadata)
+            trained = open_run(other, needs=[]).metadata.steps["train"]  # what it costs, whoever paid
+            Metadata.read(run.folder.metadata).with_step("train", trained).write(run.folder.metadata)
             return

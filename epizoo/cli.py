@@ -417,22 +417,14 @@ def info(run_dir: RunDir) -> None:
     from rich.console import Console
 
     from epizoo.demo import comparison
-    from epizoo.evaluation import Metrics
-    from epizoo.run_folder import RunFolder
-    from tfds_epilepsy.files import read_json
+    from epizoo.finished_run import open_run
 
-    folder, console = RunFolder(run_dir), Console()
-    config, metadata = read_json(folder.config), read_json(folder.metadata)
-    for name, value in config.items():
-        console.print(f"{name:16} {value}", highlight=False)
-    if metadata.get("supervised"):
-        console.print(f"{'supervised':16} fitted on {metadata['fitted_on']}", highlight=False)
-    for split, subjects in metadata["splits"].items():
-        console.print(f"{split:16} {len(subjects)} subjects", highlight=False)
-    for name, step in metadata["steps"].items():
-        console.print(f"{name:16} {step['seconds']} s, {step['peak_gib']} GiB", highlight=False)
-    if folder.metrics.is_file():
-        console.print(comparison({run_dir.name: Metrics.read(folder.metrics)}))
+    console = Console()
+    run = open_run(run_dir, needs=[])
+    for name, value in run.describe().items():
+        console.print(f"{name:16} {value}", highlight=False, markup=False)
+    if run.has_metrics:
+        console.print(comparison({run.name: run.metrics}))
 
 
 def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:

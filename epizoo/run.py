@@ -19,25 +19,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from epizoo.maps import deviations
+from epizoo.finished_run import DETECTOR, METRICS, open_run
+from epizoo.method import Scorer, method_of
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import LOCK, RunFolder
+from epizoo.run_metadata import SPLITS, Metadata, Step
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, replacing, write_json, write_text
+from tfds_epilepsy.files import replacing, write_json, write_text
 from tfds_epilepsy.volumes import Subject, read_nifti, write_nifti
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
-    from epizoo.detection import Detector
-    from epizoo.detection.normative import NormativeModel
     from epizoo.evaluation import Metrics, Scored
-    from epizoo.evaluation.supervised import SupervisedReference
     from epizoo.models.patch_model import PatchModel
 
-SPLITS = ("train", "validation", "test")
-SUPERVISED = "supervised"  # the detector of a SupervisedRun, which no other run can have
 PACKAGES = (
     "epizoo",
     "tensorflow",
@@ -81,6 +76,7 @@ class Run:
         console: Console | None = None,
     ):
         self.config = config if isinstance(config, RunConfig) else RunConfig.resolve(config)
+        self.method = method_of(self.config.method)
         self.folder = RunFolder(Path(folder))
         self.console = console or Console(stderr=True)
         self._check_folder(overwrite)
@@ -89,7 +85,7 @@ class Run:
         self.builder = tfds_epilepsy.load(self.config.data, data_dir, require_controls=True)
         self._check_data(overwrite)
         if overwrite or not self.folder.config.is_file():
-            self._check_method()
+            self.method.check(self)
         self.folder.path.mkdir(parents=True, exist_ok=True)
         weakref.finalize(self, self.folder.hold().close)
         if overwrite:
@@ -101,11 +97,7 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path, *, data_dir: Path | None = None, console: Console | None = None) -> Run:
         """Open an existing run by its folder alone."""
-        config = RunConfig.read(RunFolder(Path(folder)).config)
-        kind = cls
-        if config.detector == SUPERVISED:
-            from epizoo.supervised_run import SupervisedRun as kind
-        return kind(config, folder, data_dir=data_dir, console=console)
+        return cls(RunConfig.read(RunFolder(Path(folder)).config), folder, data_dir=data_dir, console=console)
 
     @property
     def finished(self) -> bool:
@@ -122,73 +114,19 @@ class Run:
             The figures of the test subjects, as in ``metrics.json``.
         """
         if self.finished:
-            from epizoo.evaluation import Metrics
-
             self.console.print(f"finished already: {self.folder.report}")
-            return Metrics.read(self.folder.metrics)
+            return open_run(self.folder.path).metrics
         metrics = self.evaluate()
         self.report()
         return metrics
 
     def train(self) -> PatchModel | None:
-        """Train the encoder on training controls; its figures see validation controls too."""
-        if self.config.model == "none":
-            return None
-        from epizoo import models
-        from epizoo.models import callbacks
-        from tfds_epilepsy.patches import patch_dataset
+        """Train the encoder, if the method has one."""
+        return self.method.train(self)
 
-        if self.folder.model.is_file():
-            return models.load_model(self.folder.model)
-        if self.config.preset is not None:
-            model = self._new_model()
-            callbacks.save(model, self.folder.model)
-            return model
-        with self._step("train"):
-            model = self._new_model()
-            controls = list(self.read("train"))
-            model.adapt(controls)
-            controls = [model.view(subject) for subject in controls]
-            held_out = [model.view(s) for s in self.read("validation") if s.group == "control"]
-
-            def patches(subjects: list[Subject], seed: int, start_step: int = 0) -> tf.data.Dataset:
-                return patch_dataset(
-                    subjects,
-                    model.patch_shape,
-                    sampling=model.sampling,
-                    batch_size=self.config.batch_size,
-                    seed=seed,
-                    start_step=start_step,
-                )
-
-            enough = len(held_out) >= (2 if model.sampling == "pair" else 1)
-            callbacks.train(
-                model,
-                lambda step: patches(controls, self.config.seed, step),
-                epochs=self.config.epochs,
-                steps_per_epoch=self.config.steps_per_epoch,
-                folder=self.folder.path,
-                validation_data=patches(held_out, self.config.seed + 1) if enough else None,
-                validation_steps=20 if enough else None,
-                console=self.console,
-            )
-        return model
-
-    def fit(self) -> NormativeModel | SupervisedReference:
-        """Fit the detector on the training controls' codes."""
-        from epizoo.detection import fit_normative
-
-        model = self.train()
-        with self._step("fit"):
-            return fit_normative(
-                model,
-                lambda: self.read("train"),
-                self.folder.detector,
-                detector=self._detector(),
-                fwhm=self.config.fwhm,
-                seed=self.config.seed,
-                console=self.console,
-            )
+    def fit(self) -> Scorer:
+        """Make what scores the subjects, after training."""
+        return self.method.fit(self)
 
     def score(self) -> None:
         """Write the score map of every validation and test subject, and its clusters."""
@@ -200,12 +138,12 @@ class Run:
         ]
         if not todo:
             return
-        normative = self.fit()
-        with self._step("score"):
+        scorer = self.fit()
+        with self.step("score"):
             for split in ("validation", "test"):
                 wanted = [subject for s, subject in todo if s == split]
-                for subject in self._progress(self.read(split, wanted), len(wanted), f"score {split}"):
-                    score_subject(normative, subject, self.folder, self.space, self.builder.fingerprint)
+                for subject in self.progress(self.read(split, wanted), len(wanted), f"score {split}"):
+                    score_subject(scorer, subject, self.folder, self.space, self.builder.fingerprint)
 
     def evaluate(self) -> Metrics:
         """Hold the maps of the test subjects, scored where they are not yet, against their lesion masks.
@@ -220,15 +158,14 @@ class Run:
         from epizoo.detection.clusters import calibrate_threshold
 
         self.score()
-        fitted_on = read_json(self.folder.detector / "manifest.json")["subjects"]
-        evaluation.check_no_leak([*fitted_on, *self._preset_saw()], self.subjects("test"))
-        with self._step("evaluate"):
+        evaluation.check_no_leak(self.method.saw(self), self.subjects("test"))
+        with self.step("evaluate"):
             controls = [s for s in self.read("validation") if s.group == "control"]
             threshold = None
             if controls:
                 maps = ((self.score_map(control.subject), control.brain_mask) for control in controls)
                 threshold = calibrate_threshold(maps, controls[0].affine)
-            test = self._progress(self.read("test"), len(self.subjects("test")), "evaluate")
+            test = self.progress(self.read("test"), len(self.subjects("test")), "evaluate")
             metrics = evaluation.evaluate(
                 (self._scored(subject) for subject in test), threshold=threshold, seed=self.config.seed
             )
@@ -243,9 +180,11 @@ class Run:
         """
         from epizoo.report import build_report
 
-        with self._step("report"):
+        with self.step("report"):
             return build_report(
-                self.folder, lambda wanted: self.read("test", wanted), lambda: self.read("train")
+                open_run(self.folder.path, needs=[METRICS]),
+                lambda wanted: self.read("test", wanted),
+                lambda: self.read("train"),
             )
 
     def read(self, split: str, subjects: Iterable[str] | None = None) -> Iterator[Subject]:
@@ -275,44 +214,8 @@ class Run:
             strata=self.builder.lesions().get(subject.subject, {}),
         )
 
-    def _preset_saw(self) -> list[str]:
-        """Subjects that a preset says it was trained on."""
-        chosen = Path(self.config.preset or "") / "detector.json"
-        return read_json(chosen).get("trained_on", []) if self.config.preset and chosen.is_file() else []
-
-    def _progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
+    def progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
         return iter(track(items, description, total=total, console=self.console))
-
-    def _new_model(self) -> PatchModel:
-        """The preset's, or one that is not trained."""
-        from epizoo import models
-
-        if self.config.preset is not None:
-            return models.from_preset(self.config.preset)
-        reads = {key: value for key, value in self.config.model_config.items() if key == "reads"}
-        own = models.REGISTRY[self.config.model].config_for(self.builder.modalities, **reads)
-        return models.create(
-            self.config.model, **{**own, "seed": self.config.seed, **self.config.model_config}
-        )
-
-    def _detector(self) -> Detector:
-        from epizoo.detection.detector import detector_of
-
-        return detector_of(self.builder.modalities, self.config.detector, **self.config.detector_config)
-
-    def _check_method(self) -> None:
-        """Whether the detector takes its options and reads what the model gives, of enough controls."""
-        detector = self._detector()
-        if self.config.model == "none":
-            return
-        model = self._new_model()
-        detector.codes(model)
-        controls = len(self.subjects("train"))
-        if model.reads == "deviations" and controls < deviations.FEWEST:
-            raise InputError(
-                f"{self.config.data}: {controls} training controls; {self.config.model!r}, which reads what "
-                f"differs from them, needs at least {deviations.FEWEST}: add some, or choose another model."
-            )
 
     def _check_folder(self, overwrite: bool) -> None:
         path = self.folder.path
@@ -331,7 +234,7 @@ class Run:
 
     def _check_data(self, overwrite: bool) -> None:
         if self.folder.metadata.is_file() and not overwrite:
-            stored = read_json(self.folder.metadata)["data_hash"]
+            stored = Metadata.read(self.folder.metadata).data_hash
             if stored != self.builder.fingerprint:
                 raise InputError(
                     f"{self.folder.path} was made from other data ({stored} then, {self.builder.fingerprint} "
@@ -344,25 +247,22 @@ class Run:
         from epizoo.evaluation import split_hash
 
         splits = {split: sorted(self.subjects(split)) for split in SPLITS}
-        write_json(
-            self.folder.metadata,
-            {
-                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-                "python": platform.python_version(),
-                "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, "
-                f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-                "seed": self.config.seed,
-                "data_hash": self.builder.fingerprint,
-                "split_hash": split_hash(splits),
-                "modalities": list(self.builder.modalities),
-                "space": self.space,
-                "splits": splits,
-                "steps": {},
-            },
-        )
+        Metadata(
+            versions={name: importlib.metadata.version(name) for name in PACKAGES},
+            python=platform.python_version(),
+            machine=f"{platform.machine()}, {psutil.cpu_count()} cores, "
+            f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+            seed=self.config.seed,
+            data_hash=self.builder.fingerprint,
+            split_hash=split_hash(splits),
+            modalities=list(self.builder.modalities),
+            space=self.space,
+            splits=splits,
+            **self.method.learnt_from(self),
+        ).write(self.folder.metadata)
 
     @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
+    def step(self, name: str) -> Iterator[None]:
         """Announce a step; record its wall time and the process's peak memory in it when it is done."""
         self.console.rule(f"[bold]{name}", align="left")
         forget_peak()
@@ -370,10 +270,10 @@ class Run:
         yield
         seconds = time.perf_counter() - started
         peak = peak_gib()
-        metadata = read_json(self.folder.metadata)
-        before = metadata["steps"].get(name, {"seconds": 0.0})["seconds"] if name == "score" else 0.0
-        metadata["steps"][name] = {"seconds": round(before + seconds, 1), "peak_gib": round(peak, 2)}
-        write_json(self.folder.metadata, metadata)
+        metadata = Metadata.read(self.folder.metadata)
+        before = metadata.steps[name].seconds if name == "score" and name in metadata.steps else 0.0
+        step = Step(seconds=round(before + seconds, 1), peak_gib=round(peak, 2))
+        metadata.with_step(name, step).write(self.folder.metadata)
         self.console.print(f"{name}: {seconds:.0f} s, peak memory {peak:.1f} GiB")
 
 
@@ -393,7 +293,7 @@ def peak_gib() -> float:
 
 
 def score_subject(
-    normative: NormativeModel | SupervisedReference,
+    scorer: Scorer,
     subject: Subject,
     folder: RunFolder,
     space: str,
@@ -406,7 +306,7 @@ def score_subject(
     """
     from epizoo.detection.clusters import find_clusters, with_signs, write_clusters_tsv
 
-    score_map, parts = normative.explain(subject)
+    score_map, parts = scorer.explain(subject)
     clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
     clusters = with_signs(clusters, labels, parts)
     write_nifti(folder.score_map(subject.subject, space), score_map, subject.affine)
@@ -427,11 +327,11 @@ def score_subject(
             sidecar(folder.score_map(subject.subject, name)),
             {
                 "Description": "Abnormality of each voxel; higher is more abnormal",
-                "Units": normative.manifest.get("units", "standard deviations above the training controls"),
+                "Units": scorer.manifest.get("units", "standard deviations above the training controls"),
                 "SpatialReference": reference,
-                "Detector": normative.manifest["detector"],
-                "Encoder": normative.manifest["encoder"],
-                "Controls": len(normative.subjects),
+                "Detector": scorer.manifest["detector"],
+                "Encoder": scorer.manifest["encoder"],
+                "Controls": len(scorer.subjects),
                 "DataHash": data_hash,
             },
         )
@@ -471,26 +371,17 @@ def score_cohort(
         InputError: the run is not fitted; data of other modalities, on another grid, or without transforms.
     """
     import tfds_epilepsy
-    from epizoo import models
-    from epizoo.detection import NormativeModel
-    from epizoo.evaluation.supervised import SupervisedReference
 
-    run, out = RunFolder(Path(run_dir)), RunFolder(Path(out_dir))
-    metadata = read_json(run.metadata)
-    normative: NormativeModel | SupervisedReference
-    if metadata.get("supervised"):
-        normative = SupervisedReference.load(run.detector)
-    else:
-        model = models.load_model(run.model) if run.model.is_file() else None
-        normative = NormativeModel.load(run.detector, model)
-    builder = tfds_epilepsy.load(data, data_dir, modalities=metadata["modalities"])
+    run, out = open_run(run_dir, needs=[DETECTOR]), RunFolder(Path(out_dir))
+    scorer = run.detector
+    builder = tfds_epilepsy.load(data, data_dir, modalities=run.modalities)
     space = builder.info.metadata["space"]
     describe(out.path, f"epizoo score maps {out.path.absolute().name}", data)
     for split in SPLITS:
         todo = [s for s in tfds_epilepsy.subjects(builder, split) if not out.clusters(s, space).is_file()]
         subjects = tfds_epilepsy.read(builder, split, todo)
         for subject in track(subjects, f"score {split}", len(todo), console=console or Console(stderr=True)):
-            score_subject(normative, subject, out, space, builder.fingerprint, Path(data) if native else None)
+            score_subject(scorer, subject, out, space, builder.fingerprint, Path(data) if native else None)
 
 
 # What a run holds besides BIDS derivatives; statistical maps and tables of clusters are not in BIDS yet.

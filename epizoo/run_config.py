@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from epizoo.models.patch_model import PatchModel
 
 DEFAULT_MODEL = "deviation"
-NO_MODEL = "none"
+NO_MODEL = NO_DETECTOR = "none"
+NORMATIVE = "normative"  # the method of every run but the supervised reference's
 TRAINING = ("epochs", "steps_per_epoch", "batch_size")
 
 
@@ -28,8 +29,10 @@ class RunConfig:
     Attributes:
         data: name of a builder config (``phantom_2mm``), or the absolute path of a template-space BIDS
             derivative.
+        method: name in ``epizoo.method.METHODS``: ``normative``, or ``supervised`` for the reference that
+            learns from annotated patients.
         model: name in the zoo, or ``none`` for a detector that reads images (a classical baseline).
-        detector: name in ``epizoo.detection.DETECTORS``.
+        detector: name in ``epizoo.detection.DETECTORS``; ``none`` where the model scores by itself.
         model_config: arguments of the model that differ from its defaults (``patch_shape``, ``latent_dim``).
         epochs, steps_per_epoch, batch_size: of the training; 0 where nothing is trained.
         seed: seeds weights, patches, folds and bootstrap.
@@ -39,6 +42,7 @@ class RunConfig:
     """
 
     data: str
+    method: str = NORMATIVE
     model: str
     detector: str
     model_config: dict[str, Any] = field(default_factory=dict)
@@ -138,9 +142,22 @@ class RunConfig:
                 f"{path}: this version knows no setting {', '.join(unknown)}: take the version of epizoo "
                 "that made the run, or start anew in another folder."
             )
+        if stored.get("detector") == "supervised":  # as an earlier version told that method
+            stored = {"fwhm": 0.0, **stored, "method": "supervised", "detector": NO_DETECTOR}
         preset = stored.get("preset")
         stored["preset"] = None if preset is None else str(Path(preset).resolve())
         return _complete({**stored, "data": data_name(stored["data"])})
+
+    @property
+    def title(self) -> str:
+        """How tables and pages call it: ``siamese + ocsvm``, or ``zscore`` without a model."""
+        scored_by = self.detector if self.method == NORMATIVE else self.method
+        return scored_by if self.model == NO_MODEL else f"{self.model} + {scored_by}"
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether ``model.keras``, with an encoder, is a part of the run."""
+        return self.method == NORMATIVE and self.model != NO_MODEL
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "detector"
 
     @property
+    def manifest(self) -> Path:
+        """What the fitted detector says of itself; written last of its files."""
+        return self.detector / "manifest.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.json"
 

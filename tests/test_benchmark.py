@@ -5,14 +5,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from epizoo import supervised_run
-from epizoo.benchmark import BASELINES, ON_CODES, benchmark
+from epizoo import supervised
+from epizoo.benchmark import BASELINES, ON_CODES, benchmark, entry_of
 from epizoo.detection import DETECTORS
+from epizoo.evaluation import evaluate
+from epizoo.export import export_run
+from epizoo.finished_run import open_run
 from epizoo.models import REGISTRY
 from epizoo.run import Run, score_cohort
+from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
+from epizoo.run_metadata import Metadata, Step
+from tests.scored import scored
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json
+from tfds_epilepsy.files import read_json, write_json
 from tfds_epilepsy.volumes import read_nifti
 
 
@@ -26,8 +32,8 @@ def quick(monkeypatch):
             lesion[10:13, 10:13, 4:7] = True
             yield replace(control, image=np.maximum(control.image, lesion[..., None]), lesion_mask=lesion)
 
-    monkeypatch.setattr(supervised_run, "annotated_controls", spots)
-    monkeypatch.setattr(supervised_run, "TRAINING", {"epochs": 2, "steps_per_epoch": 2, "batch_size": 2})
+    monkeypatch.setattr(supervised, "annotated_controls", spots)
+    monkeypatch.setattr(supervised, "TRAINING", {"epochs": 2, "steps_per_epoch": 2, "batch_size": 2})
 
 
 def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_dir, tmp_path, quick):
@@ -73,8 +79,8 @@ def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_di
 
 
 def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data_dir, tmp_path, quick):
-    config = supervised_run.supervised_config(str(cohort), patients=4)
-    run = supervised_run.SupervisedRun(config, tmp_path / "cnn", data_dir=data_dir)
+    config = supervised.supervised_config(str(cohort), patients=4)
+    run = Run(config, tmp_path / "cnn", data_dir=data_dir)
     run()
     metadata = read_json(run.folder.metadata)
     assert metadata["supervised"] is True
@@ -82,18 +88,31 @@ def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data
     assert read_json(run.folder.detector / "manifest.json")["subjects"] == ["c0", "c1", "c2", "c3"]
     assert "Supervised reference, an upper bound: learnt from 4 annotated" in run.folder.report.read_text()
     assert "made again by" in run.folder.report.read_text()
-    assert "epizoo.supervised_run.SupervisedRun(epizoo.RunConfig(" in run.folder.report.read_text()
+    assert "epizoo.Run(epizoo.RunConfig(data=" in run.folder.report.read_text()
     assert "Around the peaks: a patch of 15 × 15" in run.folder.report.read_text()
     again = Run.open(run.folder.path, data_dir=data_dir)
-    assert isinstance(again, supervised_run.SupervisedRun)
     assert again.evaluate().to_json() == read_json(run.folder.metrics)
     score_cohort(run.folder.path, str(cohort), tmp_path / "maps", data_dir=data_dir)
     maps = RunFolder(tmp_path / "maps").score_map("p1", run.space)
     np.testing.assert_array_equal(read_nifti(maps)[0], run.score_map("p1"))
-    with pytest.raises(InputError, match="unknown detector 'supervised'"):
-        Run(replace(config, model="siamese"), tmp_path / "other", data_dir=data_dir)
+    with pytest.raises(InputError, match="unknown method 'guess'"):
+        Run(replace(config, method="guess"), tmp_path / "other", data_dir=data_dir)
+    with pytest.raises(InputError, match="supervised reference is a bound"):
+        export_run(run.folder.path, tmp_path / "export", what="pipeline")
     with pytest.raises(InputError, match="0 annotated patients"):
-        supervised_run.supervised_config(str(cohort), patients=0)
+        supervised.supervised_config(str(cohort), patients=0)
+
+
+def test_a_supervised_run_of_an_earlier_version_is_opened(tmp_path):
+    config = supervised.supervised_config("phantom_2mm", patients=4)
+    before = {**config.to_json(), "detector": "supervised"}
+    del before["method"]
+    write_json(tmp_path / "config.json", before)
+    assert RunConfig.read(tmp_path / "config.json") == config
+    for later in ("fwhm", "preset", "detector_config"):
+        del before[later]
+    write_json(tmp_path / "config.json", before)
+    assert RunConfig.read(tmp_path / "config.json") == config
 
 
 def test_names_are_checked_before_any_work(tmp_path):
@@ -125,3 +144,23 @@ def test_by_default_everything_is_planned(cohort, data_dir, tmp_path, monkeypatc
     assert list(models) == list(REGISTRY)
     assert (list(baselines), list(detectors)) == (list(BASELINES), [])
     assert (seeds, supervised) == (3, 60)
+
+
+def test_an_evaluated_run_is_an_entry_of_the_leaderboard(tmp_path):
+    write_json(tmp_path / "config.json", RunConfig.resolve("data", model="siamese", seed=3).to_json())
+    Metadata(
+        versions={},
+        data_hash="d",
+        split_hash="s",
+        modalities=["T1w"],
+        space="MNI",
+        splits={},
+        steps={"train": Step(5.0, 1.5), "score": Step(2.0, 2.5)},
+    ).write(tmp_path / "metadata.json")
+    with pytest.raises(InputError, match=r"not finished \(no metrics.json\)"):
+        open_run(tmp_path, needs=["metrics"])
+    write_json(tmp_path / "metrics.json", evaluate([scored("c0", 1)], threshold=0.0, resamples=50))
+    got = entry_of(open_run(tmp_path, needs=["metrics"]))
+    assert (got.method, got.seed, got.cohort, got.supervised) == ("siamese + ocsvm", 3, "d/s", False)
+    assert (got.seconds, got.peak_gib) == ({"train": 5.0, "score": 2.0}, 2.5)
+    assert got.metrics == open_run(tmp_path, needs=["metrics"]).metrics

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from epizoo import cli, models
 from epizoo.detection import create_detector, fit_normative
 from epizoo.export import export_pipeline, export_run, pipeline, verify
-from epizoo.export.run_facts import normalisation_of
+from epizoo.finished_run import normalisation_of
 from epizoo.run import Run, score_cohort
 from epizoo.run_folder import RunFolder
 from tests.consumer import run_consumer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from html.parser import HTMLParser
 
@@ -15,7 +14,6 @@ from epizoo.evaluation import RANKS, RULES, AnnotatedRow, Metrics, SubjectRow, V
 from epizoo.evaluation.figures import LesionHits
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import write_json
 
 NEVER = math.inf  # the rank of a lesion that no cluster hits
 
@@ -185,17 +183,3 @@ def test_differences_are_paired_and_their_interval_tells(tmp_path):
         *("auroc", "auprc", "sensitivity_5_overlap", "sensitivity_5_strict")
     }
     assert "+0.200 [+0.200, +0.200] (p 0.250)" in board.to_markdown()
-
-
-def test_a_run_folder_is_an_entry(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model": "siamese", "detector": "ocsvm", "seed": 3}))
-    steps = {"train": {"seconds": 5.0, "peak_gib": 1.5}, "score": {"seconds": 2.0, "peak_gib": 2.5}}
-    metadata = {"data_hash": "d", "split_hash": "s", "steps": steps}
-    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
-    with pytest.raises(InputError, match="not a finished run"):
-        Entry.read(tmp_path)
-    write_json(tmp_path / "metrics.json", metrics([0.1], [1], [0]))
-    got = Entry.read(tmp_path)
-    assert (got.method, got.seed, got.cohort, got.supervised) == ("siamese + ocsvm", 3, "d/s", False)
-    assert (got.seconds, got.peak_gib) == ({"train": 5.0, "score": 2.0}, 2.5)
-    assert leaderboard([got]).table["sensitivity_1_strict"].item() == 1

@@ -14,9 +14,12 @@ from scipy import ndimage
 from epizoo import evaluation
 from epizoo.detection.clusters import find_clusters, read_clusters_tsv, write_clusters_tsv
 from epizoo.evaluation import Metrics, Scored
+from epizoo.finished_run import open_run
 from epizoo.report import build_report, figures, native, patient, report, tables
 from epizoo.report.viewer import viewer
+from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
+from epizoo.run_metadata import Metadata, Step
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, load_template, read_nifti, write_nifti
@@ -53,22 +56,23 @@ def make_run(path, names, threshold=4.0):
         write_clusters_tsv(folder.clusters(subject.subject, TEMPLATE_SPACE), clusters)
         scored.append(Scored(subject, score, clusters, labels))
     write_json(folder.metrics, evaluation.evaluate(scored, threshold=threshold, resamples=50))
-    write_json(folder.config, {"data": "phantom_2mm", "model": "siamese", "detector": "ocsvm", "seed": 0})
-    write_json(
-        folder.metadata,
-        {
-            "space": TEMPLATE_SPACE,
-            "modalities": ["T1w", "FLAIR"],
-            "splits": {"train": ["a", "b"], "validation": [], "test": list(names)},
-            "data_hash": "abc",
-            "split_hash": "def",
-            "machine": "x86_64",
-            "steps": {"train": {"seconds": 3.0}},
-            "versions": {"epizoo": "0"},
-        },
-    )
+    write_json(folder.config, RunConfig.resolve("phantom_2mm", model="siamese").to_json())
+    Metadata(
+        space=TEMPLATE_SPACE,
+        modalities=["T1w", "FLAIR"],
+        splits={"train": ["a", "b"], "validation": [], "test": list(names)},
+        data_hash="abc",
+        split_hash="def",
+        machine="x86_64",
+        steps={"train": Step(seconds=3.0, peak_gib=1.0)},
+        versions={"epizoo": "0"},
+    ).write(folder.metadata)
     folder.history.write_text("epoch,loss,val_loss\n1,3.0,3.5\n2,2.0,2.5\n")
     return folder
+
+
+def build(folder, *readers):
+    return build_report(open_run(folder.path, needs=["metrics"]), *readers)
 
 
 def read(names):
@@ -83,7 +87,7 @@ def controls():
 def built(tmp_path_factory):
     """The folder of a run with an annotated patient, another and a control, and its reports."""
     folder = make_run(tmp_path_factory.mktemp("run"), ["p1", "p2", "c1"])
-    build_report(folder, read, controls)
+    build(folder, read, controls)
     return folder
 
 
@@ -146,7 +150,7 @@ def test_false_positives_of_controls_are_listed_with_their_place_and_signs(tmp_p
     table = folder.clusters("c1", TEMPLATE_SPACE)
     clusters = [dataclasses.replace(c, signs=f"darker T1w {c.rank}.5") for c in read_clusters_tsv(table)]
     write_clusters_tsv(table, clusters)
-    build_report(folder, read)
+    build(folder, read)
     listed = folder.report.read_text().split("<h3>False positives</h3>")[1].split("</table>")[0]
     score_map, affine = read_nifti(folder.score_map("c1", TEMPLATE_SPACE))
     labels, _ = read_nifti(folder.labels("c1", TEMPLATE_SPACE))
@@ -160,7 +164,7 @@ def test_false_positives_of_controls_are_listed_with_their_place_and_signs(tmp_p
     assert places == [f"{c.hemisphere} {c.region}" for c in high]
     assert "sub-p1" not in listed
     none = make_run(tmp_path / "none", ["p1", "c1"], threshold=30.0)
-    build_report(none, read)
+    build(none, read)
     assert "False positives</h3>" not in none.report.read_text()
 
 
@@ -205,7 +209,7 @@ def test_an_index_of_200_patients_stays_small(tmp_path, quick, monkeypatch):
     write_json(folder.metrics, dataclasses.replace(metrics, rows=tuple(rows)))
     monkeypatch.setattr(report, "subject_page", lambda subject, _: page)
     people = (dataclasses.replace(SUBJECTS["p1"], subject=row.subject) for row in rows)
-    text = build_report(folder, lambda names: people).read_text()
+    text = build(folder, lambda names: people).read_text()
     assert len(text) < 5e6
     assert text.count('class="thumb"') == 200
     assert text.count('/report.html">sub-many') == 200
@@ -223,14 +227,14 @@ def test_a_quiet_map_shows_the_anatomy_alone():
 
 def test_a_cohort_past_the_limit_gets_an_index_with_a_link_to_each_page(tmp_path, quick, monkeypatch):
     monkeypatch.setattr(report, "MAX_BYTES", 300_000)
-    page = build_report(make_run(tmp_path, ["p1", "p2"]), read).read_text()
+    page = build(make_run(tmp_path, ["p1", "p2"]), read).read_text()
     assert '<section class="subject" id="sub-' not in page
     assert '<a href="sub-p1/report.html">sub-p1</a>' in page
     assert len(page) < 250_000
 
 
 def test_a_cohort_without_patients_says_so_and_shows_its_controls(tmp_path, quick):
-    page = build_report(make_run(tmp_path, ["c1"]), read).read_text()
+    page = build(make_run(tmp_path, ["c1"]), read).read_text()
     assert "No test patient has an annotated lesion" in page
     assert "FROC: the share" not in page
     assert '<section class="subject" id="sub-c1">' in page
@@ -238,7 +242,7 @@ def test_a_cohort_without_patients_says_so_and_shows_its_controls(tmp_path, quic
 
 
 def test_a_cohort_without_controls_says_so_and_gives_no_p_values(tmp_path, quick):
-    page = build_report(make_run(tmp_path, ["p1"], threshold=None), read).read_text()
+    page = build(make_run(tmp_path, ["p1"], threshold=None), read).read_text()
     assert "The test set holds no controls" in page
     assert "no threshold could be calibrated" in page
     assert "p of the peak" not in page
@@ -247,13 +251,13 @@ def test_a_cohort_without_controls_says_so_and_gives_no_p_values(tmp_path, quick
 
 def test_a_run_without_metrics_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.json"):
-        build_report(RunFolder(tmp_path), lambda names: [])
+        build(RunFolder(tmp_path), lambda names: [])
 
 
 def test_a_hostile_name_stays_text(tmp_path, quick):
     folder = make_run(tmp_path, ["c1"])
     write_json(folder.config, read_json(folder.config) | {"data": "<script>alert(1)</script>"})
-    assert "<script>alert" not in build_report(folder, read).read_text()
+    assert "<script>alert" not in build(folder, read).read_text()
 
 
 def test_a_lightbox_shows_the_plane_of_its_centre_with_the_patients_left_on_the_left():
@@ -349,8 +353,8 @@ def test_positions_are_unknown_where_there_is_no_transform(tmp_path):
 
 def test_a_report_can_be_written_again_and_leaves_nothing_half_written(tmp_path, quick):
     folder = make_run(tmp_path, ["c1"])
-    first = build_report(folder, read).read_text()
-    assert build_report(folder, read).read_text() == first
+    first = build(folder, read).read_text()
+    assert build(folder, read).read_text() == first
     assert not list(folder.path.rglob(".partial*"))
 
 

@@ -3,13 +3,16 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import epizoo.run
+from epizoo.detection import find_clusters
 from epizoo.evaluation import Metrics
+from epizoo.finished_run import open_run
 from epizoo.run import Run, score_cohort
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
@@ -82,6 +85,31 @@ def test_a_finished_run_is_left_as_it_is(finished, cohort, data_dir):
     before = finished.folder.report.stat().st_mtime_ns
     Run(short_run(cohort), finished.folder.path, data_dir=data_dir)()
     assert finished.folder.report.stat().st_mtime_ns == before
+
+
+def test_a_finished_run_is_opened_by_its_folder(finished, data_dir):
+    done = open_run(finished.folder.path, data_dir=data_dir)
+    assert (done.name, done.config, done.space) == ("run", finished.config, SPACE)
+    assert (done.modalities, done.voxel_size, done.normalisation) == (["T1w", "FLAIR"], 2.0, "unit")
+    assert done.splits["test"] == ["h1", "p1"]
+    assert done.subjects == ["v0", "v1", "h1", "p1"]
+    assert done.fitted_on == [f"c{i}" for i in range(5)]
+    assert set(done.seconds) == {"train", "fit", "score", "evaluate", "report"}
+    assert len(done.history["loss"]) == 2
+    assert done.metrics.rows[1].subject == "p1"
+    (patient,) = done.read("test", ["p1"])
+    np.testing.assert_array_equal(done.detector.score(patient), done.score_map("p1"))
+    clusters, labels = find_clusters(done.score_map("p1"), patient.affine, patient.brain_mask)
+    np.testing.assert_array_equal(labels, done.labels("p1"))
+    assert len(done.clusters("p1")) == len(clusters)
+
+
+def test_a_finished_run_whose_data_have_changed_scores_but_does_not_read(finished, data_dir, tmp_path):
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    done = open_run(tmp_path / "run", data_dir=data_dir)
+    replace(done.metadata, data_hash="other").write(done.folder.metadata)
+    with pytest.raises(InputError, match="made from other data"):
+        open_run(tmp_path / "run", data_dir=data_dir).read("test")
 
 
 def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(
@@ -188,6 +216,7 @@ def test_overwrite_deletes_what_the_run_wrote_once_all_is_checked(finished, coho
 def test_one_process_at_a_time_works_in_a_folder(finished, cohort, data_dir, tmp_path):
     shutil.copytree(finished.folder.path, tmp_path / "run")
     hold = f"""
+from dataclasses import replace
 from pathlib import Path
 from epizoo.run_folder import RunFolder
 file = RunFolder(Path({str(tmp_path / "run")!r})).hold()

@@ -7,7 +7,8 @@ import pytest
 from scipy import ndimage
 
 from epizoo.evaluation import auroc, check_no_leak
-from epizoo.evaluation.supervised import (
+from epizoo.models.callbacks import ProgressBar
+from epizoo.supervised import (
     MARGIN,
     SEGMENT,
     Segments,
@@ -18,7 +19,6 @@ from epizoo.evaluation.supervised import (
     masked_crossentropy,
     two_pathways,
 )
-from epizoo.models.callbacks import ProgressBar
 from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
@@ -106,7 +106,7 @@ def test_map_is_on_the_grid_zero_outside_the_brain_and_independent_of_slabs(refe
     assert score_map.shape == SHAPE
     assert score_map.dtype == np.float32
     assert not score_map[~one.brain_mask].any()
-    monkeypatch.setattr("epizoo.evaluation.supervised.SLAB", 6)
+    monkeypatch.setattr("epizoo.supervised.SLAB", 6)
     np.testing.assert_allclose(reference.score(one), score_map, atol=1e-5)
 
 

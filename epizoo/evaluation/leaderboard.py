@@ -19,7 +19,7 @@ from epizoo.evaluation.figures import AnnotatedRow, Metrics
 from epizoo.evaluation.lesion_level import RANKS, RULES
 from epizoo.evaluation.statistics import Comparison, Interval, bootstrap_mean, compare, proportion
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, write_text
+from tfds_epilepsy.files import write_text
 
 
 @dataclass(frozen=True)
@@ -44,32 +44,6 @@ class Entry:
     supervised: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_gib: float = math.nan
-
-    @classmethod
-    def read(cls, folder: str | Path) -> Entry:
-        """The entry of a run folder (``config.json``, ``metadata.json``, ``metrics.json``).
-
-        Raises:
-            InputError: a file is missing or lacks what the table needs.
-        """
-        folder = Path(folder)
-        try:
-            config, metadata = (read_json(folder / f"{name}.json") for name in ("config", "metadata"))
-            steps = metadata["steps"]
-            model, detector = config["model"], config["detector"]
-            return cls(
-                method=detector if model in ("none", None) else f"{model} + {detector}",
-                seed=int(config["seed"]),
-                metrics=Metrics.read(folder / "metrics.json"),
-                cohort=f"{metadata['data_hash']}/{metadata['split_hash']}",
-                supervised=bool(metadata.get("supervised", False)),
-                seconds={name: step["seconds"] for name, step in steps.items()},
-                peak_gib=max((step["peak_gib"] for step in steps.values()), default=math.nan),
-            )
-        except InputError as error:
-            raise InputError(f"{folder}: not a finished run ({error}) Run it to its end first.") from error
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{folder}: not a finished run ({error!r}); run it to its end first.") from error
 
     @classmethod
     def pooled(cls, folds: Sequence[Entry]) -> Entry:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from epizoo.detection import NormativeModel
 from epizoo.export.encoder import export_encoder
 from epizoo.export.folder import check_target
+from epizoo.export.made_from import facts_of
 from epizoo.export.pipeline import export_pipeline
-from epizoo.export.run_facts import read_run
+from epizoo.finished_run import open_run
 from epizoo.maps.signs import JUNCTION
+from epizoo.run_config import NORMATIVE
 from tfds_epilepsy.errors import InputError
 
 __all__ = ["export_encoder", "export_pipeline", "export_run"]
@@ -61,30 +64,42 @@ def export_run(
             if value != only
         ]
     try:
-        run = read_run(run_dir, normalisation)
+        run = open_run(run_dir)
+        how = normalisation or run.normalisation
+        if run.config.method != NORMATIVE:
+            problems.append(
+                f"{run_dir}: a supervised reference is a bound to compare with, and not exported."
+            )
     except InputError as error:
         problems += error.problems
     if problems:
         raise InputError(problems)
     if what == "encoder":
-        model = run.model()
+        model = run.model
+        if model is None:
+            raise InputError(
+                f"{run.folder.path}: a baseline on intensities has no encoder to export; "
+                "export its pipeline (--what pipeline)."
+            )
         from_image = model.reads == "image"
         return export_encoder(
             model,
             folder,
             modalities=run.modalities if from_image else [*run.modalities, JUNCTION],
-            normalisation=run.normalisation if from_image else "none",
+            normalisation=how if from_image else "none",
             voxel_size=run.voxel_size,
             format=format,
             precision=precision,
-            run=run.facts,
+            run=facts_of(run),
             overwrite=overwrite,
         )
+    detector = run.detector
+    assert isinstance(detector, NormativeModel)  # a supervised one is refused above
     return export_pipeline(
-        run.normative(),
+        detector,
         folder,
         modalities=run.modalities,
-        normalisation=run.normalisation,
-        run=run.facts,
+        normalisation=how,
+        run=facts_of(run),
         overwrite=overwrite,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import itertools
 import json
 import math
@@ -16,14 +15,16 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.clusters import find_clusters, read_clusters_tsv
+from epizoo.detection.clusters import find_clusters
 from epizoo.evaluation import RULES, AnnotatedRow, Interval, Metrics, SubjectRow
 from epizoo.evaluation.figures import StratumFigures
+from epizoo.finished_run import FinishedRun
 from epizoo.report import figures
 from epizoo.report.patient import SIGNS, WORDS, Background, Page, source, subject_page
 from epizoo.report.tables import EDGES, ControlScores, histogram, millimetres, number, p_value, without_empty
-from epizoo.run_folder import RunFolder
-from tfds_epilepsy.files import read_json, write_text
+from epizoo.run_config import NO_MODEL, RunConfig
+from epizoo.run_metadata import Metadata
+from tfds_epilepsy.files import write_text
 from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 
 MAX_BYTES = 5_000_000  # of report.html; a cohort whose pages would pass it gets an index of them
@@ -34,7 +35,7 @@ NAMES = {"overlap": "any overlap", "strict": "strict"}  # of the rules of a matc
 
 
 def build_report(
-    folder: RunFolder,
+    run: FinishedRun,
     read: Callable[[Sequence[str]], Iterable[Subject]],
     controls: Callable[[], Iterable[Subject]] | None = None,
 ) -> Path:
@@ -44,7 +45,7 @@ def build_report(
     the pages too, without the viewers, as long as it stays under 5 MB; a larger cohort's is their index.
 
     Args:
-        folder: an evaluated run.
+        run: an evaluated one.
         read: yields the test subjects of the given names.
         controls: yields training controls, of which the first 20 are read for the mean image beside the
             patches; without it that picture is left out.
@@ -53,20 +54,19 @@ def build_report(
         The path of ``report.html``.
 
     Raises:
-        InputError: ``metrics.json`` or another file of the run is missing.
+        InputError: a map or a table of clusters is missing.
     """
-    metrics = Metrics.read(folder.metrics)
-    config, metadata = read_json(folder.config), read_json(folder.metadata)
+    folder, metrics, config, metadata = run.folder, run.metrics, run.config, run.metadata
     rows = metrics.rows
     shown = [row.subject for row in rows if row.group == "patient"] or [row.subject for row in rows]
     background = Background(
         folder=folder,
-        data=config["data"],
-        space=metadata["space"],
-        modalities=metadata["modalities"],
+        data=config.data,
+        space=run.space,
+        modalities=run.modalities,
         patch_shape=_patch_shape(folder.model),
         controls=_mean_image(controls() if controls else ()),
-        scores=_control_scores(folder, metadata["space"], rows),
+        scores=_control_scores(run, rows),
         limit=max(6.0, math.ceil(metrics.threshold or 0)),
     )
     title, subtitle = _title(config), _subtitle(metrics, metadata)
@@ -87,7 +87,7 @@ def build_report(
         cohort.add(subject, page)
     cohort.add_thumbnails()
 
-    history = _read_history(folder.history)
+    history = run.history
     shared = {
         "title": title,
         "subtitle": subtitle,
@@ -96,7 +96,7 @@ def build_report(
         "summary_figures": cohort.figures(),
         "strata_columns": STRATA_COLUMNS,
         "strata": _strata(metrics.strata),
-        "false_positives": _false_positives(folder, metadata["space"], metrics),
+        "false_positives": _false_positives(run, metrics),
         "training": source(figures.training_curves(history)) if history else None,
         "pictures": _pictures(folder.path / "pictures"),
         "identity": _identity(config, metadata),
@@ -238,11 +238,11 @@ def _mean_image(subjects: Iterable[Subject]) -> tuple[NDArray[np.float32], int] 
     return None if total is None else ((total / count).astype(np.float32), count)
 
 
-def _control_scores(folder: RunFolder, space: str, rows: Iterable[SubjectRow]) -> ControlScores:
+def _control_scores(run: FinishedRun, rows: Iterable[SubjectRow]) -> ControlScores:
     scores = ControlScores()
     for row in rows:
         if row.group == "control":
-            score_map, _ = read_nifti(folder.score_map(row.subject, space))
+            score_map = run.score_map(row.subject)
             scores.add(row.subject, score_map[score_map != 0])
     return scores
 
@@ -255,21 +255,20 @@ def _patch_shape(model: Path) -> list[int] | None:
         return json.loads(archive.read("config.json"))["config"]["patch_shape"]
 
 
-def _title(config: Mapping[str, Any]) -> str:
-    method = config["detector"] if config["model"] == "none" else f"{config['model']} + {config['detector']}"
-    return f"{method} on {Path(config['data']).name}"
+def _title(config: RunConfig) -> str:
+    return f"{config.title} on {Path(config.data).name}"
 
 
-def _subtitle(metrics: Metrics, metadata: Mapping[str, Any]) -> str:
+def _subtitle(metrics: Metrics, metadata: Metadata) -> str:
     groups = {
         "annotated patient": metrics.patients,
         "unannotated patient": metrics.unannotated,
         "held-out control": metrics.controls,
     }
     tested = [_plural(count, name) for name, count in groups.items() if count]
-    learnt = f"Normal model of {_plural(len(metadata['splits']['train']), 'training control')}"
-    if metadata.get("supervised"):
-        learnt = f"Supervised reference, an upper bound: learnt from {metadata['fitted_on']}"
+    learnt = f"Normal model of {_plural(len(metadata.splits['train']), 'training control')}"
+    if metadata.supervised:
+        learnt = f"Supervised reference, an upper bound: learnt from {metadata.fitted_on}"
     return f"{learnt}; tested on {_listed(tested)} that no step had seen."
 
 
@@ -281,7 +280,7 @@ def _plural(count: int, name: str) -> str:
     return f"{count} {name}{'' if count == 1 else 's'}"
 
 
-def _missing(metrics: Metrics, config: Mapping[str, Any]) -> list[str]:
+def _missing(metrics: Metrics, config: RunConfig) -> list[str]:
     """A sentence in place of each figure that this test set cannot give."""
     sentences = []
     if not metrics.patients:
@@ -292,7 +291,7 @@ def _missing(metrics: Metrics, config: Mapping[str, Any]) -> list[str]:
         sentences.append("The test set holds no controls: false positives on healthy brains are unknown.")
     if metrics.threshold is None:
         sentences.append("There were no validation controls: no threshold could be calibrated.")
-    if config["model"] == "none":
+    if config.model == NO_MODEL:
         sentences.append("No encoder was trained: the detector reads intensities.")
     return sentences
 
@@ -358,7 +357,7 @@ def _strata(strata: Mapping[str, Mapping[str, StratumFigures]]) -> list[list[str
     ]
 
 
-def _false_positives(folder: RunFolder, space: str, metrics: Metrics) -> dict[str, Any]:
+def _false_positives(run: FinishedRun, metrics: Metrics) -> dict[str, Any]:
     """The clusters of held-out controls at the calibrated threshold, which are counted, the highest first.
 
     Their signs are those of the cluster, by the patients' protocol, that their peak lies in.
@@ -368,9 +367,9 @@ def _false_positives(folder: RunFolder, space: str, metrics: Metrics) -> dict[st
         if row.group != "control" or not row.clusters_at_threshold:
             continue
         name = row.subject
-        score_map, affine = read_nifti(folder.score_map(name, space))
-        labels, _ = read_nifti(folder.labels(name, space), dtype=np.int32)
-        signs = {cluster.rank: cluster.signs for cluster in read_clusters_tsv(folder.clusters(name, space))}
+        score_map, affine = read_nifti(run.folder.score_map(name, run.space))
+        labels = run.labels(name)
+        signs = {cluster.rank: cluster.signs for cluster in run.clusters(name)}
         for cluster in find_clusters(score_map, affine, threshold=metrics.threshold)[0]:
             rank = labels[tuple(world_to_voxel(cluster.peak_mm, affine))]
             row_cells = [f"sub-{name}", cluster.where, millimetres(cluster.peak_mm)]
@@ -419,24 +418,22 @@ def _subject_cells(row: SubjectRow) -> list[str]:
     return [row.group, *of_lesion, number(row.max_score, 1), "–" if count is None else str(count)]
 
 
-def _identity(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    steps = ", ".join(f"{name} {step['seconds']:.0f} s" for name, step in metadata["steps"].items())
-    settings = ", ".join(f"{name}={value!r}" for name, value in config.items())
-    run = "epizoo.supervised_run.SupervisedRun" if metadata.get("supervised") else "epizoo.Run"
+def _identity(config: RunConfig, metadata: Metadata) -> list[tuple[str, str]]:
+    steps = ", ".join(f"{name} {step.seconds:.0f} s" for name, step in metadata.steps.items())
     return [
-        ("made again by", f"{run}(epizoo.RunConfig({settings}), OUT_DIR)()"),
-        *((name, str(value)) for name, value in config.items()),
+        ("made again by", f"epizoo.Run(epizoo.{config!r}, OUT_DIR)()"),
+        *((name, str(value)) for name, value in config.to_json().items()),
         *(
             (f"{split} subjects", f"{len(names)}: {', '.join(names)}" if names else "none")
-            for split, names in metadata["splits"].items()
+            for split, names in metadata.splits.items()
         ),
-        ("modalities", ", ".join(metadata["modalities"])),
-        ("space", metadata["space"]),
-        ("data hash", metadata["data_hash"]),
-        ("split hash", metadata["split_hash"]),
-        ("machine", metadata["machine"]),
+        ("modalities", ", ".join(metadata.modalities)),
+        ("space", metadata.space),
+        ("data hash", metadata.data_hash),
+        ("split hash", metadata.split_hash),
+        ("machine", metadata.machine),
         ("time", steps),
-        ("versions", ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in metadata.versions.items())),
     ]
 
 
@@ -451,11 +448,3 @@ def _pictures(folder: Path) -> list[dict[str, str]]:
         for name, when in words.items()
         if (folder / name).is_file()
     ]
-
-
-def _read_history(path: Path) -> dict[str, list[float]]:
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}

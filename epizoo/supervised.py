@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import tfds_epilepsy
+from epizoo.method import Work
 from epizoo.models.callbacks import Checkpoint, History, ProgressBar, save
+from epizoo.run_config import NO_DETECTOR, RunConfig, data_name
+from epizoo.run_folder import RunFolder
 from tfds_epilepsy import lesions
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json
@@ -38,6 +41,81 @@ SLAB = 30  # planes that are scored at once, a multiple of SCALE
 CALIBRATION = 10  # training patients whose healthy tissue gives scores their unit
 VERSION = 1
 ANNOTATED_KINDS = ("fcd_2a", "fcd_2b", "fcd_1")  # of the lesions implanted in controls
+PATIENTS = 60  # annotated ones, in no split of the cohort
+TRAINING: dict[str, Any] = {"epochs": 20, "steps_per_epoch": 50, "batch_size": 16}  # 16 000 segments
+
+
+def supervised_config(data: str | Path, *, patients: int = PATIENTS, seed: int = 0) -> RunConfig:
+    """The settings of a run of the supervised reference.
+
+    Args:
+        data: as of every run.
+        patients: annotated ones that it is trained on.
+        seed: of weights and segments; the patients are the same for every seed.
+
+    Raises:
+        InputError: no patient.
+    """
+    if patients < 1:
+        raise InputError(f"{patients} annotated patients: the supervised reference needs at least 1.")
+    return RunConfig(
+        data=data_name(data),
+        method="supervised",
+        model="two_pathways",
+        detector=NO_DETECTOR,
+        model_config={"patients": patients},
+        seed=seed,
+        fwhm=0.0,
+        **TRAINING,
+    )
+
+
+class Supervised:
+    """The method of a run whose maps are those of the supervised reference: an upper bound, no competitor.
+
+    Its annotated patients are in no split of the cohort. For a phantom they are of another cohort with the
+    same settings; for a folder they are its training controls with implanted lesions. ``metadata.json`` says
+    ``supervised`` and ``fitted_on``.
+    """
+
+    def check(self, run: Work) -> None:
+        """It reads every modality and grid."""
+
+    def learnt_from(self, run: Work) -> dict[str, Any]:
+        n = run.config.model_config["patients"]
+        phantom = run.builder.builder_config.phantom is not None
+        source = "patients of another phantom cohort" if phantom else "lesions implanted in training controls"
+        return {"supervised": True, "fitted_on": f"{n} annotated {source}"}
+
+    def train(self, run: Work) -> None:
+        """The network has no encoder to train before: ``fit`` trains all of it."""
+
+    def fit(self, run: Work) -> SupervisedReference:
+        """Train the network, or go on after the last whole epoch."""
+        config, folder = run.config, run.folder
+        if folder.manifest.is_file():
+            return self.load(folder)
+        with run.step("fit"):
+            n = config.model_config["patients"]
+            subjects = list(run.progress(_annotated(run, n), n, "annotated patients"))
+            reference = fit_supervised(
+                subjects,
+                epochs=config.epochs,
+                steps_per_epoch=config.steps_per_epoch,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                folder=folder.path,
+                console=run.console,
+            )
+            reference.save(folder.detector)
+            (folder.path / "checkpoint.keras").unlink()
+        return reference
+
+    def load(self, folder: RunFolder) -> SupervisedReference:
+        return SupervisedReference.load(folder.detector)
+
+    def saw(self, run: Work) -> list[str]:
+        return self.load(run.folder).subjects
 
 
 def two_pathways(channels: int = 2, filters: int = 24) -> keras.Model:
@@ -277,6 +355,14 @@ def fit_supervised(
     reference = SupervisedReference(model, [subject.subject for subject in subjects])
     reference.calibrate(subjects[:CALIBRATION])
     return reference
+
+
+def _annotated(run: Work, n: int) -> Iterator[Subject]:
+    config = run.builder.builder_config.phantom
+    if config is not None:
+        prepared = Path(run.builder.data_dir).parents[2]  # <prepared>/tfds_epilepsy/<config>/<version>
+        return annotated_phantoms(config, n, data_dir=prepared)
+    return annotated_controls(run.read("train"), run.builder.modalities, n)
 
 
 def annotated_phantoms(

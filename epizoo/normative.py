@@ -1,0 +1,133 @@
+"""The normative method: an encoder of healthy tissue, and a detector on its codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epizoo.maps import deviations
+from epizoo.method import Work
+from epizoo.run_config import NO_MODEL
+from epizoo.run_folder import RunFolder
+from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import read_json
+from tfds_epilepsy.volumes import Subject
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from epizoo.detection import Detector, NormativeModel
+    from epizoo.models.patch_model import PatchModel
+
+
+class Normative:
+    """Learns from training controls alone. Its parts are ``model``, ``detector`` and their options."""
+
+    def check(self, run: Work) -> None:
+        """Whether the detector takes its options and reads what the model gives, of enough controls."""
+        detector = _detector(run)
+        if run.config.model == NO_MODEL:
+            return
+        model = _new_model(run)
+        detector.codes(model)
+        controls = len(run.subjects("train"))
+        if model.reads == "deviations" and controls < deviations.FEWEST:
+            raise InputError(
+                f"{run.config.data}: {controls} training controls; {run.config.model!r}, which reads what "
+                f"differs from them, needs at least {deviations.FEWEST}: add some, or choose another model."
+            )
+
+    def learnt_from(self, run: Work) -> dict[str, Any]:
+        return {}
+
+    def train(self, run: Work) -> PatchModel | None:
+        """Train the encoder on training controls; its figures see validation controls too."""
+        config, folder = run.config, run.folder
+        if config.model == NO_MODEL:
+            return None
+        from epizoo import models
+        from epizoo.models import callbacks
+        from tfds_epilepsy.patches import patch_dataset
+
+        if folder.model.is_file():
+            return models.load_model(folder.model)
+        if config.preset is not None:
+            model = _new_model(run)
+            callbacks.save(model, folder.model)
+            return model
+        with run.step("train"):
+            model = _new_model(run)
+            controls = list(run.read("train"))
+            model.adapt(controls)
+            controls = [model.view(subject) for subject in controls]
+            held_out = [model.view(s) for s in run.read("validation") if s.group == "control"]
+
+            def patches(subjects: list[Subject], seed: int, start_step: int = 0) -> tf.data.Dataset:
+                return patch_dataset(
+                    subjects,
+                    model.patch_shape,
+                    sampling=model.sampling,
+                    batch_size=config.batch_size,
+                    seed=seed,
+                    start_step=start_step,
+                )
+
+            enough = len(held_out) >= (2 if model.sampling == "pair" else 1)
+            callbacks.train(
+                model,
+                lambda step: patches(controls, config.seed, step),
+                epochs=config.epochs,
+                steps_per_epoch=config.steps_per_epoch,
+                folder=folder.path,
+                validation_data=patches(held_out, config.seed + 1) if enough else None,
+                validation_steps=20 if enough else None,
+                console=run.console,
+            )
+        return model
+
+    def fit(self, run: Work) -> NormativeModel:
+        """Fit the detector on the training controls' codes."""
+        from epizoo.detection import fit_normative
+
+        model = self.train(run)
+        with run.step("fit"):
+            return fit_normative(
+                model,
+                lambda: run.read("train"),
+                run.folder.detector,
+                detector=_detector(run),
+                fwhm=run.config.fwhm,
+                seed=run.config.seed,
+                console=run.console,
+            )
+
+    def load(self, folder: RunFolder) -> NormativeModel:
+        from epizoo import models
+        from epizoo.detection import NormativeModel
+
+        model = models.load_model(folder.model) if folder.model.is_file() else None
+        return NormativeModel.load(folder.detector, model)
+
+    def saw(self, run: Work) -> list[str]:
+        """The controls of the fit, and the subjects that a preset says it was trained on."""
+        beside = Path(run.config.preset or "") / "detector.json"
+        trained_on = read_json(beside).get("trained_on", []) if run.config.preset and beside.is_file() else []
+        return [*read_json(run.folder.manifest)["subjects"], *trained_on]
+
+
+def _new_model(run: Work) -> PatchModel:
+    """The preset's, or one that is not trained."""
+    from epizoo import models
+
+    config = run.config
+    if config.preset is not None:
+        return models.from_preset(config.preset)
+    reads = {key: value for key, value in config.model_config.items() if key == "reads"}
+    own = models.REGISTRY[config.model].config_for(run.builder.modalities, **reads)
+    return models.create(config.model, **{**own, "seed": config.seed, **config.model_config})
+
+
+def _detector(run: Work) -> Detector:
+    from epizoo.detection.detector import detector_of
+
+    return detector_of(run.builder.modalities, run.config.detector, **run.config.detector_config)
