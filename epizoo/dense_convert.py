@@ -73,7 +73,7 @@ class Field:
 
     @property
     def width(self) -> int:
-        return math.prod(self.size) * self.values.shape[-1]
+        return math.prod(self.size) * int(self.values.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,8 @@ def _merge(op: Any, inputs: Sequence[Any], args: Any, kwargs: Any) -> Field:
     axis = getattr(op, "axis", -1)
     if axis not in (-1, len(inputs[0].size) + 1):
         raise _not_convertible(op, f"it joins along axis {axis}; along channels (axis=-1) it can")
-    return replace(inputs[0], values=_call(op, args, kwargs))
+    first: Field = inputs[0]
+    return replace(first, values=_call(op, args, kwargs))
 
 
 def _reshape(flat: Flat, shape: Sequence[int]) -> Flat:

@@ -328,10 +328,10 @@ def _copy(
 
 
 @intrinsic
-def prefetch(typing_context, array, index):
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Ask for the memory at ``array[index]``, without waiting for it: LLVM's prefetch, for reading."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
@@ -344,7 +344,7 @@ def prefetch(typing_context, array, index):
 
 
 @numba.njit(nogil=True, cache=True)
-def _mixed(value):
+def _mixed(value: np.uint64) -> np.uint64:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -352,14 +352,14 @@ def _mixed(value):
 
 
 @numba.njit(nogil=True, cache=True)
-def _uniform(state):
+def _uniform(state: np.uint64) -> tuple[np.uint64, float]:
     """The next state of SplitMix64 and a float64 in [0, 1)."""
     state += np.uint64(0x9E3779B97F4A7C15)
     return state, np.float64(_mixed(state) >> np.uint64(11)) * 2.0**-53
 
 
 @numba.njit(nogil=True, cache=True)
-def _shuffled(index, count, key):
+def _shuffled(index: int, count: int, key: np.uint64) -> int:
     """Where a random permutation of ``range(count)`` sends ``index``: Feistel rounds, until it is inside."""
     half = np.uint64(1)
     while (1 << (2 * int(half))) < count:

@@ -303,7 +303,8 @@ def random_field(rng: np.random.Generator, shape: Sequence[int], spacing: float)
     controls = [int(start[-1]) + 4 for start, _, _ in bases]
     scale = np.prod([power for _, _, power in bases]) ** -0.5
     field = (scale * rng.normal(size=controls)).astype(np.float32)
-    return _splines(field, *(part for start, weights, _ in bases for part in (start, weights)))
+    (start_x, x, _), (start_y, y, _), (start_z, z, _) = bases
+    return _splines(field, start_x, x, start_y, y, start_z, z)
 
 
 @lru_cache(maxsize=64)
@@ -318,7 +319,15 @@ def _spline_basis(n: int, spacing: float) -> tuple[NDArray[np.int64], NDArray[np
 
 
 @numba.njit(cache=True)
-def _splines(controls, start_x, x, start_y, y, start_z, z):
+def _splines(
+    controls: NDArray[np.float32],
+    start_x: NDArray[np.int64],
+    x: NDArray[np.float32],
+    start_y: NDArray[np.int64],
+    y: NDArray[np.float32],
+    start_z: NDArray[np.int64],
+    z: NDArray[np.float32],
+) -> NDArray[np.float32]:
     """Tensor-product splines, in loops of fixed order: the same bytes with any number of threads."""
     out = np.empty((len(start_x), len(start_y), len(start_z)), np.float32)
     plane = np.empty(controls.shape[1:], np.float32)
@@ -435,7 +444,16 @@ def _without_rim(template: Template) -> Tissue:
 
 
 @numba.njit(cache=True)
-def _pull(maps, near, field, turn, shift, white, fluid, ageing):
+def _pull(
+    maps: NDArray[np.float32],
+    near: NDArray[np.bool_],
+    field: NDArray[np.float32],
+    turn: NDArray[np.float64],
+    shift: NDArray[np.float64],
+    white: NDArray[np.float32],
+    fluid: NDArray[np.float32],
+    ageing: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """The template through a subject's warp, and the tissue that its folds make of it.
 
     ``maps`` (x, y, z, 6) of the template, ``field`` (i, j, k, 3) mm of displacement on every ``WARP_GRID``-th
@@ -510,7 +528,7 @@ def _signal(
     if _person(config, label)["site"] == "B":
         grey, fluid = grey + 0.35 * (white - grey), 1.3 * fluid
     tissue = anatomy.tissue if implant is None else implant.tissue
-    signal = grey * tissue[0] + white * tissue[1] + fluid * tissue[2]
+    signal: NDArray[np.float32] = grey * tissue[0] + white * tissue[1] + fluid * tissue[2]
     signal += DETAIL[modality] * (white - grey) * anatomy.detail * (tissue[0] + tissue[1])
     if implant is not None:
         signal[implant.box] *= implant.gain(modality, grey / white)
@@ -558,8 +576,9 @@ def _smooth(subject: Subject, fwhm_mm: float) -> NDArray[np.float32]:
         return subject.image
     sigma = fwhm_mm / 2.355 / float(abs(subject.affine[0, 0]))
     weight = ndimage.gaussian_filter(subject.brain_mask.astype(np.float32), sigma)
-    smooth = ndimage.gaussian_filter(subject.image, (sigma, sigma, sigma, 0))
-    return smooth / np.maximum(weight, 1e-3)[..., None] * subject.brain_mask[..., None]
+    smooth: NDArray[np.float32] = ndimage.gaussian_filter(subject.image, (sigma, sigma, sigma, 0))
+    smooth = smooth / np.maximum(weight, 1e-3)[..., None] * subject.brain_mask[..., None]
+    return smooth
 
 
 def _auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:

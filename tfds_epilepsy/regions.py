@@ -74,7 +74,7 @@ def cerebrum_mask(voxel_size: int = 2) -> NDArray[np.bool_]:
     pieces, _ = ndimage.label(hindbrain)
     hindbrain = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
     hindbrain |= hindbrain[::-1]  # the template mirrors itself; watershed breaks ties to one side
-    mask = template.brain_mask & ~hindbrain
+    mask: NDArray[np.bool_] = template.brain_mask & ~hindbrain
     mask.flags.writeable = False
     return mask
 

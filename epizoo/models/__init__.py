@@ -118,7 +118,7 @@ def from_preset(folder: str | Path) -> PatchModel:
         raise InputError(
             f"{folder}: holds a {name!r}, which is not known; import the module that registers it."
         )
-    model = known.from_config(config)
+    model: PatchModel = known.from_config(config)
     try:
         model.load_weights(folder / "model.weights.h5")
     except (OSError, ValueError) as error:

@@ -306,7 +306,7 @@ def _hole(patch_shape: Sequence[int], centre_shape: Sequence[int], scale: int) -
     marked = np.zeros((1, *patch_shape, 1), np.float32)
     blocks.crop(marked, centre_shape)[:] = 1
     pooled = np.asarray(look(marked, centre_shape, [scale])[1])[0]
-    return (pooled == 0).astype(np.float32)
+    return np.asarray(pooled == 0, np.float32)
 
 
 def _centre(size: int, scales: Sequence[int]) -> int:

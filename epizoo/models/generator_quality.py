@@ -62,7 +62,7 @@ class GeneratorQuality(keras.callbacks.Callback):
         patches = blocks.crop(patches, self.shape)
         starts = range(0, len(patches), BATCH)
         seen = [np.asarray(self.network(patches[i : i + BATCH], training=False)) for i in starts]
-        return np.concatenate(seen).astype(np.float64)
+        return np.asarray(np.concatenate(seen), np.float64)
 
 
 def random_features(patch_shape: Sequence[int], channels: int) -> keras.Model:
