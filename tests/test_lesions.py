@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.small_cohort import write_cohort
 from tfds_epilepsy import bids, lesions, phantom
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import KINDS, LesionSpec, implant, implant_in_tissue
@@ -229,3 +233,85 @@ def test_a_data_set_of_controls_gets_patients(tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
     lesions.implant_in_dataset(controls, out, visible=True, progress=False)
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+
+
+@pytest.fixture
+def cohort(tmp_path, monkeypatch):
+    """A small derivative, and lesions that are a bright corner: h1 and v1 get one."""
+
+    def corner(volumes, mask, affine, spec, seed):
+        spot = mask & (np.indices(mask.shape).sum(0) < 12)
+        changed = {name: np.where(spot, volume + 1, volume) for name, volume in volumes.items()}
+        tissue = np.zeros((3, *mask.shape), np.float32)
+        return changed, spot, lesions.Implant(tissue, (slice(3),) * 3, spot, spot, (1.0, 2.0, 3.0), spec)
+
+    monkeypatch.setattr(lesions, "implant", corner)
+    return write_cohort(tmp_path / "controls")
+
+
+def implanted(cohort, out):
+    lesions.implant_in_dataset(cohort, out, progress=False)
+    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_one_failing_subject_is_named_and_the_others_get_their_lesions(cohort, tmp_path, monkeypatch):
+    corner, out = lesions.implant, tmp_path / "out"
+    expected = implanted(cohort, tmp_path / "expected")
+
+    def failing(volumes, mask, affine, spec, seed):
+        if seed[1] == zlib.crc32(b"h1"):
+            raise IndexError("list index out of range")
+        return corner(volumes, mask, affine, spec, seed)
+
+    monkeypatch.setattr(lesions, "implant", failing)
+    with pytest.raises(InputError) as caught:
+        implanted(cohort, out)
+    assert caught.value.problems == [
+        "sub-h1: IndexError: list index out of range",
+        "1 of 11 subjects failed; the others are kept.",
+    ]
+    assert list(out.glob("sub-v1/anat/*lesion_mask.json"))
+    assert not (out / "participants.tsv").exists()  # not whole yet
+    monkeypatch.setattr(lesions, "implant", corner)
+    assert implanted(cohort, out) == expected
+
+
+def test_halves_of_a_killed_process_are_cleared_and_tables_that_were_edited_stay(cohort, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".partial-1-dataset_description.json").write_text("{")  # killed at its first file
+    before = implanted(cohort, out)
+    (out / "sub-h1" / "anat" / ".partial-2-x.nii.gz").write_bytes(b"half")
+    (out / ".bidsignore").unlink()  # killed before it
+    assert implanted(cohort, out) == before
+    (out / "participants.tsv").write_text("participant_id\tgroup\nmine\tcontrol\n")
+    implanted(cohort, out)
+    assert (out / "participants.tsv").read_text() == "participant_id\tgroup\nmine\tcontrol\n"
+
+
+def test_a_folder_that_cannot_take_the_lesions_is_named(cohort, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(InputError, match=r"cannot be written to \(Not a directory\)"):
+            implanted(cohort, out)
+    broken = tmp_path / "broken"
+    for content, word in (("{", "not JSON"), ("[]", "other making"), ('{"GeneratedBy": []}', "other making")):
+        broken.mkdir(exist_ok=True)
+        (broken / "dataset_description.json").write_text(content)
+        with pytest.raises(InputError, match=word):
+            implanted(cohort, broken)
+        assert [path.name for path in broken.iterdir()] == ["dataset_description.json"]
+
+
+def test_two_processes_do_not_implant_into_one_folder(cohort, tmp_path):
+    out = tmp_path / "out"
+    code = (
+        "import sys; from tfds_epilepsy.files import hold; h = hold(sys.argv[1]); print(); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match="another process is at work there"):
+            implanted(cohort, out)
+        other.communicate("")
+    assert implanted(cohort, out)

@@ -16,9 +16,10 @@ import pytest
 
 from tests.heads import turned, whole_head
 from tfds_epilepsy import preprocessing, registration
-from tfds_epilepsy.bids import read_derivative, read_subject
+from tfds_epilepsy.bids import RawSubject, read_derivative, read_subject
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.preprocessing import preprocess, to_native
+from tfds_epilepsy.files import hold
+from tfds_epilepsy.preprocessing import Options, preprocess, preprocess_subjects, to_native
 from tfds_epilepsy.regions import cerebrum_mask
 from tfds_epilepsy.registration import Scan, resample
 from tfds_epilepsy.volumes import load_template, normalise, read_nifti, write_nifti
@@ -155,6 +156,102 @@ def test_a_lesion_drawn_on_the_flair_lands_where_it_was(derivative):
     assert lesion.sum() * 8 == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.25)
 
 
+@pytest.fixture
+def known_moves(monkeypatch):
+    """In place of the search for transforms: the head lies as the template's, and moves before the FLAIR."""
+    move = turned(4, (10.0, -4.0, 3.0))
+
+    def to_template(brain, forward, inverse):
+        for path in (forward, inverse):
+            registration._write_affine(np.eye(4), path)
+
+    def to_t1(fixed, mask, moving, path):
+        registration._write_affine(move, path)
+        return 0.5
+
+    monkeypatch.setattr(preprocessing, "register", to_template)
+    monkeypatch.setattr(preprocessing, "register_rigid", to_t1)
+    monkeypatch.setattr(preprocessing, "correct_bias", lambda scan, mask: scan)
+    return move
+
+
+@pytest.mark.parametrize(
+    ("drawn_on", "name", "codes"),
+    [
+        ("FLAIR", "FLAIR_roi", "RAS"),
+        ("FLAIR", "space-FLAIR_label-lesion_mask", "LPS"),
+        ("T1w", "T1w_roi", "RAS"),
+        ("T1w", "label-lesion_mask", "SAL"),
+    ],
+)
+def test_a_lesion_goes_with_its_image_though_headers_are_equal_and_the_head_moved(
+    tmp_path, known_moves, drawn_on, name, codes
+):
+    template = load_template(2)
+    world = nib.affines.apply_affine(template.affine, np.moveaxis(np.indices(template.shape), 0, -1))
+    lesion = np.linalg.norm(world - LESION, axis=-1) < 12
+    here = Scan(template.t1 * template.brain_mask, template.affine)
+
+    def moved(scan: Scan) -> Scan:
+        return resample(Scan(scan.array, known_moves @ scan.affine), here)
+
+    drawn = here.with_array(lesion)
+    anat = tmp_path / "raw/sub-01/anat"
+    save(anat / "sub-01_T1w.nii.gz", here, "RAS")
+    save(anat / "sub-01_FLAIR.nii.gz", moved(here), "RAS")
+    drawn = moved(drawn) if drawn_on == "FLAIR" else drawn
+    save(anat / f"sub-01_{name}.nii.gz", drawn.with_array(drawn.array > 0.5), codes, np.uint8)
+    out = preprocess(tmp_path / "raw", tmp_path / "out")
+    found = volume(out, "01", "label-lesion_mask.nii.gz")[0] > 0
+    assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) > 0.95
+
+
+def test_a_lesion_that_lies_on_no_image_is_not_moved_by_some_transform(tmp_path, known_moves):
+    template = load_template(2)
+    anat = tmp_path / "anat"
+    mask = template.brain_mask & (np.indices(template.shape)[2] == 40)
+    t1 = write_nifti(anat / "sub-01_T1w.nii.gz", template.t1 * template.brain_mask, template.affine)
+    lesion = write_nifti(anat / "sub-01_label-lesion_mask.nii.gz", mask, template.affine)
+    subject = RawSubject("01", "", "", {"T1w": t1}, lesion)
+    with pytest.raises(InputError, match=r"lesion_mask\.nii\.gz: lies on the grid of none of the images"):
+        preprocess_subjects([subject], tmp_path, tmp_path / "out", Options())
+
+
+def test_a_lesion_outside_the_brain_is_named(tmp_path, known_moves):
+    template = load_template(2)
+    anat = tmp_path / "raw/sub-01/anat"
+    outside = np.zeros(template.shape)
+    outside[1, 1:3, 1:3] = 1
+    write_nifti(anat / "sub-01_T1w.nii.gz", template.t1 * template.brain_mask, template.affine)
+    write_nifti(anat / "sub-01_label-lesion_mask.nii.gz", outside, template.affine)
+    with pytest.raises(InputError, match=r"label-lesion_mask\.nii\.gz: none of the lesion lies in the brain"):
+        preprocess(tmp_path / "raw", tmp_path / "out")
+
+
+@pytest.mark.parametrize("outside", ["lowest", "zero"])
+def test_a_z_scored_brain_keeps_all_its_tissue(tmp_path, monkeypatch, known_moves, outside):
+    monkeypatch.setattr(preprocessing, "correct_bias", registration.correct_bias)
+    monkeypatch.setattr(registration, "N4_ITERATIONS", (10, 5))
+    template = load_template(2)
+    mask = template.brain_mask
+    t1 = 900 * template.t1 * mask
+    scores = (t1 - t1[mask].mean()) / t1[mask].std()
+    if outside == "zero":
+        scores[~mask] = 0
+    assert (scores[mask] < 0).mean() > 0.3
+    volumes = {}
+    for name, array in (("raw", t1), ("scores", scores)):
+        write_nifti(tmp_path / name / "sub-01/anat/sub-01_T1w.nii.gz", array, template.affine)
+        out = preprocess(tmp_path / name, tmp_path / f"{name}_out", skull="stripped")
+        volumes[name] = volume(out, "01", "desc-preproc_T1w.nii.gz")[0]
+        sidecar = json.loads(next(out.glob("sub-01/anat/*T1w.json")).read_text())
+    assert ((volumes["scores"] > 0) & mask).sum() > 0.98 * mask.sum()
+    assert np.corrcoef(volumes["scores"][mask], volumes["raw"][mask])[0, 1] > 0.995
+    low, high = np.percentile(scores[mask], [0.5, 99])  # in the units of the file
+    assert sidecar["Normalisation"]["low"] == pytest.approx(low, abs=0.2)
+    assert sidecar["Normalisation"]["high"] == pytest.approx(high, abs=0.2)
+
+
 def test_the_builder_reads_the_derivative(derivative):
     found = read_derivative(derivative, ["T1w"])
     assert sorted(found.subjects) == ["01", "02"]
@@ -269,6 +366,134 @@ def test_one_failing_subject_does_not_stop_the_others(raw, tmp_path, monkeypatch
     assert sorted(path.name for path in tmp_path.glob("sub-*")) == ["sub-01", "sub-03"]
 
 
+@pytest.mark.parametrize("step", ["register_rigid", "register"])
+def test_a_failure_names_subject_and_scan_whatever_was_raised(raw, tmp_path, monkeypatch, step):
+    finish = getattr(preprocessing, step)
+
+    def failing(*arguments):
+        if step == "register" or "sub-02" in str(arguments[-1]):
+            raise IndexError("list index out of range")
+        finish(*arguments)
+
+    monkeypatch.setattr(preprocessing, step, failing)
+    monkeypatch.setattr(preprocessing, "head_brain_mask", lambda head: head.array > 300)
+    monkeypatch.setattr(preprocessing, "correct_bias", lambda scan, mask: scan)
+    for name in {"register", "register_rigid"} - {step}:
+        monkeypatch.setattr(
+            preprocessing, name, lambda *a: [write_identity(p) for p in a if isinstance(p, Path)]
+        )
+    with pytest.raises(InputError) as caught:
+        preprocess(raw, tmp_path, participant_labels=["02"])
+    scan = raw / "sub-02/anat" / ("sub-02_T1w.nii.gz" if step == "register" else "sub-02_FLAIR.nii.gz")
+    assert caught.value.problems[0] == f"sub-02: {scan}: IndexError: list index out of range"
+
+
+def write_identity(path):
+    registration._write_affine(np.eye(4), path)
+
+
+ENDED = """
+import os
+from pathlib import Path
+from tfds_epilepsy import preprocessing
+
+def work(subject, anat, options):
+    if subject.subject == "02":
+        os.kill(os.getpid(), 9)
+    anat.mkdir(parents=True)
+    return {"Quality": {"MaskDice": 0.97, "TemplateCorrelation": 0.8, "MutualInformationWithT1w": {}}}
+
+preprocessing._preprocess_subject = work
+"""
+
+
+def environment_with(folder: Path, startup: str) -> dict[str, str]:
+    """Every Python process, also those of the jobs, runs ``startup`` first."""
+    (folder / "sitecustomize.py").write_text(startup)
+    paths = [str(folder), str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(":")]
+    return {**os.environ, "PYTHONPATH": ":".join(filter(None, paths))}
+
+
+def test_a_process_that_is_ended_for_want_of_memory_is_reported_by_subject(raw, tmp_path):
+    command = ["-c", "from epizoo.cli import main; main()", "preprocess", str(raw), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, *command, "--jobs", "2"],
+        env=environment_with(tmp_path, ENDED),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "sub-02: its process was ended from outside" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").rglob(".partial*"))
+
+
+SLOW = """
+import time
+from tfds_epilepsy import preprocessing
+
+def work(subject, anat, options):
+    anat.mkdir(parents=True)
+    time.sleep(0.5)
+    (anat / "mark").write_text(subject.subject)
+    return {"Quality": {"MaskDice": 0.97, "TemplateCorrelation": 0.8, "MutualInformationWithT1w": {}}}
+
+preprocessing._preprocess_subject = work
+"""
+
+
+def test_two_processes_in_one_folder_share_the_subjects(raw, tmp_path):
+    out, environment = tmp_path / "out", environment_with(tmp_path, SLOW)
+    command = [sys.executable, "-c", "from epizoo.cli import main; main()", "preprocess", str(raw), str(out)]
+    both = [
+        subprocess.Popen([*command, *labels], env=environment, stderr=subprocess.PIPE, text=True)
+        for labels in ((), ("--participant-label", "02", "--participant-label", "03"))
+    ]
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert [(path.parent.parent.name, path.read_text()) for path in sorted(out.glob("sub-*/anat/mark"))] == [
+        (f"sub-{label}", label) for label in ("01", "02", "03")
+    ]
+    table = pd.read_csv(out / "participants.tsv", sep="\t")
+    assert table["participant_id"].tolist() == ["sub-01", "sub-02", "sub-03"]
+    assert not list(out.rglob(".partial*"))
+
+
+def test_histograms_are_matched_by_one_process_alone(raw, tmp_path, counted):
+    with hold(tmp_path / "out", shared=True):
+        code = "import sys; from tfds_epilepsy.preprocessing import preprocess as p; "
+        code += "p(*sys.argv[1:], normalisation='match')"
+        table = "participant_id\tgroup\tsplit\nsub-01\thc\ttrain\n"
+        source = tmp_path / "raw"
+        shutil.copytree(raw / "sub-01", source / "sub-01")
+        (source / "participants.tsv").write_text(table)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(source), str(tmp_path / "out")],
+            env=environment_with(tmp_path, SLOW),
+            capture_output=True,
+            text=True,
+        )
+    assert "another process is at work there" in done.stderr
+
+
+def test_the_subject_of_a_faster_process_stays(raw, tmp_path, monkeypatch, counted):
+    finish = preprocessing._preprocess_subject
+
+    def overtaken(subject, anat, options):
+        shutil.copytree(theirs, out / "sub-01", dirs_exist_ok=True)
+        return finish(subject, anat, options)
+
+    theirs = preprocess(raw, tmp_path / "theirs", participant_labels=["01"]) / "sub-01"
+    (theirs / "anat" / "mark").write_text("theirs")
+    monkeypatch.setattr(preprocessing, "_preprocess_subject", overtaken)
+    out = tmp_path / "out"
+    preprocess(raw, out, participant_labels=["01"])
+    assert (out / "sub-01" / "anat" / "mark").read_text() == "theirs"
+    assert not list(out.glob(".partial*"))
+    preprocess(raw, out, participant_labels=["01"], overwrite=True)
+    assert (out / "sub-01" / "anat" / "mark").read_text() == "01"
+
+
 def test_other_options_or_changed_scans_are_refused(raw, tmp_path, counted):
     source, out = tmp_path / "raw", tmp_path / "out"
     shutil.copytree(raw, source)
@@ -367,7 +592,7 @@ def test_histograms_are_matched_to_the_training_controls_alone(raw, tmp_path, mo
         json.loads(next((out / "sub-02/anat").glob("*T1w.json")).read_text())["Normalisation"]["method"]
         == "match"
     )
-    assert [path.name for path in out.glob(".*")] == [".bidsignore"]
+    assert sorted(path.name for path in out.glob(".*")) == [".bidsignore", ".lock"]
 
 
 def test_a_lesion_too_small_for_the_grid_is_kept():

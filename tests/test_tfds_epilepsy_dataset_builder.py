@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,6 +133,58 @@ def test_what_is_known_of_lesions_comes_with_the_data(cohort, tmp_path):
     (cohort / "lesions.tsv").write_text("participant_id\tkind\tcontrast\nsub-p1\tfcd_2b\t0.5\n")
     builder = tfds_epilepsy.load(cohort, tmp_path / "with")
     assert builder.lesions() == {"p1": {"type": "fcd_2b", "contrast": "0.5"}}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "lesion\tvolume\nleft\t12\n", "participant_id\tkind\nsub-p1\tfcd_2b\n"]
+)
+def test_a_table_of_lesions_of_other_columns_tells_no_strata(cohort, tmp_path, content):
+    (cohort / "lesions.tsv").write_text(content)
+    assert tfds_epilepsy.load(cohort, tmp_path / "tfds").lesions() == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"participant_id\tkind\tcontrast\nsub-p1\tfcd_2b\tstrong\n",
+        b"participant_id\tkind\tcontrast\nsub-p1\n",
+        b"\xff\xfe\x00\x01",
+    ],
+)
+def test_a_damaged_table_of_lesions_is_named(cohort, tmp_path, content):
+    (cohort / "lesions.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=r"lesions\.tsv: cannot be read as a table of lesions"):
+        tfds_epilepsy.load(cohort, tmp_path / "tfds")
+
+
+def test_a_data_directory_that_cannot_be_used_is_named(cohort, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/.*cannot be written to \(Not a directory\).*data_dir"):
+        tfds_epilepsy.load(cohort, tmp_path / "file")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tfds_epilepsy.load(cohort, "~/mine").data_dir.startswith(str(tmp_path / "mine"))
+
+
+PREPARING = """
+import sys, tfds_epilepsy
+
+builder = tfds_epilepsy.load(*sys.argv[1:])
+print(len(list(tfds_epilepsy.read(builder, "train"))), builder.fingerprint)
+"""
+
+
+def test_two_processes_prepare_one_data_set_once(cohort, tmp_path):
+    halves = tmp_path / "tfds" / "tfds_epilepsy" / config_for(cohort).name
+    (halves / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)  # of a killed one
+    command = [sys.executable, "-c", PREPARING, str(cohort), str(tmp_path / "tfds")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    expected = f"2 {bids.read_derivative(cohort).fingerprint}"
+    assert [out.splitlines()[-1] for out, _ in said] == [expected] * 2
+    assert sum("Downloading and preparing" in out for out, _ in said) == 1
+    assert sorted(path.name for path in halves.iterdir()) == [".lock", "1.0.0"]
 
 
 def test_a_prepared_source_is_not_read_again(cohort, tmp_path, monkeypatch):

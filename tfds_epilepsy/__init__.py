@@ -50,7 +50,8 @@ def load(
 
     tfds.disable_progress_bar()  # the builder shows its own, which knows how many are to come
     builder = Builder(
-        config=config_for(data, modalities), data_dir=None if data_dir is None else str(data_dir)
+        config=config_for(data, modalities),
+        data_dir=None if data_dir is None else str(Path(data_dir).expanduser()),
     )
     return builder.prepare(require_controls=require_controls, beam_options=beam_options)
 

@@ -18,3 +18,9 @@ class InputError(ValueError):
     def __init__(self, problems: str | Sequence[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def words(error: Exception) -> str:
+    """An error in a line: its message, after its type where the message alone says little."""
+    speaks = isinstance(error, InputError | RuntimeError | OSError) and str(error)
+    return speaks or f"{type(error).__name__}: {error}"

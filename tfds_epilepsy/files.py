@@ -1,16 +1,84 @@
-"""Files that appear under their name once they are whole."""
+"""Files that appear under their name once they are whole, in folders where processes may meet."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import secrets
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tfds_epilepsy.errors import InputError
+
+LOCK = ".lock"
+PARTIAL = ".partial-"
+
+
+def hold(folder: str | Path, *, shared: bool = False, wait: float = 2) -> IO[bytes]:
+    """Hold a folder for work in it, until the returned file is closed or the process ends.
+
+    Who comes first removes what ended processes left half-written there. File systems without locks let
+    everyone in.
+
+    Args:
+        folder: made where it is absent.
+        shared: others may work there at the same time, if they say so too.
+        wait: seconds to wait for another process, which may be ending, or clearing the folder.
+
+    Raises:
+        InputError: another process is at work there; the folder cannot be written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+b")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}).") from error
+    until = time.monotonic() + wait
+    try:
+        while not (alone := _lock(file, fcntl.LOCK_EX)) and not (shared and _lock(file, fcntl.LOCK_SH)):
+            if time.monotonic() >= until:
+                file.close()
+                raise InputError(
+                    f"{folder}: another process is at work there: wait until it ends, or choose another "
+                    "folder."
+                )
+            time.sleep(0.05)
+        if alone:
+            for path in list(folder.rglob(f"{PARTIAL}*")):
+                remove(path)
+        if alone and shared:
+            _lock(file, fcntl.LOCK_SH)
+    except OSError:
+        pass  # no locks here
+    return file
+
+
+def _lock(file: IO[bytes], kind: int) -> bool:
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def partial_of(path: Path) -> Path:
+    """A name beside ``path`` to write under, of no other process."""
+    return path.with_name(f"{PARTIAL}{secrets.token_hex(4)}-{path.name}")
 
 
 @contextmanager
@@ -18,15 +86,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A partial file to write to, beside ``path``: it takes that name when the block ends well.
 
     Folders above are made. When the block fails the partial file is removed, and what stood there stays.
+
+    Raises:
+        InputError: it cannot be written: a full disk, no permission.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = partial_of(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)) in (partial, path, *path.parents):
+            raise InputError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -11,7 +11,8 @@ import math
 import re
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from rich.progress import track
 from scipy import ndimage
 
 from tfds_epilepsy import bids
-from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import replacing, write_json, write_table, write_text
+from tfds_epilepsy.errors import InputError, words
+from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_table, write_text
 from tfds_epilepsy.volumes import load_template, read_nifti, same_grid, voxel_to_world, write_nifti
 
 KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
@@ -334,52 +335,76 @@ def implant_in_dataset(
         "contrast": contrast,
         "seed": seed,
     }
-    out = open_dataset(out_dir, "epizoo implant", settings)
+    rows, found, failures = [], [], []
+    with open_dataset(out_dir, "epizoo implant", settings) as out:
+        for one in track(everyone, "implant", disable=not progress):
+            label = one.subject
+            copies = {path: out / path.relative_to(folder) for path in one.files}
+            try:
+                if label in chosen:
+                    spec_seed = [seed, zlib.crc32(label.encode())]
+                    kind = kinds[chosen.index(label) % len(kinds)]
+                    spec = LesionSpec.draw(np.random.default_rng(spec_seed), kind, visible, contrast)
+                    lesion = _implant_in_files(one, copies, spec, spec_seed)
+                    found.append({"participant_id": f"sub-{label}", **lesion})
+                else:
+                    for path, copy in copies.items():
+                        _copy(_sidecar(path), _sidecar(copy))
+                        _copy(path, copy)
+            except Exception as error:  # of one subject: the others go on
+                failures.append(f"sub-{label}: {words(error)}")
+            who = one.participant
+            group = "patient" if label in chosen else who.group
+            person = {"group": group, "split": who.split, "age": who.age, "sex": who.sex, "site": who.site}
+            rows.append({"participant_id": f"sub-{label}", **person})
+        if failures:
+            raise InputError(
+                [*failures, f"{len(failures)} of {len(everyone)} subjects failed; the others are kept."]
+            )
+        write_tables(out, {"lesions.tsv": found, "participants.tsv": rows})
+    return out
 
-    rows, found = [], []
-    for one in track(everyone, "implant", disable=not progress):
-        label = one.subject
-        copies = {path: out / path.relative_to(folder) for path in one.files}
-        if label in chosen:
-            spec_seed = [seed, zlib.crc32(label.encode())]
-            kind = kinds[chosen.index(label) % len(kinds)]
-            spec = LesionSpec.draw(np.random.default_rng(spec_seed), kind, visible, contrast)
-            lesion = _implant_in_files(one, copies, spec, spec_seed)
-            found.append({"participant_id": f"sub-{label}", **lesion})
-        else:
-            for path, copy in copies.items():
-                _copy(_sidecar(path), _sidecar(copy))
-                _copy(path, copy)
-        who = one.participant
-        group = "patient" if label in chosen else who.group
-        person = {"group": group, "split": who.split, "age": who.age, "sex": who.sex, "site": who.site}
-        rows.append({"participant_id": f"sub-{label}", **person})
-    write_table(out / "lesions.tsv", found)
-    return write_table(out / "participants.tsv", rows).parent
 
-
-def open_dataset(out_dir: str | Path, made_by: str, settings: Mapping[str, Any]) -> Path:
-    """A folder for a derivative that this library makes, new or begun with the same settings.
+@contextmanager
+def open_dataset(out_dir: str | Path, made_by: str, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """Hold a folder for a derivative that this library makes, new or begun with the same settings.
 
     Raises:
-        InputError: it holds something else, or cannot be written to.
+        InputError: it holds something else, another process is at work in it, or it cannot be written to.
     """
     out = Path(out_dir)
     settings = json.loads(json.dumps(settings))
     description = out / "dataset_description.json"
-    if description.is_file():
-        begun = json.loads(description.read_text()).get("GeneratedBy", [{}])[0]
-        if begun.get("Name") != made_by or begun.get("Parameters") != settings:
-            raise InputError(f"{out}: holds a data set of other making; give another folder.")
-        return out
     try:
-        if out.exists() and any(out.iterdir()):
-            raise InputError(f"{out}: is not empty and no data set of {made_by}; give another folder.")
-        bids.write_description(out, made_by, made_by=made_by, parameters=settings)
-        write_text(out / ".bidsignore", "lesions.tsv\n")
+        found = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     except OSError as error:
-        raise InputError(f"{out}: cannot be written to ({error}).") from error
-    return out
+        raise InputError(f"{out}: cannot be written to ({error.strerror}).") from error
+    if description.name in found:
+        if _maker(read_json(description)) != (made_by, settings):
+            raise InputError(f"{out}: holds a data set of other making; give another folder.")
+    elif found:
+        raise InputError(f"{out}: is not empty and no data set of {made_by}; give another folder.")
+    with hold(out):
+        write_text(out / ".bidsignore", f"{LOCK}\nlesions.tsv\n")
+        if not description.exists():
+            bids.write_description(out, made_by, made_by=made_by, parameters=settings)
+        yield out
+
+
+def _maker(description: Any) -> tuple[Any, Any]:
+    """Who says to have made a data set, with which settings; None where its description does not say."""
+    try:
+        first = description["GeneratedBy"][0]
+        return first["Name"], first["Parameters"]
+    except (KeyError, IndexError, TypeError):
+        return None, None
+
+
+def write_tables(out: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Tables of a finished data set, by file name; one that is there may have been edited, and stays."""
+    for name, rows in tables.items():
+        if not (out / name).exists():
+            write_table(out / name, rows)
 
 
 def _sidecar(path: Path) -> Path:
@@ -503,6 +528,8 @@ def _draw_centre(
     if spec.kind == "hippocampal_sclerosis":
         target = np.array(HIPPOCAMPUS) * [side, 1, 1]
         voxels = np.argwhere((tissue[0] > 0.4) & brain)
+        if len(voxels) == 0:
+            raise InputError("no grey matter in the volume at which a lesion could lie.")
         distance = np.linalg.norm(voxel_to_world(voxels, affine) - target, axis=1)
         return tuple(int(v) for v in voxels[distance.argmin()])
     if spec.kind == "heterotopia":

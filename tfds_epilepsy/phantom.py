@@ -23,7 +23,7 @@ from scipy import ndimage
 from scipy.stats import rankdata
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import write_json, write_table
+from tfds_epilepsy.files import write_json
 from tfds_epilepsy.lesions import (
     KINDS,
     Implant,
@@ -31,6 +31,7 @@ from tfds_epilepsy.lesions import (
     Tissue,
     implant_in_tissue,
     open_dataset,
+    write_tables,
 )
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, Template, load_template, normalise, write_nifti
 
@@ -203,36 +204,36 @@ def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = T
         progress: show a bar.
 
     Raises:
-        InputError: the folder holds something else, or cannot be written to.
+        InputError: the folder holds something else, is another process's, or cannot be written to.
     """
-    out = open_dataset(out_dir, "epizoo phantom", asdict(config))
     splits = {label: split for split, labels in cohort(config).items() for label in labels}
     people, found = [], []
-    for label, split in track(splits.items(), "phantom", disable=not progress):
-        person = _person(config, label)
-        group = "patient" if label.startswith("patient") else "control"
-        people.append({"participant_id": f"sub-{label}", "group": group, "split": split, **person})
-        folder = out / f"sub-{label}" / "anat"
-        name = f"sub-{label}_space-{TEMPLATE_SPACE}"
-        record = folder / f"{name}_desc-brain_mask.json"  # written last: the subject is whole
-        if not record.exists():
-            made, implant = subject_and_lesion(config, label)
-            for channel, modality in enumerate(config.modalities):
-                content = {"SkullStripped": True, "Normalisation": {"method": "unit"}}
-                write_json(folder / f"{name}_{modality}.json", content)
-                write_nifti(folder / f"{name}_{modality}.nii.gz", made.image[..., channel], made.affine)
-            if implant is not None:
-                lesion_file = folder / f"{name}_label-lesion_mask.nii.gz"
-                write_nifti(lesion_file, made.lesion_mask, made.affine, dtype=np.uint8)
-            write_nifti(
-                folder / f"{name}_desc-brain_mask.nii.gz", made.brain_mask, made.affine, dtype=np.uint8
-            )
-            write_json(record, {"Type": "Brain", "Lesion": None if implant is None else implant.row()})
-        row = json.loads(record.read_text())["Lesion"]
-        if row is not None:
-            found.append({"participant_id": f"sub-{label}", **row})
-    write_table(out / "lesions.tsv", found)
-    return write_table(out / "participants.tsv", people).parent
+    with open_dataset(out_dir, "epizoo phantom", asdict(config)) as out:
+        for label, split in track(splits.items(), "phantom", disable=not progress):
+            person = _person(config, label)
+            group = "patient" if label.startswith("patient") else "control"
+            people.append({"participant_id": f"sub-{label}", "group": group, "split": split, **person})
+            folder = out / f"sub-{label}" / "anat"
+            name = f"sub-{label}_space-{TEMPLATE_SPACE}"
+            record = folder / f"{name}_desc-brain_mask.json"  # written last: the subject is whole
+            if not record.exists():
+                made, implant = subject_and_lesion(config, label)
+                for channel, modality in enumerate(config.modalities):
+                    content = {"SkullStripped": True, "Normalisation": {"method": "unit"}}
+                    write_json(folder / f"{name}_{modality}.json", content)
+                    write_nifti(folder / f"{name}_{modality}.nii.gz", made.image[..., channel], made.affine)
+                if implant is not None:
+                    lesion_file = folder / f"{name}_label-lesion_mask.nii.gz"
+                    write_nifti(lesion_file, made.lesion_mask, made.affine, dtype=np.uint8)
+                write_nifti(
+                    folder / f"{name}_desc-brain_mask.nii.gz", made.brain_mask, made.affine, dtype=np.uint8
+                )
+                write_json(record, {"Type": "Brain", "Lesion": None if implant is None else implant.row()})
+            row = json.loads(record.read_text())["Lesion"]
+            if row is not None:
+                found.append({"participant_id": f"sub-{label}", **row})
+        write_tables(out, {"lesions.tsv": found, "participants.tsv": people})
+    return out
 
 
 def difficulty(config: PhantomConfig, fwhm_mm: Sequence[float] = (0, 4, 8)) -> dict[float, float]:

@@ -6,12 +6,14 @@ run, started again, goes on with the subjects that are missing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from tfds_epilepsy import bids, quality
-from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import replacing, write_json, write_text
+from tfds_epilepsy.errors import InputError, words
+from tfds_epilepsy.files import LOCK, hold, partial_of, remove, replacing, write_json, write_text
 from tfds_epilepsy.regions import cerebrum_mask
 from tfds_epilepsy.registration import (
     Scan,
@@ -32,6 +34,7 @@ from tfds_epilepsy.registration import (
     grown,
     head_brain_mask,
     import_ants,
+    lifted,
     looks_stripped,
     register,
     register_rigid,
@@ -44,7 +47,6 @@ from tfds_epilepsy.volumes import (
     normalise,
     read_lesion_mask,
     read_nifti,
-    same_grid,
     write_nifti,
 )
 
@@ -204,44 +206,71 @@ def preprocess_subjects(
     overwrite: bool = False,
 ) -> Path:
     """``preprocess`` of subjects that were found already."""
+    records = {raw.subject: _plan(raw, bids_dir, options) for raw in subjects}
+    waiting = _check(subjects, records, out_dir, options, overwrite)
+    # Others may work on other subjects; whoever matches histograms needs all of them, and is alone.
+    with hold(out_dir, shared=options.normalisation != "match"):
+        failures = _work(subjects, waiting, records, bids_dir, out_dir, options, jobs, overwrite)
+    if failures:
+        raise InputError(
+            [
+                *sorted(failures),
+                f"{len(failures)} of {len(subjects)} subjects failed; the others are kept"
+                + (", and are matched once all are there." if options.normalisation == "match" else "."),
+            ]
+        )
+    return out_dir
+
+
+def _work(
+    subjects: Sequence[bids.RawSubject],
+    waiting: Sequence[bids.RawSubject],
+    records: Mapping[str, dict[str, Any]],
+    bids_dir: Path,
+    out_dir: Path,
+    options: Options,
+    jobs: int,
+    overwrite: bool,
+) -> list[str]:
+    """All subjects that wait, the tables, the page; which subjects failed, and why."""
     import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
     from rich.console import Console
     from rich.progress import track
 
-    records = {raw.subject: _plan(raw, bids_dir, options) for raw in subjects}
-    waiting = _check(subjects, records, out_dir, options, overwrite)
     name = f"{bids_dir.resolve().name}, in {TEMPLATE_SPACE} space"
     bids.write_description(out_dir, name, source=bids_dir)
-    write_text(out_dir / ".bidsignore", "quality.html\n*_xfm.h5\n")
+    write_text(out_dir / ".bidsignore", f"{LOCK}\nquality.html\n*_xfm.h5\n")
+    left = {raw.subject for raw in waiting}
     failures = []
     # Histograms are matched once all are there: until then, finished subjects wait beside.
     staging = out_dir / UNMATCHED if options.normalisation == "match" else out_dir
     staging.mkdir(exist_ok=True)
     work = (
-        joblib.delayed(_attempt)(raw, staging, options, records[raw.subject])
-        for raw in subjects
-        if raw in waiting
+        joblib.delayed(_attempt)(raw, staging, options, records[raw.subject], overwrite) for raw in waiting
     )
     results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
-    for failure in track(
-        results, "Preprocessing", total=len(waiting), console=Console(stderr=True), disable=not waiting
-    ):
-        if failure:
-            failures.append(failure)
-        _write_participants(out_dir)
+    try:
+        for subject, failure in track(
+            results, "Preprocessing", total=len(waiting), console=Console(stderr=True), disable=not waiting
+        ):
+            left.remove(subject)
+            if failure:
+                failures.append(failure)
+            _gather_participants(out_dir)
+    except TerminatedWorkerError:
+        failures += [
+            f"sub-{subject}: its process was ended from outside, often for want of memory; start again, with "
+            "fewer jobs."
+            for subject in left
+            if overwrite or not (staging / f"sub-{subject}").is_dir()
+        ]
     if staging != out_dir and not failures:
         _match_histograms(staging, out_dir)
-    _write_participants(out_dir)
+    _gather_participants(out_dir)
     if any(out_dir.glob("sub-*")):
         quality.write_page(out_dir)
-    if failures:
-        raise InputError(
-            [
-                *sorted(failures),
-                f"{len(failures)} of {len(subjects)} subjects failed; the others are kept.",
-            ]
-        )
-    return out_dir
+    return failures
 
 
 def _plan(raw: bids.RawSubject, bids_dir: Path, options: Options) -> dict[str, Any]:
@@ -328,24 +357,59 @@ def _geometry_problems(raw: bids.RawSubject) -> list[str]:
     return problems
 
 
-def _attempt(raw: bids.RawSubject, out_dir: Path, options: Options, record: dict[str, Any]) -> str:
-    """One subject, whole or not at all; what went wrong, or nothing."""
-    partial = out_dir / f".partial-sub-{raw.subject}"
+def _attempt(
+    raw: bids.RawSubject, out_dir: Path, options: Options, record: dict[str, Any], overwrite: bool
+) -> tuple[str, str]:
+    """One subject, whole or not at all: its label, and what went wrong, or nothing."""
     final = out_dir / f"sub-{raw.subject}"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_of(final)
     try:
+        if final.exists() and not overwrite:  # another process was there since
+            return raw.subject, ""
         record = {**_preprocess_subject(raw, partial / "anat", options), **record}
         sidecar = (
             f"sub-{raw.subject}_space-{TEMPLATE_SPACE}_res-{options.voxel_size}_desc-preproc_{REFERENCE}.json"
         )
         write_json(partial / "anat" / sidecar, record)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial, final)
-    except (InputError, RuntimeError, OSError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        return f"sub-{raw.subject}: {error}"
-    return ""
+        _publish(partial, final, overwrite)
+    except Exception as error:  # ANTs raises its plainest ones; one subject does not end a cohort
+        return raw.subject, f"sub-{raw.subject}: {words(error)}"
+    finally:
+        remove(partial)
+    return raw.subject, ""
+
+
+def _publish(partial: Path, final: Path, overwrite: bool) -> None:
+    """Give a whole folder its name; the folder of a process that was faster stays, unless to be replaced."""
+    old = partial_of(final)
+    try:
+        if overwrite:
+            with suppress(FileNotFoundError):
+                os.rename(final, old)
+        os.rename(partial, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    finally:
+        remove(old)
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """What fails in this block names the scan that it failed on."""
+    try:
+        yield
+    except Exception as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {words(error)}") from error
+
+
+def _gather_participants(out_dir: Path) -> None:
+    """Until no other process has finished a subject meanwhile."""
+    finished: set[Path] = set()
+    while finished != (finished := set(out_dir.glob("sub-*"))):
+        _write_participants(out_dir)
 
 
 def _write_participants(out_dir: Path) -> None:
@@ -387,8 +451,8 @@ def _match_histograms(staging: Path, out_dir: Path) -> None:
         write_json(standard_file, {"TrainingControls": controls, "Deciles": standard})
     standard = json.loads(standard_file.read_text())["Deciles"]
     for folder in sorted(staging.glob("sub-*")):
-        partial, final = out_dir / f".partial-{folder.name}", out_dir / folder.name
-        shutil.rmtree(partial, ignore_errors=True)
+        final = out_dir / folder.name
+        partial = partial_of(final)
         shutil.copytree(folder, partial)
         for name, (volume, mask, path) in _preprocessed(partial).items():
             if name not in standard:
@@ -404,9 +468,9 @@ def _match_histograms(staging: Path, out_dir: Path) -> None:
                 "standard": standard[name],
             }
             write_json(sidecar, content)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        shutil.rmtree(folder)
+        _publish(partial, final, overwrite=True)
+        os.rename(folder, retired := partial_of(folder))  # at once: a half-deleted folder is no subject
+        remove(retired)
     staging.rmdir()
 
 
@@ -459,17 +523,18 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
     def transform(source: str, goal: str, ending: str) -> Path:
         return anat / f"{stem}_from-{source}_to-{goal}_mode-image_xfm.{ending}"
 
-    native = Scan(*read_nifti(raw.images[REFERENCE]))
-    stripped = options.skull == "stripped" or (options.skull == "auto" and looks_stripped(native))
-    mask = stripped_brain_mask(native) if stripped else head_brain_mask(native)
-    if not mask.any():
-        raise InputError(f"{raw.images[REFERENCE]}: no brain was found.")
-    box = bounding_box(mask, margin=np.ceil(10 / native.spacing))
-    mask = mask[box]
-    t1 = correct_bias(native.cropped(box), mask)
-    brain = t1.with_array(t1.array * mask)
-    to_template = transform(REFERENCE, TEMPLATE_SPACE, "h5")
-    register(brain, to_template, transform(TEMPLATE_SPACE, REFERENCE, "h5"))
+    with _about(raw.images[REFERENCE]):
+        native, offset = lifted(Scan(*read_nifti(raw.images[REFERENCE])))
+        stripped = options.skull == "stripped" or (options.skull == "auto" and looks_stripped(native))
+        mask = stripped_brain_mask(native) if stripped else head_brain_mask(native)
+        if not mask.any():
+            raise InputError(f"{raw.images[REFERENCE]}: no brain was found.")
+        box = bounding_box(mask, margin=np.ceil(10 / native.spacing))
+        mask = mask[box]
+        t1 = correct_bias(native.cropped(box), mask)
+        brain = t1.with_array(t1.array * mask)
+        to_template = transform(REFERENCE, TEMPLATE_SPACE, "h5")
+        register(brain, to_template, transform(TEMPLATE_SPACE, REFERENCE, "h5"))
     brain_mask = warped(t1.with_array(mask), [to_template]) > 0.5
     # What skull stripping left below the brain lies outside the template's, and is no tissue to compare.
     brain_mask &= grown(template.brain_mask, 4, target.spacing)
@@ -483,17 +548,20 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
     volumes, fitted, information = {}, {}, {}
     method = "unit" if options.normalisation == "match" else options.normalisation
     for name, path in raw.images.items():
-        if name == REFERENCE:
-            scan = t1
-        else:
-            scan = Scan(*read_nifti(path))
-            to_t1 = transform(name, REFERENCE, "mat")
-            information[name] = register_rigid(t1, mask, scan, to_t1)
-            if name.lower() != "pet":  # uptake, not coil sensitivity
-                inside = resample(t1.with_array(mask), scan, [to_t1], invert=True).array > 0.5
-                scan = correct_bias(scan, inside)
-            chains[name] = [to_template, to_t1]
-        volumes[name], fitted[name] = normalise(warped(scan, chains[name]), brain_mask, method)
+        with _about(path):
+            if name == REFERENCE:
+                scan = t1
+            else:
+                scan, offset = lifted(Scan(*read_nifti(path)))
+                to_t1 = transform(name, REFERENCE, "mat")
+                information[name] = register_rigid(t1, mask, scan, to_t1)
+                if name.lower() != "pet":  # uptake, not coil sensitivity
+                    inside = resample(t1.with_array(mask), scan, [to_t1], invert=True).array > 0.5
+                    scan = correct_bias(scan, inside)
+                chains[name] = [to_template, to_t1]
+            volumes[name], found = normalise(warped(scan, chains[name]), brain_mask, method)
+        ends = {end: float(found[end]) - offset for end in ("low", "high")}  # in the file's own units
+        fitted[name] = {**found, **ends}
 
     for name, volume in volumes.items():
         write_nifti(anat / f"{space}_desc-preproc_{name}.nii.gz", volume, template.affine)
@@ -503,10 +571,12 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
     write_json(anat / f"{space}_desc-brain_mask.json", {"Type": "Brain", **_place(options)})
     if raw.lesion_mask is not None:
         lesion, affine = read_lesion_mask(raw.lesion_mask)
-        chain = chains[_grid_of_lesion(raw) or REFERENCE]
+        if raw.lesion_modality not in chains:
+            raise InputError(f"{raw.lesion_mask}: lies on the grid of none of the images.")
+        chain = chains[raw.lesion_modality]
         moved = _lesion_voxels(warped(Scan(lesion.astype(np.float32), affine), chain))
-        if not moved.any():
-            raise InputError(f"{raw.lesion_mask}: no lesion is left in the template's box.")
+        if not (moved & brain_mask).any():
+            raise InputError(f"{raw.lesion_mask}: none of the lesion lies in the brain.")
         write_nifti(anat / f"{space}_label-lesion_mask.nii.gz", moved, template.affine, dtype=np.uint8)
         write_json(anat / f"{space}_label-lesion_mask.json", {"Type": "Lesion", **_place(options)})
 
@@ -548,18 +618,6 @@ def _sidecar(name: str, fitted: Mapping[str, float | str], options: Options) -> 
         "Interpolation": "linear, once",
         "Normalisation": dict(fitted),
     }
-
-
-def _grid_of_lesion(raw: bids.RawSubject) -> str | None:
-    """The image that a lesion mask was drawn on: the first whose grid it shares, the T1w before others."""
-    if raw.lesion_mask is None:
-        return None
-    mask = _header(raw.lesion_mask)
-    for name in sorted(raw.images, key=lambda name: name != REFERENCE):
-        image = _header(raw.images[name])
-        if same_grid(mask.shape[:3], mask.affine, image.shape[:3], image.affine):
-            return name
-    return None
 
 
 def _lesion_voxels(share: NDArray[np.float32]) -> NDArray[np.bool_]:

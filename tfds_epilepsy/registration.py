@@ -181,14 +181,34 @@ def background(array: NDArray[np.float32]) -> float:
     return float(values[np.argmax(counts)])
 
 
+def lifted(scan: Scan) -> tuple[Scan, float]:
+    """A scan whose tissue is not negative, background 0, as bias correction and registration need it.
+
+    A z-score took off a constant, so that the bias field no longer multiplies what is left: without its
+    darkest tissue (0.1st percentile, so that the ringing of an interpolation counts for nothing) it does.
+
+    Returns:
+        The scan and what was added to its tissue, 0 where nothing had to be.
+    """
+    outside = background(scan.array)
+    tissue = ndimage.binary_fill_holes(scan.array != outside)
+    if not tissue.any():
+        return scan, 0.0
+    offset = max(0.0, -float(np.percentile(scan.array[tissue], 0.1)))
+    if offset == 0:
+        return scan, 0.0
+    return scan.with_array(np.where(tissue, scan.array + offset, 0)), offset
+
+
 def correct_bias(scan: Scan, mask: NDArray[np.bool_]) -> Scan:
     """N4 bias field correction (Tustison et al. 2010), fitted inside the mask.
 
     The field is smooth (splines 200 mm apart), so it is fitted at 2 mm and only then put on the scan's grid.
+    Few voxels may be negative: see ``lifted``.
     """
     ants = import_ants()
-    floor = scan.with_array(np.maximum(scan.array, 0))
-    coarse, coarse_mask = floor.at(WORKING_MM), scan.with_array(mask).at(WORKING_MM)
+    positive = scan.with_array(np.maximum(scan.array, 0))
+    coarse, coarse_mask = positive.at(WORKING_MM), scan.with_array(mask).at(WORKING_MM)
     field = ants.n4_bias_field_correction(
         coarse.to_ants(),
         mask=coarse_mask.with_array(coarse_mask.array > 0.5).to_ants(),
@@ -198,7 +218,7 @@ def correct_bias(scan: Scan, mask: NDArray[np.bool_]) -> Scan:
         return_bias_field=True,
     )
     gain = resample(coarse.with_array(field.numpy()), scan).array
-    return scan.with_array(np.where(gain > 0.05, floor.array / np.maximum(gain, 0.05), floor.array))
+    return scan.with_array(np.where(gain > 0.05, scan.array / np.maximum(gain, 0.05), scan.array))
 
 
 def register(brain: Scan, forward: Path, inverse: Path) -> None:

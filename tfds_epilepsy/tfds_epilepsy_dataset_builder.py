@@ -6,16 +6,20 @@ import csv
 import dataclasses
 import hashlib
 import inspect
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 
 from tfds_epilepsy import bids, bonn, lesions, phantom, volumes
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import hold, partial_of, remove
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject
 
 ZLIB = tfds.features.Encoding.ZLIB
@@ -88,32 +92,48 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def prepare(
         self, *, require_controls: bool = False, beam_options: Sequence[str] | None = None
     ) -> Builder:
-        """Prepare the data set, or find it prepared from the same source.
+        """Prepare the data set, or find it prepared from the same source, by another process meanwhile too.
 
         Args:
             require_controls: fewer than 2 training controls are a problem of the source too.
             beam_options: prepare on Apache Beam, with these pipeline options; in this process if None.
 
         Raises:
-            InputError: problems of the source; Beam is asked for and not installed.
+            InputError: problems of the source; Beam is asked for and not installed; the data directory
+                cannot be written to.
         """
-        mode = tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
-        if "fingerprint" in self.info.metadata:
-            if self.fingerprint == self._source_fingerprint():
-                if require_controls:
-                    self._check_controls(self.info.metadata)
-                return self
-            mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS  # the source has changed: prepare it again
-        config = tfds.download.DownloadConfig(download_mode=mode, try_download_gcs=False)
-        if beam_options is not None:
-            config.beam_options = _pipeline_options(beam_options)
+        options = None if beam_options is None else _pipeline_options(beam_options)
+        if not self._is_prepared(require_controls):
+            place = Path(self.data_dir).parent
+            with _place_of(place):
+                for half in place.glob(f"{INCOMPLETE_PREFIX}*"):  # of a process that was ended
+                    remove(half)
+                if Path(self.data_dir).exists():
+                    self.info.read_from_directory(self.data_dir)
+                if not self._is_prepared(require_controls):
+                    self._prepare(require_controls, options)
+        return self
+
+    def _is_prepared(self, require_controls: bool) -> bool:
+        """Whether the data are there, of this very source."""
+        if "fingerprint" not in self.info.metadata or self.fingerprint != self._source_fingerprint():
+            return False
+        if require_controls:
+            self._check_controls(self.info.metadata)
+        return True
+
+    def _prepare(self, require_controls: bool, beam_options: Any) -> None:
         # Problems come before any work.
         downloads = Path(self.data_dir_root) / "downloads"
         source = self._source(downloads, self.builder_config.folder, require_controls)
         if require_controls:
             self._check_controls(source)
+        if (there := Path(self.data_dir)).exists():  # of another source; it goes at once, or not at all
+            os.rename(there, gone := partial_of(there))
+            remove(gone)
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        config.beam_options = beam_options
         self.download_and_prepare(download_config=config)
-        return self
 
     def lesions(self) -> dict[str, dict[str, str]]:
         """What is known of patients' lesions, by subject: ``type`` and ``contrast``, for strata."""
@@ -314,6 +334,14 @@ def subject_of(record: dict[str, Any]) -> Subject:
     )
 
 
+def _place_of(folder: Path) -> IO[bytes]:
+    """Where a config is prepared, once no other process prepares it."""
+    try:
+        return hold(folder, wait=math.inf)
+    except InputError as error:
+        raise InputError(f"{error} Prepared data sets live there; say where else: data_dir.") from error
+
+
 def _read_labelled(
     subjects: Mapping[str, bids.TemplateSubject], modalities: Sequence[str], label: str
 ) -> Subject:
@@ -335,12 +363,22 @@ def _pipeline_options(options: Sequence[str]) -> Any:
 
 
 def _read_lesions(path: Path) -> dict[str, dict[str, str]]:
-    """``lesions.tsv`` of a phantom or of implanted lesions, by subject; nothing where there is none."""
+    """``lesions.tsv`` of a phantom or of implanted lesions, by subject; none from other columns."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    return {row["participant_id"].removeprefix("sub-"): _stratum(row) for row in rows}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        if not rows or not {"participant_id", "kind", "contrast"} <= set(rows[0]):
+            return {}
+        return {row["participant_id"].removeprefix("sub-"): _stratum(row) for row in rows}
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        csv.Error,
+    ) as error:  # binary, short rows, words for numbers
+        raise InputError(f"{path}: cannot be read as a table of lesions ({error}).") from error
 
 
 def _stratum(row: Mapping[str, Any]) -> dict[str, str]:
