@@ -26,9 +26,9 @@ from epizoo.method import Work
 from epizoo.models.callbacks import Checkpoint, History, ProgressBar, save
 from epizoo.run_config import NO_DETECTOR, RunConfig, data_name
 from epizoo.run_folder import RunFolder
-from tfds_epilepsy import lesions
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json
+from tfds_epilepsy.lesions import LesionSpec, implant_in_subject
 from tfds_epilepsy.phantom import PhantomConfig
 from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder, EpilepsyConfig
 from tfds_epilepsy.volumes import Subject
@@ -421,18 +421,14 @@ def annotated_controls(
         seed: of the lesions.
     """
     controls = list(controls)
-    for number, control in enumerate(controls):
-        volumes = {name: control.image[..., channel] for channel, name in enumerate(modalities)}
-        first = "T1w" if "T1w" in volumes else modalities[0]
-        tissue = lesions.estimate_tissue(volumes[first], control.brain_mask, control.affine, modality=first)
-        for copy in range(number, n, len(controls)):
-            rng = np.random.default_rng([seed, copy])
-            spec = lesions.LesionSpec.draw(rng, ANNOTATED_KINDS[copy % len(ANNOTATED_KINDS)])
-            changed, mask, _ = lesions.implant(
-                volumes, control.brain_mask, control.affine, spec, [seed, copy, 1], tissue=tissue
-            )
-            image = np.stack([changed[name] for name in modalities], axis=-1).clip(0, 1)
-            yield replace(control, group="patient", image=image, lesion_mask=mask)
+
+    def lesion(number: int) -> tuple[LesionSpec, list[int]]:
+        kind = ANNOTATED_KINDS[number % len(ANNOTATED_KINDS)]
+        return LesionSpec.draw(np.random.default_rng([seed, number]), kind), [seed, number, 1]
+
+    for first, control in enumerate(controls[:n]):
+        numbers = range(first, n, len(controls))
+        yield from implant_in_subject(control, modalities, map(lesion, numbers))
 
 
 @keras.saving.register_keras_serializable("epizoo")

@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tests.small_cohort import write_cohort
 from tfds_epilepsy import bids, lesions, phantom
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.lesions import KINDS, LesionSpec, implant, implant_in_tissue
+from tfds_epilepsy.lesions import KINDS, LesionSpec, implant, implant_in_subject, implant_in_tissue
 from tfds_epilepsy.volumes import load_template
 
 CENTRE = (20, 22, 18)
@@ -151,6 +152,34 @@ def test_tissue_stays_a_probability_and_changes_inside_the_weights_alone(kind, s
 def scan():
     subject = phantom.subject(phantom.PhantomConfig(), "control004")
     return {"T1w": subject.image[..., 0], "FLAIR": subject.image[..., 1]}, subject
+
+
+def test_lesions_in_a_subject_are_those_of_its_volumes(scan):
+    volumes, control = scan
+    wanted = [
+        (LesionSpec("fcd_2b", 15.0, flair=0.2, t1=0.2), 7),
+        (LesionSpec("fcd_1", 12.0, flair=0.3), [7, 1]),
+    ]
+    made = list(implant_in_subject(control, ("T1w", "FLAIR"), wanted))
+    for patient, (spec, seed) in zip(made, wanted, strict=True):
+        changed, mask, _ = implant(volumes, control.brain_mask, control.affine, spec, seed)
+        expected = np.stack([changed["T1w"], changed["FLAIR"]], -1).clip(0, 1)  # the phantom's own range
+        np.testing.assert_array_equal(patient.image, expected)
+        np.testing.assert_array_equal(patient.lesion_mask, mask)
+        assert (patient.subject, patient.group, patient.image.dtype) == (
+            control.subject,
+            "patient",
+            np.float32,
+        )
+    assert not np.array_equal(made[0].lesion_mask, made[1].lesion_mask)
+
+
+def test_a_lesion_in_raw_intensities_leaves_the_rest_of_the_image(scan):
+    raw = replace(scan[1], image=1000 * scan[1].image)
+    (patient,) = implant_in_subject(raw, ("T1w", "FLAIR"), [(LesionSpec("fcd_2a", 15.0, flair=0.2), 3)])
+    changed = (patient.image != raw.image).any(-1)
+    assert 0 < changed.sum() < 5000
+    assert patient.image.max() == raw.image.max()
 
 
 @pytest.mark.parametrize("modalities", [("T1w",), ("FLAIR",), ("T1w", "FLAIR")])

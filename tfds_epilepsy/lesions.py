@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from scipy import ndimage
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError, words
 from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_table, write_text
-from tfds_epilepsy.volumes import load_template, read_nifti, same_grid, voxel_to_world, write_nifti
+from tfds_epilepsy.volumes import Subject, load_template, read_nifti, same_grid, voxel_to_world, write_nifti
 
 KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
 TISSUES = ("gm", "wm", "csf")
@@ -259,9 +259,8 @@ def implant(
     wrong = [f"{name} {volume.shape}" for name, volume in volumes.items() if volume.shape != mask.shape]
     if wrong:
         raise InputError(f"volumes and mask {mask.shape} must have one shape: {', '.join(wrong)}.")
-    first = "T1w" if "T1w" in volumes else next(iter(volumes))
     if tissue is None:
-        tissue = estimate_tissue(volumes[first], mask, affine, modality=first)
+        tissue = _tissue_of(volumes, mask, affine)
     done = implant_in_tissue(tissue, affine, spec, seed, centre=centre, brain_mask=mask)
     box = done.box
     before, after = (maps[(slice(None), *box)] for maps in (tissue, done.tissue))
@@ -274,6 +273,32 @@ def implant(
         result[name] = volume.astype(np.float32)
         result[name][box] = np.where(touched, moved, volume[box])
     return result, done.mask & mask, done
+
+
+def implant_in_subject(
+    control: Subject,
+    modalities: Sequence[str],
+    lesions: Iterable[tuple[LesionSpec, int | Sequence[int]]],
+) -> Iterator[Subject]:
+    """Put lesions in a control, one at a time: each gives a patient with that lesion alone.
+
+    Signals stay within the control's own range in each modality.
+
+    Args:
+        control: in template space.
+        modalities: names of the channels of its image.
+        lesions: what each is, and the seed of its place and shape.
+
+    Yields:
+        The control as a patient, under its own label.
+    """
+    volumes = {name: control.image[..., channel] for channel, name in enumerate(modalities)}
+    tissue = _tissue_of(volumes, control.brain_mask, control.affine)
+    darkest, brightest = control.image.min((0, 1, 2)), control.image.max((0, 1, 2))
+    for spec, seed in lesions:
+        changed, mask, _ = implant(volumes, control.brain_mask, control.affine, spec, seed, tissue=tissue)
+        image = np.stack([changed[name] for name in modalities], axis=-1).clip(darkest, brightest)
+        yield replace(control, group="patient", image=image.astype(np.float32), lesion_mask=mask)
 
 
 def implant_in_dataset(
@@ -444,6 +469,14 @@ def _implant_in_files(
         write_nifti(lesion, lesion_mask, affine, dtype=np.uint8)
         write_json(record, {"Type": "Lesion", "Implanted": done.row()})
     return json.loads(record.read_text())["Implanted"]
+
+
+def _tissue_of(
+    volumes: Mapping[str, NDArray[np.floating]], mask: NDArray[np.bool_], affine: ArrayLike
+) -> Tissue:
+    """Estimated from T1w, or from the first volume where there is none."""
+    name = "T1w" if "T1w" in volumes else next(iter(volumes))
+    return estimate_tissue(volumes[name], mask, affine, modality=name)
 
 
 def estimate_tissue(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import tfds_epilepsy
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json
-from tfds_epilepsy.lesions import KINDS, LesionSpec, implant
+from tfds_epilepsy.lesions import KINDS, LesionSpec, implant_in_subject
 from tfds_epilepsy.volumes import Subject
 
 SEEN = ("train", "validation")
@@ -94,10 +94,8 @@ def write_cases(cohort: Visible, folder: Path, seed: int) -> dict[str, Any]:
     if not names:
         kind, families = "implanted", unused_families(cohort)
         for number, control in enumerate(cohort.controls("validation")):
-            for i in range(EACH):
-                names.append(
-                    _write(folder, _with_lesion(control, cohort.modalities, families, number, i, seed))
-                )
+            made = _with_lesions(control, cohort.modalities, families, number, seed)
+            names += [_write(folder, patient) for patient in made]
     if not names:
         raise InputError(
             "the validation split holds no annotated patient and no control to put a lesion in: set 'split' "
@@ -132,23 +130,18 @@ def unused_families(cohort: Visible) -> list[str]:
     return families
 
 
-def _with_lesion(
-    control: Subject, modalities: tuple[str, ...], families: list[str], number: int, i: int, seed: int
-) -> Subject:
-    """A control with one subtle lesion, the families taking turns."""
-    seeds = [seed, zlib.crc32(control.subject.encode()), i]
-    spec = LesionSpec.draw(np.random.default_rng(seeds), families[(number * EACH + i) % len(families)])
-    volumes = {name: control.image[..., c] for c, name in enumerate(modalities)}
-    changed, lesion, _ = implant(volumes, control.brain_mask, control.affine, spec, seeds)
-    image = np.stack([changed[name] for name in modalities], axis=-1)
-    limits = control.image.min((0, 1, 2)), control.image.max((0, 1, 2))
-    return dataclasses.replace(
-        control,
-        subject=f"{control.subject}lesion{i + 1}",
-        group="patient",
-        image=np.clip(image, *limits).astype(np.float32),
-        lesion_mask=lesion,
-    )
+def _with_lesions(
+    control: Subject, modalities: Sequence[str], families: Sequence[str], number: int, seed: int
+) -> Iterator[Subject]:
+    """Control ``number`` with one subtle lesion after another, the families taking turns."""
+    seeds = [[seed, zlib.crc32(control.subject.encode()), i] for i in range(EACH)]
+    kinds = [families[(number * EACH + i) % len(families)] for i in range(EACH)]
+    specs = [
+        LesionSpec.draw(np.random.default_rng(own), kind) for own, kind in zip(seeds, kinds, strict=True)
+    ]
+    made = implant_in_subject(control, modalities, zip(specs, seeds, strict=True))
+    for i, patient in enumerate(made, start=1):
+        yield dataclasses.replace(patient, subject=f"{control.subject}lesion{i}")
 
 
 def _write(folder: Path, subject: Subject) -> str:
