@@ -9,6 +9,8 @@ from .detection import NormativeModel as NormativeModel
 from .detection import find_clusters as find_clusters
 from .detection import fit_normative as fit_normative
 from .export import export_encoder as export_encoder
+from .finished_run import FinishedRun as FinishedRun
+from .finished_run import open_run as open_run
 from .models import PatchModel as PatchModel
 from .models import create as create
 from .models import from_preset as from_preset
