@@ -392,7 +392,7 @@ def benchmark(
 
 @app.command()
 def models() -> None:
-    """The zoo: parameters, receptive field, FLOPs a voxel, paper."""
+    """The zoo: parameters, receptive field, FLOPs per voxel, paper."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

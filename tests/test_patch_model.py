@@ -192,5 +192,5 @@ def test_zoo_is_described_by_what_its_encoders_cost():
     assert siamese["encoder parameters"] == "4,944"
     # The last of 13 voxels is dropped by the pool of 2, so 14 of 15 are seen.
     assert siamese["receptive field"] == "14x14"
-    assert siamese["FLOPs a voxel"] == f"{2 * (9 * 2 * 16 + 2 * 9 * 16 * 16):,}"
-    assert all(row["FLOPs a voxel"] != "0" for row in rows.values())
+    assert siamese["FLOPs per voxel"] == f"{2 * (9 * 2 * 16 + 2 * 9 * 16 * 16):,}"
+    assert all(row["FLOPs per voxel"] != "0" for row in rows.values())

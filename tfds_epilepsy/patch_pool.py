@@ -50,13 +50,13 @@ class PatchPool:
         count: int | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> bool:
-        """Take subjects, numbered from ``first`` on, until memory is full; whether those were all.
+        """Take subjects, numbered from ``first`` on, until memory is full; return whether those were all.
 
         Args:
             subjects: where they come from.
             first: number of the first.
             count: how many there are, where that is known.
-            say: told what memory this will take, before it is taken.
+            say: called with how much memory this will take, before it is taken.
         """
         head = next(subjects, None)
         if head is None:
@@ -191,12 +191,12 @@ def memory_bytes(
     patch_shape: Sequence[int] = (15, 15),
     weighted: bool = False,
 ) -> int:
-    """Bytes that a pipeline needs at most to hold its subjects; past ``memory_limit`` a window moves.
+    """The bytes that a pipeline needs at most to hold its subjects; past ``memory_limit`` a window moves.
 
     Args:
         shape: ``(x, y, z)`` of a volume.
         channels: modalities.
-        subjects: how many.
+        subjects: how many subjects.
         patch_shape: as for :func:`patch_dataset`.
         weighted: whether voxels are drawn by weight.
     """
@@ -209,7 +209,7 @@ class _Grid:
     """How a volume lies in memory: flat, and with so many zeros around it that no patch can leave it.
 
     Rank-2 patches span x and y, so z comes first and y is contiguous; for rank 3 the axes keep their order. A
-    row is followed by half a patch of zeros, for its own end and the start of the next; so are planes.
+    row is followed by half a patch of zeros, for its own end and the start of the next; so is a plane.
     """
 
     def __init__(self, shape: tuple[int, ...], patch_shape: tuple[int, ...]):

@@ -62,19 +62,21 @@ def patch_dataset(
 
     Args:
         subjects: subjects on one grid: a list, another iterable, or a function that opens one. What does not
-            fit is read again and again, so an iterator that can be read only once must fit.
+            fit is read again and again, so an iterator that can be read only once must fit into memory.
         patch_shape: odd sizes in voxels, ``(x, y)`` (axial) or ``(x, y, z)``.
         sampling: ``patch`` or ``pair``.
-        batch_size: patches (or pairs) a batch.
+        batch_size: patches (or pairs) per batch.
         seed: any integer.
-        start_step: number of the first batch. Resuming costs nothing (with a window: reading up to it).
+        start_step: number of the first batch. To resume costs nothing; with a window, the subjects before it
+            are read.
         weights: non-negative ``(x, y, z)`` map on the grid, for instance a tissue probability or a region, or
             a function that makes one of a subject. A subject's voxels are drawn in proportion to it.
-        balance: draw every location equally often: all come, in random order, before one comes again.
+        balance: draw every location equally often: all of them come, in random order, before one comes again.
         augment: layers called as ``layer(element, seed=...)``: :class:`RandomIntensity`,
             :class:`RandomMirror`.
-        memory_limit: bytes. An argument, not what the machine has, so that patches are the same everywhere.
-        patches_per_subject: see above; the default is what the paper draws of a subject.
+        memory_limit: bytes that the volumes may take. It does not depend on the machine, so that patches are
+            the same everywhere.
+        patches_per_subject: see above; the default is what the paper draws from each subject.
 
     Returns:
         Dataset of dicts of float32: ``patch`` ``(b, *patch_shape, m)``, ``position`` ``(b, 3)`` (in the
@@ -157,12 +159,12 @@ def patch_dataset(
 
 @keras.saving.register_keras_serializable("tfds_epilepsy")
 class RandomIntensity(keras.layers.Layer):
-    """Another gain, offset and noise for every patch and modality; background stays 0, values stay in [0, 1].
+    """Change gain, offset and noise of every patch and modality; background stays 0, values stay in [0, 1].
 
     Args:
         gain: intensities are multiplied by ``exp(N(0, gain))``.
-        offset: standard deviation of what is added to a patch.
-        noise: standard deviation of what is added to each voxel.
+        offset: standard deviation of a value that is added to all of a patch.
+        noise: standard deviation of the values that are added to each voxel.
     """
 
     def __init__(self, gain: float = 0.1, offset: float = 0.05, noise: float = 0.02, **kwargs: Any):
@@ -188,9 +190,9 @@ class RandomIntensity(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfds_epilepsy")
 class RandomMirror(keras.layers.Layer):
-    """Left and right exchanged in half of the patches (in both of a pair), and in their positions.
+    """Exchange left and right in half of the patches (in both of a pair), and in their positions.
 
-    Only on request: brains are not symmetric, and a lesion often shows in that its side is wrong.
+    Use it only on purpose: brains are not symmetric, and a lesion often shows as a difference of the sides.
     """
 
     def call(self, element: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:

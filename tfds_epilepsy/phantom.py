@@ -55,15 +55,17 @@ class PhantomConfig:
 
     Attributes:
         voxel_size: 1 or 2 mm.
-        seed: another seed, another cohort.
-        n_train, n_validation_controls, n_validation_patients, n_test_controls, n_test_patients: its size.
+        seed: another seed gives another cohort.
+        n_train, n_validation_controls, n_validation_patients, n_test_controls, n_test_patients: how many
+            subjects there are; those of ``train`` are controls.
         modalities: channels, keys of ``SIGNAL``.
-        kinds: of the lesions, in turn.
-        visible: lesions that a reader would see, in place of subtle ones.
-        contrast: of the lesions; 0 leaves patients without a sign of them, 1 is the default difficulty: the
-            Mahalanobis distance of T1w and FLAIR smoothed at 4 mm, a voxel at a time, has a mean voxel AUROC
-            of 0.66 on the 20 test patients (``difficulty`` measures it).
-        second_site: share of the subjects that come from another scanner: other contrast, noise, sharpness.
+        kinds: kinds of the lesions; the patients have them in turn.
+        visible: give the patients lesions that a reader would see, in place of subtle ones.
+        contrast: contrast of the lesions. At 0 they cannot be seen; 1 is the default difficulty, where the
+            Mahalanobis distance of T1w and FLAIR smoothed at 4 mm, taken at each voxel by itself, has a mean
+            voxel AUROC of 0.66 on the 20 test patients (``difficulty`` measures it).
+        second_site: share of the subjects that come from another scanner, which has another contrast, noise
+            and sharpness.
     """
 
     voxel_size: int = 2
@@ -121,7 +123,7 @@ def subject(config: PhantomConfig, label: str, scan: int = 0) -> Subject:
     Args:
         config: of the cohort.
         label: ``control<number>`` or ``patient<number>``.
-        scan: another number, the same person scanned again: other noise, texture, bias and contrast.
+        scan: another number gives another scan of the same person: other noise, texture, bias and contrast.
     """
     return subject_and_lesion(config, label, scan)[0]
 
@@ -166,10 +168,10 @@ def subject_and_lesion(config: PhantomConfig, label: str, scan: int = 0) -> tupl
 
 
 def lesion(config: PhantomConfig, label: str) -> LesionSpec:
-    """What lesion a patient has: for strata of an evaluation.
+    """The lesion that a patient has, for the strata of an evaluation.
 
     Raises:
-        InputError: a control.
+        InputError: the label is a control's.
     """
     _check(label)
     if not label.startswith("patient"):
@@ -181,7 +183,7 @@ def lesion(config: PhantomConfig, label: str) -> LesionSpec:
 
 
 def lesion_table(config: PhantomConfig) -> list[dict[str, Any]]:
-    """One row a patient: ``subject``, ``split``, ``site`` and the fields of its :class:`LesionSpec`."""
+    """One row per patient: ``subject``, ``split``, ``site`` and the fields of its :class:`LesionSpec`."""
     return [
         {"subject": label, "split": split, "site": _person(config, label)["site"]}
         | asdict(lesion(config, label))
@@ -194,9 +196,9 @@ def lesion_table(config: PhantomConfig) -> list[dict[str, Any]]:
 def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = True) -> Path:
     """Write the cohort as a template-space BIDS derivative, so that everything can be tried on files.
 
-    Images, brain and lesion masks, ``participants.tsv`` (group, split, age, sex, site),
-    ``dataset_description.json``, and ``lesions.tsv``: what each patient has. Started again after a kill, it
-    goes on where it was.
+    It holds images, brain and lesion masks, ``participants.tsv`` (group, split, age, sex, site),
+    ``dataset_description.json``, and ``lesions.tsv``, which says what lesion each patient has. Started again
+    after a kill, it goes on where it was.
 
     Args:
         config: the cohort.
@@ -237,9 +239,10 @@ def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = T
 
 
 def difficulty(config: PhantomConfig, fwhm_mm: Sequence[float] = (0, 4, 8)) -> dict[float, float]:
-    """How far the simplest normative method comes: the cohort is to be hard for it.
+    """How well the simplest normative method does; the cohort is meant to be hard for it.
 
-    Mahalanobis distance of smoothed intensities, a voxel at a time, fitted on the training controls.
+    The method is the Mahalanobis distance of smoothed intensities at each voxel by itself, fitted on the
+    training controls.
 
     Args:
         config: the cohort; two training controls and one test patient at least.
@@ -455,7 +458,7 @@ def _pull(
     fluid: NDArray[np.float32],
     ageing: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """The template through a subject's warp, and the tissue that its folds make of it.
+    """Pull the template through a subject's warp, and turn it into the tissue of that subject's own folds.
 
     ``maps`` (x, y, z, 6) of the template, ``field`` (i, j, k, 3) mm of displacement on every ``WARP_GRID``-th
     voxel, ``turn`` (3, 3) and ``shift`` (3,) about the centre, ``white`` and ``fluid`` (x, y, z) log odds.

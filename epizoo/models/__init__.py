@@ -45,7 +45,7 @@ def list_models() -> list[str]:
 
 
 def describe() -> list[dict[str, str]]:
-    """A row a model at its default sizes; the keys are the titles of the columns."""
+    """One row per model at its default sizes; the keys are the titles of the columns."""
     return [
         {
             "model": name,
@@ -53,7 +53,7 @@ def describe() -> list[dict[str, str]]:
             "encoder parameters": f"{model.encoder.count_params():,}",
             "all parameters": f"{model.count_params():,}",
             "receptive field": "x".join(map(str, model.receptive_field())),
-            "FLOPs a voxel": f"{model.flops_per_voxel():,}",
+            "FLOPs per voxel": f"{model.flops_per_voxel():,}",
             "paper": model.paper,
         }
         for name, model in ((name, create(name)) for name in REGISTRY)

@@ -34,7 +34,7 @@ class BiGAN(PatchModel):
         cycle: weight of the cycle term; 10 as in Zhu et al. 2017, arXiv 1703.10593.
         r1: weight of the penalty on the discriminator's slope; 5 keeps both losses near their balance on
             normalised T1-weighted scans.
-        filters: of the convolutions.
+        filters: number of filters of the first convolutions; there are twice as many after the first pool.
     """
 
     paper = "Donahue et al. 2017, arXiv 1605.09782; Zenati et al. 2018, arXiv 1812.02288"
@@ -104,7 +104,7 @@ class BiGAN(PatchModel):
         return self.track(batch, d_loss=d_loss, g_loss=g_loss, r1=r1, cycle=cycle)
 
     def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        """Held-out controls: the squared error a patch of the averaged networks."""
+        """On held-out controls: the squared error per patch of the averaged networks."""
         x = batch["patch"]
         return {"reconstruction": tf.reduce_mean(losses.squared_error(x, self.reconstruction(x)))}
 

@@ -28,7 +28,7 @@ class Stage:
     pool: int = 1
 
     def fit_to(self, shape: Sequence[int]) -> _Fitted:
-        """Its sizes, an axis each, on an input of ``shape``."""
+        """Its sizes along each axis, on an input of ``shape``."""
         kernel = tuple(min(self.kernel, n) for n in shape)
         stride = tuple(min(self.stride, k) for k in kernel)
         convolved = [(n - k) // s + 1 for n, k, s in zip(shape, kernel, stride, strict=True)]
@@ -83,8 +83,8 @@ def conv_encoder(
 ) -> keras.Model:
     """Functional encoder: ``patch`` (n, *patch_shape, channels) to ``latent`` (n, latent_dim) float32.
 
-    The flattened bottleneck is the latent where it has ``latent_dim`` values; else a linear Dense makes it
-    so.
+    The flattened bottleneck is the code where it has ``latent_dim`` values; else a linear Dense gives it that
+    size.
 
     Args:
         patch_shape: odd sizes, rank 2 or 3.
@@ -92,8 +92,8 @@ def conv_encoder(
         latent_dim: size of the code.
         stages: the stack; :func:`default_stages` if None.
         activation, norm, spectral: see :func:`conv_stack`.
-        linear: end in the Dense in any case: for codes that take both signs, as a normal prior asks.
-        name: of the model.
+        linear: end in the Dense in any case, for codes that take both signs, as a normal prior demands.
+        name: name of the model.
     """
     stages = default_stages(patch_shape, latent_dim) if stages is None else stages
     patch = keras.Input((*patch_shape, channels), name="patch")
@@ -114,16 +114,16 @@ def conv_decoder(
 ) -> keras.Model:
     """Functional decoder: ``latent`` (n, latent_dim) to ``patch`` (n, *patch_shape, channels) float32.
 
-    The encoder's stages in reverse: transposed convolutions, upsampling where it pooled. What pooling and
-    striding dropped, the last layer makes up by its kernel: 2 -> 4 -> 6 -> 12 -> 14 -> 15 with a 2x2 kernel
-    for 15x15, as in Alaverdyan et al. 2020.
+    It undoes the encoder's stages in reverse, by transposed convolutions, and by upsampling where the encoder
+    pools. The kernel of the last layer makes up for what pools and strides dropped: 2 -> 4 -> 6 -> 12 -> 14
+    -> 15 with a 2x2 kernel for 15x15, as in Alaverdyan et al. 2020.
 
     Args:
         patch_shape, channels, latent_dim, stages: those of the encoder.
-        activation: of the hidden layers.
+        activation: activation of the hidden layers.
         norm: ``batch``, ``group`` or None.
         output: activation of the last layer; sigmoid for intensities in [0, 1].
-        name: of the model.
+        name: name of the model.
     """
     stages = default_stages(patch_shape, latent_dim) if stages is None else stages
     rank = len(patch_shape)

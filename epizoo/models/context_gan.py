@@ -1,4 +1,4 @@
-"""Context GAN: what a place holds that its surround does not foretell."""
+"""Context GAN: the code is what a place holds and its surround does not foretell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from epizoo.models.patch_model import PatchModel, register
 from epizoo.models.search_space import CODE, CYCLE, DETECTOR, R1, STAGES, TWO_RATES, Choice, Space
 from tfds_epilepsy.errors import InputError
 
-POSITION_KNOWN = 0.75  # share of the training patches whose position is told
+POSITION_KNOWN = 0.75  # share of the training patches whose position G and D are told
 
 
 @register
@@ -42,8 +42,9 @@ class ContextGAN(PatchModel):
     1604.07379), scales as in DeepMedic (Kamnitsas et al. 2017, Med Image Anal 36:61) and conditioning on
     coordinates as in COCO-GAN (Lin et al. 2019, arXiv 1904.00284).
 
-    The default patch, 45x45, has a centre of 15x15. For an ablation: ``scales=()`` has no surround (and the
-    whole patch as its centre: give 15x15), ``position=False`` no position, ``adversarial=False`` no GAN.
+    The default patch, 45x45, has a centre of 15x15. For an ablation, ``scales=()`` leaves the surround out
+    (the whole patch is its centre then: give 15x15), ``position=False`` the position, ``adversarial=False``
+    the GAN.
 
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`. The centre is the patch over
@@ -51,7 +52,7 @@ class ContextGAN(PatchModel):
         scales: how much wider and coarser than the centre each surround is. (3, 5) with 75x75 patches is
             1, 3 and 5 voxels, DeepMedic's.
         position: condition G and D on ``position``, in [-1, 1], of the batch.
-        adversarial: train with D. Without, a conditional autoencoder.
+        adversarial: train with D; without it the model is a conditional autoencoder.
         cycle, r1, filters: see :class:`BiGAN`.
 
     Raises:
@@ -121,7 +122,7 @@ class ContextGAN(PatchModel):
         return self.centre_shape
 
     def generate(self, n: int, seed: int = 0) -> NDArray[np.float32]:
-        """Not by this model, which makes a centre to suit its surround: see :meth:`imagine`."""
+        """An error: this model makes a centre that suits a surround, see :meth:`imagine`."""
         raise InputError(f"{self.name} completes patches: give it some, imagine(patches).")
 
     def imagine(self, patches: ArrayLike, seed: int = 0) -> NDArray[np.float32]:
@@ -173,7 +174,7 @@ class ContextGAN(PatchModel):
         return self.track(batch, **figures)
 
     def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        """Held-out controls: the squared error a centre of the averaged networks, without position."""
+        """On held-out controls: the squared error per centre of the averaged networks, without position."""
         x = batch["patch"]
         return {"reconstruction": tf.reduce_mean(losses.squared_error(x, self.reconstruction(x)))}
 
@@ -213,7 +214,7 @@ class ContextGAN(PatchModel):
     # === Networks ===
 
     def _encoder(self) -> keras.Model:
-        """``patch`` to ``latent``: centre and surrounds, the hole filled, each by its own stack."""
+        """``patch`` to ``latent``: the centre and the whole surrounds, each by its own stack."""
         patch = keras.Input((*self.patch_shape, self.channels), name="patch")
         seen = [self._seen(view) for view in look(patch, self.centre_shape, self.scales)]
         hidden = blocks.dense_stack(_join(seen), [256])
@@ -241,7 +242,7 @@ class ContextGAN(PatchModel):
         return keras.Model([centre, latent, *context], logit, name="discriminator")
 
     def _context_inputs(self) -> list[Any]:
-        """Inputs for the surrounds and, if it is told, the position and whether it is known."""
+        """Inputs for the surrounds and, where the model takes it, the position and whether it is known."""
         patch = keras.Input((*self.patch_shape, self.channels))
         surrounds = look(patch, self.centre_shape, self.scales)[1:]
         inputs = [keras.Input(view.shape[1:], name=f"surround_{i}") for i, view in enumerate(surrounds)]
@@ -266,7 +267,7 @@ class ContextGAN(PatchModel):
         return centre, [view * hole for view, hole in zip(surrounds, self._holes, strict=True)]
 
     def _complete(self, patches: Any, z: Any) -> Any:
-        """The patches with the centres that the averaged generator makes of codes, position unknown."""
+        """The patches with centres that the averaged generator makes from codes; the position is unknown."""
         centre, context = self._views(patches)
         if self.position:
             context.append(tf.zeros((tf.shape(z)[0], 4)))
@@ -288,9 +289,9 @@ class ContextGAN(PatchModel):
 
 
 def look(patch: Any, centre_shape: Sequence[int], scales: Sequence[int]) -> list[Any]:
-    """The views of a patch ``(n, *shape, m)``: its centre, and a wider crop pooled by each scale.
+    """What is seen of a patch ``(n, *shape, m)``: its centre, and for each scale a wider crop, pooled.
 
-    A crop that would reach past the patch ends there.
+    A crop that would reach past the patch ends at its border.
     """
     shape = patch.shape[1:-1]
     views = [blocks.crop(patch, centre_shape)]
@@ -310,7 +311,7 @@ def _hole(patch_shape: Sequence[int], centre_shape: Sequence[int], scale: int) -
 
 
 def _centre(size: int, scales: Sequence[int]) -> int:
-    """Of a patch along one axis: the largest odd size that fits the scales, at least 3."""
+    """The centre's size along one axis of a patch: the largest odd one that fits the scales, at least 3."""
     largest = size // max(scales, default=1)
     return max(largest - (largest + 1) % 2, 3)
 

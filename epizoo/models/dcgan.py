@@ -16,7 +16,7 @@ from epizoo.models import blocks, losses
 from epizoo.models.patch_model import PatchModel, register
 from epizoo.models.search_space import CODE, DETECTOR, PATCH, R1, STAGES, TWO_RATES, Space
 
-MMD_SAMPLES = 64  # kernels of all pairs are made of so many patches of a batch
+MMD_SAMPLES = 64  # patches of a batch that are compared, each with each
 
 
 @register
@@ -34,8 +34,8 @@ class DCGAN(PatchModel):
 
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`; z has ``latent_dim`` values.
-        r1: weight of the penalty on the discriminator's slope; without it if 0.
-        filters: of the convolutions.
+        r1: weight of the penalty on the discriminator's slope; 0 leaves it out.
+        filters: number of filters of the first convolutions; there are twice as many after the first pool.
     """
 
     paper = "Radford et al. 2016, arXiv 1511.06434"
@@ -111,7 +111,7 @@ class DCGAN(PatchModel):
         return self.classifier(self.live_features(patches, training=True), training=True)
 
     def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        """Held-out controls: how far what the averaged generator makes is from them, in intensities."""
+        """How far the patches of the averaged generator are from held-out controls, in intensities."""
         x = batch["patch"]
         z = self.noise("prior", (tf.shape(x)[0], self.latent_dim), training)
         real, made = (
@@ -170,7 +170,7 @@ class OriginalDCGAN(DCGAN):
 
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`DCGAN`.
-        filters: of the first convolution.
+        filters: number of filters of the first convolution.
     """
 
     tracked: ClassVar[tuple[str, ...]] = ("d_loss", "g_loss", "mmd")
@@ -204,7 +204,7 @@ class OriginalDCGAN(DCGAN):
 
 
 def strided_stages(patch_shape: Sequence[int], filters: int) -> list[blocks.Stage]:
-    """Strides of 2 until every axis holds one or two voxels, each twice as wide: 15 -> 7 -> 3 -> 1."""
+    """Strides of 2 until every axis holds one or two voxels, each stage twice as wide: 15 -> 7 -> 3 -> 1."""
     stages: list[blocks.Stage] = []
     shape = tuple(patch_shape)
     while max(shape) > 2:

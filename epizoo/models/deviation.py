@@ -1,4 +1,4 @@
-"""Self-supervision on deviation maps: where does a scan leave the controls as no healthy one does?"""
+"""Self-supervision on deviation maps: where does a scan differ from the controls as no healthy one does?"""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from epizoo.models.patch_model import register
 from epizoo.models.synthetic import Synthetic
 
 WEAKEST, STRONGEST = 0.4, 4.0  # changes, in standard deviations of the controls
-PRESENT = 0.6  # of the maps change together
-EXPECTED = 6 / 7  # of the changes go the map's own way, where it has one
+PRESENT = 0.6  # share of the maps that change together
+AS_IN_LESIONS = 6 / 7  # share of the changes that go the way lesions change a map, where it is known
 
 
 @register
 class Deviation(Synthetic):
-    """The finder of alterations, :class:`Synthetic`, on deviation maps in place of images.
+    """It finds alterations as :class:`Synthetic` does, on deviation maps in place of images.
 
     A channel is a sign of the scan in standard deviations from the controls at the voxel (``Deviations``):
-    each modality less its surround, and the width of the junction of grey and white matter. What all
-    brains share is gone from them; what is left is how healthy people differ from each other, and that has
-    a shape: folds that lie elsewhere, vessels, noise. The network learns this shape from controls, each held
-    against the others, by finding what does not have it: in half of the patches some maps are raised (or
-    lowered) in a soft, irregular blob, each by an amount of its own from .4 to 4 standard deviations, six
-    of seven times in the direction in which lesions change it, where that is known:
+    each modality less its surround, and the width of the junction of grey and white matter. What all brains
+    share is not in them. They show how healthy people differ from each other, and that has a shape: folds
+    that lie elsewhere, vessels, noise. The network learns this shape from controls, each held against the
+    others, by finding what does not have it: in half of the patches some maps are raised (or lowered) in a
+    soft, irregular blob, each by an amount of its own from .4 to 4 standard deviations, six of seven times in
+    the direction in which lesions change it, where that is known:
 
         d'_k(v) = d_k(v) + w(v) a_k,   w the blob in [0, 1],  log |a_k| ~ U(log .4, log 4) or a_k = 0
 
-    What a lesion is like in an image is nowhere in it: no blur, no signal of a tissue, no kind of lesion.
+    Nothing tells the network what a lesion looks like in an image: no blur, no signal of a tissue, no kind.
     In :class:`Synthetic` the edits must look like real tissue, or the network finds them by what gives them
     away; here a change of the maps is all that there is to find.
 
@@ -70,7 +70,7 @@ class Deviation(Synthetic):
         self.modalities = None if modalities is None else list(modalities)
 
     def relight(self, x: Any, training: bool = True) -> Any:
-        """Nothing: each scan's brightness is in its deviations already."""
+        """Leave the maps as they are: the brightness of each scan is in its deviations already."""
         return x
 
     def alter(self, x: Any, training: bool = True) -> tuple[Any, Any]:
@@ -83,7 +83,7 @@ class Deviation(Synthetic):
         weight = self.draw_blob(n, training)[2]
         low, high = np.log(WEAKEST), np.log(STRONGEST)
         amount = tf.exp(low + (high - low) * draw("amount", m))
-        up = 0.5 + (EXPECTED - 0.5) * np.array(self.directions or [0] * m, np.float32)
+        up = 0.5 + (AS_IN_LESIONS - 0.5) * np.array(self.directions or [0] * m, np.float32)
         amount *= tf.sign(up - draw("direction", m))
         amount *= tf.cast((draw("present", m) < PRESENT) & (draw("altered", 1) < 0.5), tf.float32)
         brain = tf.cast(tf.reduce_any(x != 0, -1, keepdims=True), tf.float32)

@@ -24,14 +24,15 @@ class FAnoGAN(PatchModel):
         L_G = -C(G(z))
         L_E = 1/n ||x - G(E(x))||^2 + kappa / n_f ||f(x) - f(G(E(x)))||^2
 
-    In the paper E comes when G is done. Here each step trains the critic ``critic_steps`` times, then G,
-    then E against the averaged G, which is all but still: one fit, and no moment to choose for the change.
+    In the paper E is trained when G is done. Here each step trains the critic ``critic_steps`` times, then G,
+    then E against the averaged G, which hardly moves: one fit does it all, and nobody has to choose when G is
+    done.
 
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`PatchModel`; the paper's code has 128 values.
         kappa: weight of the critic's features in the encoder's loss; 1 in the paper.
-        critic_steps: steps of the critic, each with other z, for one of G; 5 in the paper.
-        filters: of the convolutions.
+        critic_steps: how many steps the critic takes, each with a new z, for one step of G; 5 in the paper.
+        filters: number of filters of the first convolutions; there are twice as many after the first pool.
     """
 
     paper = "Schlegl et al. 2019, Med Image Anal 54:30"
@@ -118,11 +119,11 @@ class FAnoGAN(PatchModel):
         return self.track(batch, wasserstein=-wasserstein, g_loss=g_loss, penalty=penalty, e_loss=e_loss)
 
     def score(self, patches: Any) -> Any:
-        """The critic's value of patches, ``(n, 1)``; higher is more real."""
+        """What the critic thinks of patches, ``(n, 1)``; higher is more real."""
         return self.critic(patches, training=True)[0]
 
     def compute_losses(self, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
-        """Held-out controls: the squared error a patch of the averaged networks."""
+        """On held-out controls: the squared error per patch of the averaged networks."""
         x = batch["patch"]
         return {"reconstruction": tf.reduce_mean(losses.squared_error(x, self.reconstruction(x)))}
 

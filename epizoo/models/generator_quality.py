@@ -13,14 +13,14 @@ from scipy.spatial.distance import cdist
 
 from epizoo.models import blocks
 
-PATCHES = 1000  # of each sample; more than features, so that a covariance has full rank
+PATCHES = 1000  # in each sample; more than there are features, so that a covariance has full rank
 FEATURES = 64
 NEIGHBOURS = 5  # Naeem et al. 2020: two samples of one kind then have a coverage of 1 - 2^-5
 BATCH = 250
 
 
 class GeneratorQuality(keras.callbacks.Callback):
-    """Hold patches that a model makes up against held-out ones after each epoch.
+    """Compares patches that a model makes up with held-out ones after each epoch.
 
     Adds to the epoch's figures ``val_frechet`` (:func:`frechet_distance`), ``val_precision``, ``val_recall``
     (:func:`precision_recall`) and ``val_coverage`` (:func:`coverage`), in :func:`random_features` that are
@@ -28,8 +28,8 @@ class GeneratorQuality(keras.callbacks.Callback):
     distance rises. Codes are the same each epoch, so the figures are a function of the weights.
 
     Args:
-        patches: ``(n, *patch_shape, m)``. Of a model that completes a patch, every second one is what it is
-            held against, and the others are what it completes.
+        patches: ``(n, *patch_shape, m)``. A model that completes patches completes every second one, and is
+            compared with the others.
     """
 
     def __init__(self, patches: ArrayLike):
@@ -69,7 +69,7 @@ def random_features(patch_shape: Sequence[int], channels: int) -> keras.Model:
     """A convolutional network that never learns: patches ``(n, *patch_shape, m)`` to ``(n, 64)`` features.
 
     The usual features are those of Inception on ImageNet: 2-D, three colours, 299 pixels wide. Patches of a
-    brain are none of that, and there random convolutions judge a generator more soundly (Naeem et al. 2020,
+    brain are none of these, and there random convolutions judge a generator more soundly (Naeem et al. 2020,
     arXiv 2002.09797). Weights are N(0, 2 / inputs) (He et al. 2015), the same in every run, so
     figures of two models on the same data can be compared.
 
@@ -119,12 +119,12 @@ def precision_recall(
 ) -> tuple[float, float]:
     """How much of what is made could be real, and how much of what is real could be made.
 
-    The share of one sample that is nearer to a member of the other than that one's k-th neighbour there:
+    A patch counts where it is nearer to one of the other sample than that one's own k-th neighbour is:
     improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991).
 
     Args:
         real, made: features ``(n, d)`` and ``(m, d)``, more than k of each.
-        k: neighbours.
+        k: which neighbour gives the radius.
     """
     distances = cdist(real, made)
     precision = (distances <= _radii(real, k)[:, None]).any(0)
@@ -133,7 +133,7 @@ def precision_recall(
 
 
 def coverage(real: NDArray[np.floating], made: NDArray[np.floating], k: int = NEIGHBOURS) -> float:
-    """Share of real samples that have a made one nearer than their k-th real neighbour.
+    """The share of real patches that have a made one nearer than their k-th real neighbour.
 
     Naeem et al. 2020, arXiv 2002.09797: unlike recall, outliers among the made ones do not raise it.
 

@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors, with formula and paper.
 
-Each returns one value a sample, ``(n,)``, unless told, in float32, whatever the precision of the networks.
+Each returns one value per sample, ``(n,)``, unless its docstring says otherwise, in float32, whatever the
+precision of the networks.
 """
 
 from __future__ import annotations

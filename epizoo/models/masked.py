@@ -1,4 +1,4 @@
-"""Masked autoencoder: a code that must know what goes with what."""
+"""Masked autoencoder: the code must know which tissue goes with which."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from tfds_epilepsy.errors import InputError
 
 @register
 class Masked(Autoencoder):
-    """The autoencoder's networks, fed patches of which blocks are hidden, and asked for these alone.
+    """The autoencoder's networks see patches in which blocks are hidden, and must make the hidden blocks.
 
         L = ||m (x - D(E((1 - m) x)))||^2
 
-    ``m`` is 1 in the hidden blocks; they show 0, as outside the brain does. The encoder sees whole patches
-    afterwards. Convolutional, as Pathak et al. 2016 (CVPR), with the random blocks of He et al. 2022 (CVPR).
+    ``m`` is 1 in the hidden blocks; there the patch is 0, as it is outside the brain. Once trained, the
+    encoder sees whole patches. Convolutional, as Pathak et al. 2016 (CVPR), with the random blocks of He et
+    al. 2022 (CVPR).
 
     Args:
         patch_shape, channels, latent_dim, **kwargs: see :class:`Autoencoder`.
         hidden: share of the blocks that are hidden, between 0 and 1.
-        block: their side, voxels.
+        block: the side of a block in voxels.
 
     Raises:
         InputError: numbers out of range.

@@ -15,10 +15,10 @@ from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES
 
 @register
 class Siamese(PatchModel):
-    """One autoencoder on two controls at the same voxel, whose codes are drawn together.
+    """One autoencoder sees two controls at the same voxel, and their codes are drawn together.
 
     ``L = sum_t ||x_t - x̂_t||^2 - alpha cos(z_1, z_2)`` over pairs of patches at one template voxel in two
-    controls. All pairs are similar ones; the reconstruction keeps the codes from collapsing.
+    controls. All pairs are similar pairs; the reconstruction keeps the codes from collapsing to a point.
 
     Alaverdyan, Jung, Bouet, Lartizien 2020, Medical Image Analysis 60:101618. The default sizes are theirs:
     15 -> 13 -> 6 -> 4 -> 2, 2x2x16 = 64; decoder 2 -> 4 -> 6 -> 12 -> 14 -> 15.
@@ -66,7 +66,7 @@ class Siamese(PatchModel):
         similarity = tf.reduce_mean(losses.cosine_similarity(z1, z2))
         return {
             "loss": reconstruction - self.alpha * similarity,
-            "reconstruction": reconstruction / 2,  # a patch, to compare with other models
+            "reconstruction": reconstruction / 2,  # per patch, to compare with other models
             "similarity": similarity,
         }
 

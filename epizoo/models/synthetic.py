@@ -1,4 +1,4 @@
-"""Self-supervision: where was healthy tissue altered?"""
+"""Self-supervision: a network that finds where healthy tissue was altered."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import DIRECTIONS
 
 SCALE = 3  # the context is seen 3 times coarser
-QUARTILE = 0.3186  # of the size of a standard normal value: a quarter lies below
-EXPECTED = 0.36  # 86 % of the changes of a modality go its own way, where it has one
+QUARTILE = 0.3186  # a quarter of standard normal values are nearer to 0
+AS_IN_LESIONS = 0.86  # share of the changes that go the way lesions change a modality, where it is known
 LOCAL_DEPTH = 4  # convolutions at full resolution, at most: they look at 9 voxels
 
 
 @register
 class Synthetic(PatchModel):
-    """A finder of alterations made in healthy tissue; what it tells them by is the code.
+    """It finds alterations that were made in healthy tissue; the code is what it tells them by.
 
     In half of the patches a soft, irregular blob of tissue is altered, in one or several of these ways:
 
@@ -36,39 +36,40 @@ class Synthetic(PatchModel):
     - *warped*: magnified or shrunk about a point of the blob, by up to 1.5, as thick or thin cortex is;
     - *grown*: the tissue of one of its voxels takes some of the next voxel's place;
     - *blurred*: by .3 to 1.3 voxels, as a junction is;
-    - *replaced*: its signal, but for the fine texture, goes toward that of another voxel of the patch: tissue
-      of one kind where another belongs;
+    - *replaced*: its signal goes toward that of another voxel of the patch, while the fine texture stays:
+      tissue of one kind lies where another belongs;
     - *shifted*: brighter or darker by 2 to 12 %, some modalities and not others, each by its own amount; six
       of seven times in the direction in which lesions change the modality, where that is known;
-    - *tinted*: the same for those voxels alone whose signal in one modality is like that of one voxel: one
-      tissue of several.
+    - *tinted*: the same, in one tissue only: in the voxels whose signal in one modality is like that of one
+      voxel.
 
-    Mixing, warping and blurring average the noise away, which no lesion does and which a network finds
-    sooner than any lesion: white noise of the patch's own level makes up for it. All patches, altered or
-    not, vary in brightness as scans do.
+    Mixing, warping and blurring average the noise away. No lesion does this, and a network would find it
+    sooner than any lesion: white noise of the patch's own level makes up for it. All patches, altered or not,
+    vary in brightness as scans do.
 
     The network says for every voxel in the middle of the patch whether it was altered (cross-entropy over the
     brain's voxels). It has two pathways after DeepMedic (Kamnitsas et al. 2017, Med Image Anal 36:61): nine
-    voxels at full resolution, and the whole patch three times coarser. The code of a voxel is what both know
-    of it; ``head`` makes the logit of it.
+    voxels at full resolution, and the whole patch three times coarser. The code of a voxel is made of what
+    both see; ``head`` turns it into the logit.
 
-    Only healthy scans are used; no lesion is imitated beyond these edits, so judge it on lesions, of which
-    training saw none.
+    Training uses healthy scans alone, and nothing imitates a lesion beyond these edits. So judge the model on
+    real lesions: it has seen none.
 
     Args:
-        patch_shape: 33x33x33 looks 27 voxels wide and judges 9x9x9 voxels of each patch at once in training.
+        patch_shape: with 33x33x33 a code sees 27 voxels along each axis, and training judges 9x9x9 voxels of
+            each patch at once.
         channels, latent_dim, **kwargs: see :class:`PatchModel`.
-        filters: of the convolutions.
+        filters: number of filters of each convolution.
         directions: of the change of each modality in lesions, as readers know it (FLAIR 1, T1w -1; see
             ``tfds_epilepsy.lesions.DIRECTIONS``): 1 brighter, -1 darker, 0 either; all 0 if None.
 
     Raises:
-        InputError: ``stages`` were given; not one direction a modality.
+        InputError: ``stages`` were given; not one direction per channel.
     """
 
     paper = "Edited tissue: Tan et al. 2020, arXiv 2011.04197; two pathways: Kamnitsas et al. 2017"
     trains: ClassVar = {"optimizer": ("encoder", "head")}
-    # A patch is 33 voxels wide and judged at 729 of them.
+    # A patch holds 36 000 voxels, and 729 of them are judged.
     run_defaults: ClassVar = {
         **PatchModel.run_defaults,
         "detector": "signs",
@@ -109,7 +110,7 @@ class Synthetic(PatchModel):
         return {"optimizer": keras.optimizers.Adam(rate)}
 
     def build_networks(self) -> tuple[keras.Model, keras.Model, keras.Model]:
-        """Of the same layers: a patch's code, its logit, and the logits of all judged voxels of a patch."""
+        """Of shared layers: patch to code, code to logit, patch to the logits of its judged voxels."""
         rank = len(self.patch_shape)
         coarse = [n // SCALE - (n // SCALE + 1) % 2 for n in self.patch_shape]  # an odd number of them
         context_depth = [(c - j // SCALE) // 2 for c, j in zip(coarse, self.judged_shape, strict=True)]
@@ -155,7 +156,7 @@ class Synthetic(PatchModel):
         return {"loss": tf.reduce_mean(loss * brain) / tf.maximum(share, 1e-6)}
 
     def relight(self, x: Any, training: bool = True) -> Any:
-        """Patches ``(n, *patch_shape, m)`` as bright as another scan of them might be, with a bias field."""
+        """Patches ``(n, *patch_shape, m)`` as other scans might show them, in brightness and bias field."""
         rank = len(self.patch_shape)
 
         def normal(name: str, *shape: int) -> Any:
@@ -167,10 +168,10 @@ class Synthetic(PatchModel):
         return relit(x, gain, 0.01 * normal("offset", self.channels))
 
     def alter(self, x: Any, training: bool = True) -> tuple[Any, Any]:
-        """Alter about half of healthy patches ``(n, *patch_shape, m)``.
+        """Alter about half of some healthy patches ``(n, *patch_shape, m)``.
 
         Returns:
-            The patches, and where they were altered ``(n, *patch_shape, 1)``: 1, else 0.
+            The patches, and a map ``(n, *patch_shape, 1)`` that is 1 where they were altered, else 0.
         """
         n, rank, m = tf.shape(x)[0], len(self.patch_shape), self.channels
         ones, size = (1,) * rank, np.array(self.patch_shape, np.float32)
@@ -180,7 +181,7 @@ class Synthetic(PatchModel):
 
         def gains(name: str) -> Any:
             amount = tf.exp(draw(name, *ones, m, low=np.log(0.02), high=np.log(0.12)))
-            brighter = 0.5 + EXPECTED * np.array(self.directions or [0] * m, np.float32)
+            brighter = 0.5 + (AS_IN_LESIONS - 0.5) * np.array(self.directions or [0] * m, np.float32)
             sign = tf.sign(brighter - draw(f"{name} sign", *ones, m))
             return sign * amount * tf.cast(draw(f"{name} any", *ones, m) < 0.6, tf.float32)
 
@@ -229,7 +230,7 @@ class Synthetic(PatchModel):
         return x, tf.cast((weight > 0.3) & changed, tf.float32)
 
     def draw_blob(self, n: Any, training: bool) -> tuple[Any, Any, Any]:
-        """Places of alterations: centre and radius ``(n, 1, ..., rank)``, weight ``(n, *patch_shape, 1)``."""
+        """Places to alter: centre and radius ``(n, 1, ..., rank)``, weight ``(n, *patch_shape, 1)``."""
         rank, size = len(self.patch_shape), np.array(self.patch_shape, np.float32)
         ones = (1,) * rank
 
@@ -264,7 +265,7 @@ class Synthetic(PatchModel):
 
 
 def foreign(x: Any, weight: Any, other: Any, fits: Any, opacity: Any, grain: Any) -> Any:
-    """Another patch mixed in; where ``fits`` is 1, at the mean of the one that it replaces."""
+    """Mix another patch in; where ``fits`` is 1, it takes the mean of the one that it replaces."""
     axes = list(range(1, len(x.shape) - 1))
     shift = tf.reduce_mean(x, axes, keepdims=True) - tf.reduce_mean(other, axes, keepdims=True)
     share = opacity * weight
@@ -273,7 +274,7 @@ def foreign(x: Any, weight: Any, other: Any, fits: Any, opacity: Any, grain: Any
 
 
 def warped(x: Any, weight: Any, zoom: Any, point: Any, grain: Any) -> Any:
-    """Magnified by ``zoom`` (below 1: shrunk) about a point, in voxels from the centre."""
+    """Magnify by ``zoom`` (below 1: shrink) about a point, in voxels from the centre."""
     grid = _grid(x.shape[1:-1])
     at = grid + weight * (point - grid) * (1 - 1 / zoom) + np.float32(np.array(x.shape[1:-1]) // 2)
     part = at - tf.floor(at)
@@ -282,7 +283,7 @@ def warped(x: Any, weight: Any, zoom: Any, point: Any, grain: Any) -> Any:
 
 
 def grown(x: Any, weight: Any, tissue: Any, width: Any, reach: Any) -> Any:
-    """Where voxels of a signal ``tissue``, within a width, are near, theirs in place of the voxel's own."""
+    """Let a tissue grow: voxels take its signal where voxels of that signal, within a width, are near."""
     member = tf.exp(-0.5 * tf.reduce_mean(tf.square((x - tissue) / width), -1, keepdims=True))
     near = gaussian(member, 0.9 * tf.ones_like(reach))
     signal = gaussian(member * x, 0.9 * tf.ones_like(reach)) / tf.maximum(near, 1e-3)
@@ -292,7 +293,7 @@ def grown(x: Any, weight: Any, tissue: Any, width: Any, reach: Any) -> Any:
 
 
 def blurred(x: Any, weight: Any, sigma: Any, grain: Any) -> Any:
-    """Under a Gaussian of ``sigma`` voxels."""
+    """Blur by a Gaussian of ``sigma`` voxels."""
     rank = len(x.shape) - 2
     kernel = _kernel(sigma)
     middle, energy = kernel[..., 2:3] ** rank, tf.reduce_sum(kernel**2, -1, keepdims=True) ** rank
@@ -301,18 +302,18 @@ def blurred(x: Any, weight: Any, sigma: Any, grain: Any) -> Any:
 
 
 def replaced(x: Any, weight: Any, signal: Any, strength: Any) -> Any:
-    """Toward another signal (background is none), the fine texture kept."""
+    """Move toward another signal, unless that is background, and keep the fine texture."""
     valid = tf.cast(tf.reduce_any(signal > 0, -1, keepdims=True), x.dtype)
     return x + strength * valid * weight * (signal - gaussian(x, 1.2 * tf.ones_like(strength)))
 
 
 def shifted(x: Any, weight: Any, gain: Any) -> Any:
-    """Brighter or darker, each modality by its own gain."""
+    """Make brighter or darker, each modality by its own gain."""
     return x * (1 + weight * gain)
 
 
 def tinted(x: Any, weight: Any, gain: Any, like: Any, by: Any, width: Any) -> Any:
-    """Brighter or darker where the signal in the modality that ``by`` marks is like another, by a width."""
+    """Make brighter or darker where the modality that ``by`` marks has about the signal ``like``."""
     off = tf.reduce_sum(by * (x - like), -1, keepdims=True)
     return x * (1 + weight * gain * tf.exp(-0.5 * tf.square(off / width)))
 
@@ -321,7 +322,7 @@ def tinted(x: Any, weight: Any, gain: Any, like: Any, by: Any, width: Any) -> An
 
 
 def relit(x: Any, gain: Any, offset: Any) -> Any:
-    """A patch of the brain ``(n, *shape, m)`` under other light; what is brain stays above 0."""
+    """Change the brightness of patches ``(n, *shape, m)``; what is brain stays above 0."""
     brain = tf.cast(tf.reduce_any(x > 0, -1, keepdims=True), x.dtype)
     return tf.clip_by_value(x * (1 + gain) + offset, 1e-3, 1.0) * brain
 
@@ -344,7 +345,7 @@ def noise_level(x: Any) -> Any:
 
 
 def lost(kept: Any) -> Any:
-    """Standard deviation that white noise lost where a share of its variance is kept."""
+    """How much of its standard deviation white noise has lost where a share of its variance is kept."""
     return tf.sqrt(tf.maximum(1 - kept, 0.0))
 
 
@@ -363,8 +364,8 @@ def blob(shape: Sequence[int], centre: Any, radius: Any, waves: Any) -> Any:
 
 
 def stretched(values: Any, shape: Sequence[int]) -> Any:
-    """Values ``(..., k, ..., k)`` at evenly spaced knots, between them interpolated: ``(..., *shape)``."""
-    for size in shape:  # an axis after the other: each goes to the end
+    """Interpolate values ``(..., k, ..., k)`` at evenly spaced knots to ``(..., *shape)``."""
+    for size in shape:  # one axis after the other: each goes to the end
         axis = len(values.shape) - len(shape)
         knots = values.shape[axis]
         at = np.abs(np.linspace(0, knots - 1, size)[:, None] - np.arange(knots))
@@ -373,14 +374,14 @@ def stretched(values: Any, shape: Sequence[int]) -> Any:
 
 
 def neighbour(x: Any) -> Any:
-    """The next patch of the batch, in twos, so that a share of the batch on another device gives the same."""
+    """The other patch of each two in the batch: a part of the batch, on another device, gives the same."""
     i = tf.range(tf.shape(x)[0])
     other = tf.bitwise.bitwise_xor(i, 1)
     return tf.gather(x, tf.where(other < tf.shape(x)[0], other, tf.maximum(i - 1, 0)))
 
 
 def gaussian(x: Any, sigma: Any) -> Any:
-    """Smoothed by ``sigma (n, 1, ..., 1)`` voxels over five voxels along each axis; edges repeated."""
+    """Smooth by ``sigma (n, 1, ..., 1)`` voxels, over five voxels along each axis; edges are repeated."""
     rank = len(x.shape) - 2
     kernel = tf.reshape(_kernel(sigma), (-1, 5))
     for axis in range(1, rank + 1):
@@ -393,7 +394,7 @@ def gaussian(x: Any, sigma: Any) -> Any:
 
 
 def interpolate(x: Any, at: Any) -> Any:
-    """Values of ``x (n, *shape, m)`` at voxel coordinates ``(n, *shape, rank)``: linear, edges repeated."""
+    """Linear values of ``x (n, *shape, m)`` at voxels ``(n, *shape, rank)``; edges are repeated."""
     shape = np.array(x.shape[1:-1])
     at = tf.clip_by_value(at, 0.0, np.float32(shape - 1))
     low = tf.floor(at)
@@ -410,20 +411,20 @@ def interpolate(x: Any, at: Any) -> Any:
 
 
 def _kernel(sigma: Any) -> Any:
-    """Of a Gaussian over five voxels: ``sigma (n, 1, ..., 1)`` voxels to ``(n, 1, ..., 5)``."""
+    """The weights ``(n, 1, ..., 5)`` of a Gaussian over five voxels, of ``sigma (n, 1, ..., 1)`` voxels."""
     kernel = tf.exp(-0.5 * tf.square(np.arange(-2, 3, dtype=np.float32) / sigma))
     return kernel / tf.reduce_sum(kernel, -1, keepdims=True)
 
 
 def _grid(shape: Sequence[int]) -> NDArray[np.float32]:
-    """Voxels from the middle ``(*shape, rank)``."""
+    """How many voxels each voxel lies from the middle: ``(*shape, rank)``."""
     return np.stack(np.meshgrid(*(np.arange(k) - k // 2 for k in shape), indexing="ij"), -1).astype(
         np.float32
     )
 
 
 def _kernels(depth: Sequence[int]) -> list[tuple[int, ...]]:
-    """Of each convolution: 3 wide along the axes that it still has to shrink, else 1."""
+    """The kernel of each convolution: 3 wide along the axes that must still shrink, else 1."""
     return [tuple(3 if i < d else 1 for d in depth) for i in range(max(depth))]
 
 

@@ -16,11 +16,11 @@ from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES
 
 @register
 class VAE(PatchModel):
-    """Codes are distributions, held to a standard normal prior.
+    """Each code is a distribution, and all are held to a standard normal prior.
 
     ``L = ||x - x̂||^2 / (2 sigma^2) + KL(N(m(x), s(x)^2) || N(0, I))``, ``x̂`` decoded from a draw of
-    ``N(m, s^2)``; the encoder that the detector reads is the mean ``m``. Scaled by ``2 sigma^2`` in the
-    code, so that the loss is in the units of the other models: ``||x - x̂||^2 + 2 sigma^2 KL``.
+    ``N(m, s^2)``; the encoder gives the mean ``m``. Training minimises ``2 sigma^2 L``, in the units of the
+    other models: ``||x - x̂||^2 + 2 sigma^2 KL``.
 
     Kingma & Welling 2014, arXiv 1312.6114.
 
