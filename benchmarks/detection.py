@@ -83,14 +83,14 @@ def against_scikit_learn(n: int, d: int = 64, voxels: int = 8192, sample: int = 
                 times.setdefault(name, []).append((time.perf_counter() - start) / voxels)
     error = np.abs(detector.score(patient)[:sample, 0] - reference).max()
     micro = {name: 1e6 * median(values) for name, values in times.items()}
-    print(f"n = {n}, d = {d}, nu = {NU}, {CORES} cores; microseconds a voxel, median of {ROUNDS}")
+    print(f"n = {n}, d = {d}, nu = {NU}, {CORES} cores; microseconds per voxel, median of {ROUNDS}")
     for name, value in micro.items():
         print(f"  {name:24s}{value:10.2f}")
     print(f"  fit:    {micro['fit, scikit-learn'] / micro['fit']:.1f} times the scikit-learn loop")
     print(f"          {micro['fit'] / micro['kernel matrices alone']:.1f} times the kernel matrices alone")
     print(f"  score:  {micro['score, scikit-learn'] / micro['score']:.1f} times the scikit-learn loop")
     print(f"  largest difference of decision values on {sample} new codes: {error:.1e}")
-    print(f"  support vectors a voxel: {len(detector.alpha_) / voxels:.1f}")
+    print(f"  support vectors per voxel: {len(detector.alpha_) / voxels:.1f}")
 
 
 def fit_loop(controls: np.ndarray) -> list[OneClassSVM]:
@@ -137,7 +137,7 @@ def the_whole(slices: int, n: int) -> None:
             model.score(patient)
             rows.append((controls, voxels, fit, size, first, time.perf_counter() - start))
     print(f"the whole, 1 mm, siamese encoder, {CORES} cores")
-    print("  controls  voxels   fit s  us a voxel   scaled to 1.5 M voxels: fit, disk, first score, score")
+    print("  controls  voxels   fit s  us / voxel   scaled to 1.5 M voxels: fit, disk, first score, score")
     for controls, voxels, fit, size, first, score in rows:
         scale = BRAIN / voxels
         print(

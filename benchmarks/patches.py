@@ -37,7 +37,7 @@ from tfds_epilepsy.volumes import Subject, load_template
 
 ROUNDS = 5
 BATCH = 256
-PER_SUBJECT = 64  # patches of a subject before the peers go on to the next; 20 subjects: 5 batches an epoch
+PER_SUBJECT = 64  # patches of a subject before the peers go on to the next; 20 subjects: 5 batches per epoch
 TARGET_RATIO, TARGET_RATE, TARGET_MEMORY, TARGET_WAIT = 20, 50_000, 0.10, 0.05
 
 

@@ -40,7 +40,7 @@ Detector = Annotated[
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Training epochs; the model's own if left out.")]
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="Training steps an epoch; the model's own if left out.")
+    int | None, typer.Option(min=1, help="Training steps per epoch; the model's own if left out.")
 ]
 Preset = Annotated[
     Path | None,

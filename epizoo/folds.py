@@ -32,7 +32,7 @@ def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 
         seed: of the lesions, and of who is in which fold.
 
     Returns:
-        The derivatives, one a fold.
+        The derivatives, one per fold.
 
     Raises:
         InputError: ``data`` is no folder, has problems or patients, or is too small for so many folds.

@@ -147,8 +147,8 @@ class Segments(keras.utils.PyDataset):
 
     Args:
         subjects: annotated patients (and controls, if any).
-        batch_size: segments a batch.
-        steps: batches an epoch.
+        batch_size: segments per batch.
+        steps: batches per epoch.
         seed: of places, mirroring and intensity changes.
         epoch: the first one.
 

@@ -1,8 +1,8 @@
 """DetectionTuner: keras-tuner's search, each trial judged by the lesions that it finds.
 
 keras-tuner proposes (random search, Bayesian optimisation, Hyperband), shares the work between processes and
-machines (chief and workers), and keeps the order of trials. What it does not do is here: a process a trial,
-state that survives a kill at any moment, failures that end the search, a budget of time.
+machines (chief and workers), and keeps the order of trials. What it does not do is here: one process per
+trial, state that survives a kill at any moment, failures that end the search, a budget of time.
 """
 
 from __future__ import annotations

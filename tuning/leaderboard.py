@@ -38,7 +38,7 @@ def write(folder: Path, records: Sequence[Record], objective: str) -> Path:
 
 
 def table(records: Sequence[Record], objective: str) -> list[dict[str, Any]]:
-    """A row a trial: completed ones first, best first, then those given up, then failed ones."""
+    """One row per trial: completed ones first, best first, then those given up, then failed ones."""
     ranked = sorted(
         records, key=lambda r: (STATUSES.index(r["status"]), -_figure(r, objective, missing=0.0), r["trial"])
     )

@@ -44,8 +44,8 @@ def search(
     ] = "detection_auc",
     budget: Annotated[str | None, typer.Option(help="Time for the trials: 90s, 20m, 2h.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time on this machine.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Training epochs a trial.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Steps an epoch.")] = 250,
+    epochs: Annotated[int, typer.Option(min=1, help="Training epochs per trial.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per epoch.")] = 250,
     trial_time: Annotated[str, typer.Option(help="A trial that takes longer fails.")] = "30m",
     trial_memory: Annotated[
         float | None, typer.Option(help="GiB; a trial that needs more fails (default: what is free).")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Codes:
-    """A code at every voxel, in two steps: one a subject for whole volumes, one a slab for the rest."""
+    """A code at every voxel, in two steps: one per subject for whole volumes, one per slab for the rest."""
 
     version: ClassVar[int] = 1  # counts up when a class comes to compute other codes than before
 

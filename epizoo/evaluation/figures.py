@@ -35,7 +35,7 @@ class Metrics:
         lesion: for each rule of ``RULES``, how well lesions are found.
         false_positives: clusters in controls.
         strata: for each grouping of patients (``size``, ``site``, ``type``, ...) and each group its figures.
-        rows: one a subject, in the order of evaluation.
+        rows: one per subject, in the order of evaluation.
     """
 
     patients: int

@@ -216,7 +216,7 @@ class Leaderboard:
             f"{self.patients} patients, {self.controls} controls. Brackets: 95 % intervals over patients. "
             f"Chance: AUROC .5, AUROC30 .15, AUPRC {self.prevalence:.4f}; sensitivity at 5 in parentheses.",
             "Sensitivity at k: lesion among the first k clusters. Hit: one voxel of overlap; strict: centre "
-            "inside or IoU >= 0.1. FROC: area to 10 false positives a patient, strict rule; it sorts rows.",
+            "inside or IoU >= 0.1. FROC: area to 10 false positives per patient, strict rule; it sorts rows.",
             "Time: train + fit + score, wall clock. The TSV holds an interval for every figure.",
         ]
         if len(self.rows) > 1:
@@ -280,7 +280,7 @@ def leaderboard(entries: Iterable[Entry], reference: str | None = None, *, seed:
     more seeds never count as more patients.
 
     Args:
-        entries: one a run.
+        entries: one per run.
         reference: the method that all others are tested against; by default the best unsupervised one.
         seed: of the bootstrap.
 

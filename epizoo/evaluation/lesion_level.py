@@ -20,7 +20,7 @@ RULES = {
 }
 MIN_IOU = 0.1
 RANKS = (1, 3, 5, 10)
-MAX_FP = 10.0  # false positives a patient up to which the FROC's area goes
+MAX_FP = 10.0  # false positives per patient up to which the FROC's area goes
 
 
 def match_clusters(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
@@ -70,11 +70,11 @@ def mean_rank(first_hits: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Froc:
-    """Free-response ROC curve: ``(k,)`` false positives a patient, ascending, and the sensitivity there.
+    """Free-response ROC curve: ``(k,)`` false positives per patient, ascending, and the sensitivity there.
 
-    ``area``: mean sensitivity over 0 to ``MAX_FP`` false positives a patient, by steps (the sensitivity at a
-        budget is
-    the highest that the budget buys); after the last point the curve stays level.
+    ``area`` is the mean sensitivity over 0 to ``MAX_FP`` false positives per patient. The curve is a step:
+    at each budget of false positives it has the highest sensitivity that the budget buys, and after the last
+    point it stays level.
     """
 
     false_positives: NDArray[np.float64]
@@ -86,7 +86,7 @@ def froc(hits: Sequence[NDArray[np.bool_]], confidence: Sequence[NDArray[np.floa
     """The free-response ROC curve of a group of patients.
 
     Args:
-        hits: for each patient ``(n,)`` bool, one a cluster: does it hit?
+        hits: for each patient ``(n,)`` bool, one per cluster: does it hit?
         confidence: for each patient ``(n,)``, comparable between patients; by default the rank, first to
             last.
     """

@@ -58,7 +58,7 @@ def bootstrap_mean(
     """The mean over patients with its percentile bootstrap interval; NaN values are not counted.
 
     Args:
-        values: ``(n,)``, one a patient.
+        values: ``(n,)``, one per patient.
         level: coverage.
         resamples: number of bootstrap samples of patients.
         seed: makes the interval reproducible.
@@ -105,7 +105,7 @@ def proportion(found: ArrayLike, *, level: float = 0.95) -> Interval:
     The bootstrap interval of 0 of 20, or of 20 of 20, would have no width.
 
     Args:
-        found: ``(n,)`` bool, one a patient.
+        found: ``(n,)`` bool, one per patient.
         level: coverage.
     """
     found = np.asarray(found, dtype=bool)

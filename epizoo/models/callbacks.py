@@ -58,7 +58,7 @@ def train(
         train_data: endless data set whose batch k is always the same, or a function that makes it from batch
             k on: ``lambda k: patch_dataset(..., start_step=k)`` resumes without drawing the first k again.
         epochs: in total, those of earlier calls included.
-        steps_per_epoch: batches an epoch.
+        steps_per_epoch: batches per epoch.
         folder: made if missing.
         validation_data: held-out controls; every epoch sees its first ``validation_steps`` batches.
         validation_steps: all of a finite data set if None.
@@ -167,7 +167,7 @@ def restore(model: PatchModel, path: Path) -> None:
 
 
 class History(keras.callbacks.Callback):
-    """``history.csv``: one row an epoch, rewritten whole, never two of one epoch.
+    """``history.csv``: one row per epoch, rewritten whole, never two of one epoch.
 
     Args:
         path: of the file. Rows past ``epochs`` are dropped: the process ended before their checkpoint was
@@ -284,7 +284,7 @@ class Pictures(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """A rich progress bar over the whole training; a line an epoch."""
+    """A rich progress bar over the whole training; one line per epoch."""
 
     def __init__(self, console: Console):
         super().__init__()

@@ -352,7 +352,7 @@ class PatchModel(keras.Model):
         return tuple(int(np.ptp(axis)) + 1 for axis in np.nonzero(seen))
 
     def flops_per_voxel(self) -> int:
-        """Multiplications and additions a voxel of the dense form, which uses each weight once a voxel."""
+        """Multiplications and additions per voxel of the dense form: each weight is used once there."""
         return 2 * _kernel_size(self.encoder)
 
     @property

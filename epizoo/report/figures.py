@@ -34,7 +34,7 @@ def lightbox(
     threshold: float = 2.0,
     limit: float = 6.0,
 ) -> bytes:
-    """Three planes through a voxel: a column a modality, and the score over the first modality.
+    """Three planes through a voxel: one column per modality, and the score over the first modality.
 
     Args:
         subject: image, masks and affine.
@@ -99,7 +99,7 @@ def projection(
     box = _bounding_box(subject.brain_mask)
     lesions, count = ndimage.label(subject.lesion_mask, np.ones((3, 3, 3)))
     width, depth, height = (part.stop - part.start for part in box)
-    scale = 9.0 / (2 * width + depth)  # inches a voxel: all planes at one scale
+    scale = 9.0 / (2 * width + depth)  # inches per voxel: all planes at one scale
     figure = Figure(figsize=(9, scale * max(depth, height) + 0.75), facecolor="black")
     axes = figure.subplots(1, 3, width_ratios=(width, width, depth))
     for ax, axis in zip(axes, PLANES.values(), strict=True):
@@ -183,10 +183,10 @@ def _by_epoch(ax: Axes, title: str) -> Axes:
 
 
 def froc_curve(curves: Mapping[str, Curve], chance: Mapping[str, Curve]) -> bytes:
-    """Sensitivity against false positives a patient.
+    """Sensitivity against false positives per patient.
 
     Args:
-        curves: for each rule of a match its false positives a patient and the sensitivity there.
+        curves: for each rule of a match its false positives per patient and the sensitivity there.
         chance: the same of clusters that lie anywhere in the brain.
     """
     figure = Figure(figsize=(4.4, 3.1))
@@ -199,7 +199,7 @@ def froc_curve(curves: Mapping[str, Curve], chance: Mapping[str, Curve]) -> byte
         ax.step(x, y, where="post", color=f"C{number}", label=rule, linewidth=3.0 if number == 0 else 1.3)
         if rule in chance:
             ax.plot(*chance[rule], ":", color=f"C{number}", label=f"{rule}, by chance")
-    ax.set(xlabel="false-positive clusters a patient", ylabel="share of lesions found")
+    ax.set(xlabel="false-positive clusters per patient", ylabel="share of lesions found")
     ax.set(xlim=(0, 10), ylim=(-0.02, 1.04))
     ax.legend(fontsize=7, loc="best")
     return _plot(figure, ax)

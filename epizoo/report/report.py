@@ -151,7 +151,7 @@ class _Cohort:
             curves = {name: (curve.false_positives, curve.sensitivity) for name, curve in drawn.items()}
             chance = {NAMES[rule]: _chance_froc(chances) for rule, chances in self.chances.items()}
             caption = (
-                "FROC: the share of lesions found against false-positive clusters a patient, going down "
+                "FROC: the share of lesions found against false-positive clusters per patient, going down "
             )
             caption += "the ranks. Dotted: the same clusters put anywhere in the brain (exact expectation)."
             found.append((figures.froc_curve(curves, chance), caption))

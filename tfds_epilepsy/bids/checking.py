@@ -55,8 +55,8 @@ def check(
         require_controls: fewer than 2 training controls are a problem too (of a derivative).
 
     Returns:
-        A row a subject (subject, session, group, split, one column a modality, masks, problems), the problems
-        and the notes. In parentheses: sessions and files that were not taken.
+        One row per subject (subject, session, group, split, one column per modality, masks, problems), the
+        problems and the notes. In parentheses: sessions and files that were not taken.
     """
     folder = Path(bids_dir)
     subjects: Sequence[RawSubject | TemplateSubject]
