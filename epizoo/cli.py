@@ -164,8 +164,11 @@ def score(
     data_dir: DataDir = None,
 ) -> None:
     """Score maps and clusters of the run's test subjects, or of every subject of other data."""
-    from epizoo.run import Run, score_cohort
+    from epizoo.outputs import score_cohort
+    from epizoo.run import Run
 
+    if data is None and native:
+        raise InputError("--native without DATA and OUT_DIR: a run's own maps stay in template space.")
     if data is None:
         Run.open(run_dir, data_dir=data_dir).score()
     elif out_dir is None:

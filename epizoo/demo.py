@@ -34,7 +34,7 @@ def run(folder: str | Path, *, overwrite: bool = False, console: Console | None 
         config = RunConfig.resolve("phantom_2mm", **method)
         one = Run(config, Path(folder) / name.replace(" ", "-"), overwrite=overwrite, console=console)
         results[name] = one()
-        console.print(f"report: {one.folder.report}")
+        console.print(f"report: {one.folder.report}", markup=False)
     console.print(comparison(results))
 
 

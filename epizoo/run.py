@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from epizoo.finished_run import DETECTOR, METRICS, open_run
+from epizoo.finished_run import METRICS, open_run
 from epizoo.method import Scorer, method_of
+from epizoo.outputs import Source, describe, score_subject
 from epizoo.run_config import RunConfig
-from epizoo.run_folder import LOCK, RunFolder
+from epizoo.run_folder import RunFolder
 from epizoo.run_metadata import SPLITS, Metadata, Step
-from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import replacing, write_json, write_text
-from tfds_epilepsy.volumes import Subject, read_nifti, write_nifti
+from tfds_epilepsy.files import LOCK, hold, write_json
+from tfds_epilepsy.volumes import Subject, read_nifti
 
 if TYPE_CHECKING:
     from epizoo.evaluation import Metrics, Scored
@@ -86,8 +86,7 @@ class Run:
         self._check_data(overwrite)
         if overwrite or not self.folder.config.is_file():
             self.method.check(self)
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        weakref.finalize(self, self.folder.hold().close)
+        weakref.finalize(self, hold(self.folder.path).close)
         if overwrite:
             self.folder.clear()  # after every check: what cannot be made anew is not deleted
         write_json(self.folder.config, self.config.to_json())
@@ -114,7 +113,7 @@ class Run:
             The figures of the test subjects, as in ``metrics.json``.
         """
         if self.finished:
-            self.console.print(f"finished already: {self.folder.report}")
+            self.console.print(f"finished already: {self.folder.report}", markup=False)
             return open_run(self.folder.path).metrics
         metrics = self.evaluate()
         self.report()
@@ -139,11 +138,12 @@ class Run:
         if not todo:
             return
         scorer = self.fit()
+        source = Source(self.space, self.builder.fingerprint)
         with self.step("score"):
             for split in ("validation", "test"):
                 wanted = [subject for s, subject in todo if s == split]
                 for subject in self.progress(self.read(split, wanted), len(wanted), f"score {split}"):
-                    score_subject(scorer, subject, self.folder, self.space, self.builder.fingerprint)
+                    score_subject(scorer, subject, self.folder, source)
 
     def evaluate(self) -> Metrics:
         """Hold the maps of the test subjects, scored where they are not yet, against their lesion masks.
@@ -229,7 +229,7 @@ class Run:
         if not is_run and path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
             raise InputError(f"{path}: not empty and not a run (no config.json); choose another folder.")
         existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not os.access(existing, os.W_OK):
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise InputError(f"{path}: {existing} cannot be written; choose another folder.")
 
     def _check_data(self, overwrite: bool) -> None:
@@ -290,131 +290,3 @@ def peak_gib() -> float:
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
-
-
-def score_subject(
-    scorer: Scorer,
-    subject: Subject,
-    folder: RunFolder,
-    space: str,
-    data_hash: str,
-    derivative: Path | None = None,
-) -> None:
-    """Write the score map of one subject, its clusters and their labels; the table of clusters comes last.
-
-    With the derivative that ``epizoo preprocess`` made, map and labels also in the subject's own T1w space.
-    """
-    from epizoo.detection.clusters import find_clusters, with_signs, write_clusters_tsv
-
-    score_map, parts = scorer.explain(subject)
-    clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
-    clusters = with_signs(clusters, labels, parts)
-    write_nifti(folder.score_map(subject.subject, space), score_map, subject.affine)
-    write_nifti(folder.labels(subject.subject, space), labels, subject.affine, dtype=np.int16)
-    spaces = {space: space}
-    if derivative is not None:
-        from tfds_epilepsy.preprocessing import to_native
-
-        spaces["T1w"] = "the voxels of the subject's own T1w"
-        for volume, path, whole in (
-            (score_map, folder.score_map(subject.subject, "T1w"), False),
-            (labels, folder.labels(subject.subject, "T1w"), True),
-        ):
-            with replacing(path) as partial:
-                to_native(volume, derivative, subject.subject, labels=whole).to_filename(partial)
-    for name, reference in spaces.items():
-        write_json(
-            sidecar(folder.score_map(subject.subject, name)),
-            {
-                "Description": "Abnormality of each voxel; higher is more abnormal",
-                "Units": scorer.manifest.get("units", "standard deviations above the training controls"),
-                "SpatialReference": reference,
-                "Detector": scorer.manifest["detector"],
-                "Encoder": scorer.manifest["encoder"],
-                "Controls": len(scorer.subjects),
-                "DataHash": data_hash,
-            },
-        )
-        write_json(
-            sidecar(folder.labels(subject.subject, name)),
-            {
-                "Description": "Rank of the cluster that a voxel belongs to, 1 the most suspicious; 0: none",
-                "SpatialReference": reference,
-                "Manual": False,
-            },
-        )
-    write_clusters_tsv(folder.clusters(subject.subject, space), clusters)
-
-
-def score_cohort(
-    run_dir: str | Path,
-    data: str,
-    out_dir: str | Path,
-    *,
-    native: bool = False,
-    data_dir: Path | None = None,
-    console: Console | None = None,
-) -> None:
-    """Score every subject of other data with a finished run's encoder and detector.
-
-    A subject whose table of clusters is there already is skipped, so a killed scoring goes on.
-
-    Args:
-        run_dir: a run that was trained and fitted.
-        data: a template-space derivative on the run's grid, or a config's name.
-        out_dir: where ``sub-*/anat/*`` go.
-        native: also write each map and its labels in the subject's own T1w space (``space-T1w``); ``data`` is
-            then a derivative that ``epizoo preprocess`` made.
-        data_dir: where prepared data sets live.
-
-    Raises:
-        InputError: the run is not fitted; data of other modalities, on another grid, or without transforms.
-    """
-    import tfds_epilepsy
-
-    run, out = open_run(run_dir, needs=[DETECTOR]), RunFolder(Path(out_dir))
-    scorer = run.detector
-    builder = tfds_epilepsy.load(data, data_dir, modalities=run.modalities)
-    space = builder.info.metadata["space"]
-    describe(out.path, f"epizoo score maps {out.path.absolute().name}", data)
-    for split in SPLITS:
-        todo = [s for s in tfds_epilepsy.subjects(builder, split) if not out.clusters(s, space).is_file()]
-        subjects = tfds_epilepsy.read(builder, split, todo)
-        for subject in track(subjects, f"score {split}", len(todo), console=console or Console(stderr=True)):
-            score_subject(scorer, subject, out, space, builder.fingerprint, Path(data) if native else None)
-
-
-# What a run holds besides BIDS derivatives; statistical maps and tables of clusters are not in BIDS yet.
-BIDSIGNORE = """\
-*.html
-*.csv
-*.keras
-/config.json
-/metadata.json
-/metrics.json
-detector
-detector/**
-pictures
-pictures/**
-*_statmap.*
-*_desc-clusters.tsv
-*_desc-clusters.json
-"""
-README = """\
-Score maps and clusters by epizoo: where a brain differs from those of healthy controls. For research only;
-nothing here is a diagnosis. `*_desc-abnormality_statmap.nii.gz` holds standard deviations above the controls
-at each voxel, `*_desc-clusters.tsv` the ranked clusters, `*_desc-clusters_dseg.nii.gz` their ranks.
-"""
-
-
-def describe(folder: Path, name: str, source: str) -> None:
-    """What makes a folder of maps a BIDS derivative: its description, README and ``.bidsignore``."""
-    license = "that of the source data"
-    bids.write_description(folder, name, source=source, License=license, Authors=["epizoo"])
-    write_text(folder / ".bidsignore", BIDSIGNORE)
-    write_text(folder / "README", README)
-
-
-def sidecar(path: Path) -> Path:
-    """The JSON beside a NIfTI."""
-    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")

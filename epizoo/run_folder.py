@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import remove
 
-LOCK = ".lock"
 # All else that a run writes.
 WRITTEN = (
     *("config.json", "metadata.json", "metrics.json", "report.html"),
@@ -70,32 +66,15 @@ class RunFolder:
     def _anat(self, subject: str) -> Path:
         return self.path / f"sub-{subject}" / "anat"
 
-    def hold(self) -> IO[bytes]:
-        """Keep other processes out while the returned file is open; a process that ends lets go.
-
-        File systems without locks let everyone in.
-
-        Raises:
-            InputError: another process is at work there.
-        """
-        file = (self.path / LOCK).open("ab")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.close()
-            raise InputError(
-                f"{self.path}: another process is at work there: wait until it ends, or choose "
-                "another folder."
-            ) from None
-        except OSError:
-            pass
-        return file
+    def forget(self, subject: str) -> None:
+        """Delete the maps and clusters of a subject; the tables, which stand for a whole subject, first."""
+        anat, stem = self._anat(subject), f"sub-{subject}_space-*_desc"
+        for pattern in (f"{stem}-clusters.tsv", f"{stem}-clusters*", f"{stem}-abnormality_statmap.*"):
+            for path in anat.glob(pattern):
+                path.unlink()
 
     def clear(self) -> None:
         """Delete what a run writes, and nothing else that lies in the folder."""
         for pattern in WRITTEN:
             for path in self.path.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                remove(path)

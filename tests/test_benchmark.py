@@ -12,7 +12,8 @@ from epizoo.evaluation import evaluate
 from epizoo.export import export_run
 from epizoo.finished_run import open_run
 from epizoo.models import REGISTRY
-from epizoo.run import Run, score_cohort
+from epizoo.outputs import score_cohort
+from epizoo.run import Run
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
 from epizoo.run_metadata import Metadata, Step

@@ -12,7 +12,8 @@ from epizoo import cli, models
 from epizoo.detection import create_detector, fit_normative
 from epizoo.export import export_pipeline, export_run, pipeline, verify
 from epizoo.finished_run import normalisation_of
-from epizoo.run import Run, score_cohort
+from epizoo.outputs import score_cohort
+from epizoo.run import Run
 from epizoo.run_folder import RunFolder
 from tests.consumer import run_consumer
 from tests.encoders import encoder_2d, encoder_3d

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from epizoo.run import Run, score_cohort
+from epizoo.outputs import score_cohort
+from epizoo.run import Run
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
 from tests.bids_files import write_participants

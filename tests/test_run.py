@@ -13,7 +13,8 @@ import epizoo.run
 from epizoo.detection import find_clusters
 from epizoo.evaluation import Metrics
 from epizoo.finished_run import open_run
-from epizoo.run import Run, score_cohort
+from epizoo.outputs import score_cohort
+from epizoo.run import Run
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
 from tests.bids_files import write_participants
@@ -218,8 +219,8 @@ def test_one_process_at_a_time_works_in_a_folder(finished, cohort, data_dir, tmp
     hold = f"""
 from dataclasses import replace
 from pathlib import Path
-from epizoo.run_folder import RunFolder
-file = RunFolder(Path({str(tmp_path / "run")!r})).hold()
+from tfds_epilepsy.files import hold
+file = hold({str(tmp_path / "run")!r})
 print(flush=True)
 input()
 """

@@ -171,10 +171,9 @@ def to_native(
     """
     stem = f"sub-{subject.removeprefix('sub-')}"
     folder = Path(derivative_dir) / stem
-    record = _read_record(folder)
-    transform = folder / "anat" / f"{stem}_from-{TEMPLATE_SPACE}_to-{REFERENCE}_mode-image_xfm.h5"
+    record, transform = _read_record(folder), _way_back(folder)
     if record is None or not transform.is_file():
-        raise InputError(f"{transform}: no such file; {stem} is not a finished subject of {derivative_dir}.")
+        raise InputError(native_problems(derivative_dir, [subject]))
     if isinstance(volume, str | Path):
         array, affine = read_nifti(volume)
     else:
@@ -192,6 +191,26 @@ def to_native(
     image.set_sform(native.affine, code=1)
     image.header.set_xyzt_units("mm")
     return image
+
+
+def native_problems(derivative_dir: str | Path, subjects: Sequence[str]) -> list[str]:
+    """What ``to_native`` needs of some subjects and does not find, before any work.
+
+    Args:
+        derivative_dir: the folder that ``preprocess`` made.
+        subjects: with or without ``sub-``.
+    """
+    try:
+        import_ants()
+    except InputError as error:
+        return error.problems
+    folders = [Path(derivative_dir) / f"sub-{subject.removeprefix('sub-')}" for subject in subjects]
+    return [
+        f"{_way_back(folder)}: no such file, or no record of how it was made; {folder.name} is not a "
+        f"finished subject of {derivative_dir}."
+        for folder in folders
+        if not _way_back(folder).is_file() or _read_record(folder) is None
+    ]
 
 
 # === The cohort ===
@@ -635,6 +654,11 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 def _header(path: Path) -> Any:
     """An image whose voxels are not read: shape, affine."""
     return nib.load(path)
+
+
+def _way_back(folder: Path) -> Path:
+    """The transform from the template to the T1w of a subject's folder."""
+    return folder / "anat" / f"{folder.name}_from-{TEMPLATE_SPACE}_to-{REFERENCE}_mode-image_xfm.h5"
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
