@@ -59,6 +59,10 @@ class Case:
     def patches(self, n: int = BATCH) -> np.ndarray:
         return np.random.default_rng(0).random((n, *self.patch_shape, self.channels), dtype=np.float32)
 
+    def batch(self, n: int) -> dict[str, np.ndarray]:
+        """The first n patches of the data set, and what belongs to them."""
+        return {name: values[:n].numpy() for name, values in next(iter(self.dataset())).items()}
+
     def train(self, model: patch_model.PatchModel, folder: Path, **options: Any) -> list[dict[str, float]]:
         options = {"epochs": 2, "steps_per_epoch": 2, "validation_data": self.dataset(100)} | options
         return callbacks.train(model, self.dataset, folder=folder, validation_steps=2, **options)
@@ -233,6 +237,187 @@ def names_wrong_shapes(case: Case) -> None:
         model.fit(case.dataset().map(lambda element: {"position": element["position"]}))
     with pytest.raises(InputError, match="has no 'x_optimizer'"):
         model.compile(x_optimizer="adam")
+
+
+def scales_its_losses(case: Case) -> None:
+    """Under a ``LossScaleOptimizer`` it learns the same; in float16 all optimisers are such."""
+    plain, scaled = case.create(), case.create()
+    for model, wrap in ((plain, lambda optimizer: optimizer), (scaled, keras.optimizers.LossScaleOptimizer)):
+        model.compile(**{name: wrap(keras.optimizers.SGD(0.01)) for name in model.trains}, run_eagerly=True)
+        model.fit(case.dataset(), steps_per_epoch=1, verbose=0)
+    for a, b in zip(plain.get_weights(), scaled.get_weights(), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+    half = case.create(dtype="mixed_float16")
+    assert all(isinstance(getattr(half, name), keras.optimizers.LossScaleOptimizer) for name in half.trains)
+    figures = half.fit(case.dataset(), steps_per_epoch=1, verbose=0).history
+    assert np.isfinite(list(figures.values())).all()
+    for dtype in ("float16", "float64"):
+        with pytest.raises(InputError, match="choose one of float32, mixed_bfloat16, mixed_float16"):
+            case.create(dtype=dtype)
+
+
+def trains_on_one_patch(case: Case) -> None:
+    """A batch of one patch, as the last of a data set may be: figures and weights stay numbers."""
+    model = case.create()
+    data = tf.data.Dataset.from_tensors(case.batch(1))
+    figures = model.fit(data, validation_data=data, verbose=0).history
+    assert np.isfinite(list(figures.values())).all()
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert (model.epochs, model.steps) == (1, 1)
+
+
+def uses_or_refuses_what_it_is_given(case: Case) -> None:
+    """Floats of any width and unknown shapes are read; integers, labels and weights are refused."""
+    model, batch = case.create(), case.batch(2)
+    double = {name: values.astype(np.float64) for name, values in batch.items()}
+    unknown = tf.data.Dataset.from_generator(
+        lambda: iter([double]), output_signature={name: tf.TensorSpec(None, tf.float64) for name in batch}
+    )
+    model.fit(unknown, steps_per_epoch=1, verbose=0)
+    streams = {"x": (batch for _ in range(2)), "validation_data": (double for _ in range(2))}
+    model.fit(**streams, steps_per_epoch=1, validation_steps=1, verbose=0)
+    model.fit(Sequence(batch), verbose=0)
+    model.fit(batch, batch_size=2, verbose=0)
+    assert (model.epochs, model.steps) == (4, 4)
+    before = model.get_weights()
+    integers = {**batch, "patch": (255 * batch["patch"]).astype(np.uint8)}
+    with pytest.raises(InputError, match="patch of uint8"):
+        model.fit(integers, verbose=0)
+    given = {"y": batch["patch"], "sample_weight": np.zeros(2)}
+    for fed in (model.fit, model.train_on_batch, model.test_on_batch):
+        with pytest.raises(InputError) as error:
+            fed(batch, **given)
+        assert [name in error.value.problems[i] for i, name in enumerate(given)] == [True, True]
+    with pytest.raises(InputError, match="sample_weight was given"):
+        model.fit(tf.data.Dataset.from_tensors((batch, None, np.zeros(2))))
+    with pytest.raises(InputError, match="has no 'loss'"):
+        model.compile(loss="mse")
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def works_with_stock_callbacks(case: Case, folder: Path) -> None:
+    """Those that watch ``model.monitor`` need no mode; those of the learning rate reach every optimiser."""
+    model = case.create()
+    data = tf.data.Dataset.from_tensors(case.batch(2))
+    file = folder / "best.keras"
+    rates = {name: float(np.asarray(getattr(model, name).learning_rate)) for name in model.trains}
+    stock = [
+        keras.callbacks.EarlyStopping(model.monitor),
+        keras.callbacks.ModelCheckpoint(file, model.monitor, save_best_only=True),
+    ]
+    constant = all(isinstance(getattr(model, name)._learning_rate, keras.Variable) for name in model.trains)
+    if constant:
+        stock += [
+            keras.callbacks.ReduceLROnPlateau(model.monitor),
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
+        ]
+    figures = model.fit(data, validation_data=data, verbose=0, callbacks=stock).history
+    if constant:
+        for name, rate in rates.items():
+            assert float(np.asarray(getattr(model, name).learning_rate)) == pytest.approx(rate / 2)
+        assert sum(name.startswith("learning_rate") for name in figures) == len(model.trains)
+    loaded = epizoo.load_model(file)
+    assert (loaded.epochs, loaded.steps) == (model.epochs, model.steps) == (1, 1)
+    unknown = keras.callbacks.EarlyStopping("val_unheard_of")
+    with pytest.raises(InputError, match="say mode='min' or mode='max'"):
+        model.fit(data, callbacks=[unknown])
+
+
+def accumulates_gradients(case: Case) -> None:
+    """Where two batches make a step: each has noise of its own, and the averages move once."""
+    model, batch = case.create(), case.batch(2)
+    model.compile(
+        **{name: keras.optimizers.SGD(0.01, gradient_accumulation_steps=2) for name in model.trains},
+        run_eagerly=True,
+    )
+    averages = [getattr(model, name) for name in model.averages]
+    before = [network.get_weights() for network in averages]
+    first = np.asarray(model.noise("any", (4,)))
+    model.train_step(batch)
+    assert not np.allclose(first, model.noise("any", (4,)))
+    if max(int(getattr(model, name).iterations) for name in model.trains) == 0:
+        for network, weights in zip(averages, before, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), weights, strict=True))
+
+
+def says_what_to_do_with_replaced_and_frozen_networks(case: Case) -> None:
+    """A new encoder encodes, and learns inside another; to train it uncompiled, or nothing, is refused."""
+    model, other = case.create(), case.create(seed=1)
+    patches = case.patches(2)
+    model.encode(patches)
+    model.encoder = other.encoder
+    assert np.array_equal(model.encode(patches), other.encode(patches))
+    inside = keras.Sequential([other.encoder, keras.layers.Dense(1)])
+    inside.compile("sgd", "mse", run_eagerly=True)
+    before = other.encoder.get_weights()
+    inside.fit(patches, np.ones((2, 1)), verbose=0)
+    assert not all(np.array_equal(a, b) for a, b in zip(before, other.encoder.get_weights(), strict=True))
+    model.trainable = False
+    with pytest.raises(InputError, match="nothing to train"):
+        model.fit(case.batch(2), verbose=0)
+    model.compile()
+    model.trainable = True
+    with pytest.raises(InputError, match="compile again"):
+        model.fit(case.batch(2), verbose=0)
+
+
+def ignores_the_users_keras_configuration(case: Case) -> None:
+    """Image format, floatx and policy of the user neither change nor break it, nor does it change them."""
+    expected = case.create()
+    before = keras.config.dtype_policy()
+    keras.config.set_image_data_format("channels_first")
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = case.create()
+        figures = model.fit(case.batch(2), verbose=0).history
+        codes = model.encode(case.patches())
+        set_by = keras.config.image_data_format(), keras.config.floatx(), keras.config.dtype_policy().name
+    finally:
+        keras.config.set_image_data_format("channels_last")
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(before)
+    assert set_by == ("channels_first", "float64", "mixed_bfloat16")
+    assert expected.fit(case.batch(2), verbose=0).history == figures
+    assert np.array_equal(expected.encode(case.patches()), codes)
+    same_state(model, expected)
+
+
+def refuses_patches_that_are_not_finite(case: Case, folder: Path) -> None:
+    """Neither ``encode`` nor what ``model.export`` wrote makes a code of NaN or infinity."""
+    model = trained(case)
+    model.export(folder / "export")
+    served = tf.saved_model.load(folder / "export").signatures["serving_default"]
+    for value in (np.nan, np.inf, -np.inf):
+        patches = case.patches(3)
+        patches[1].flat[0] = value
+        with pytest.raises(InputError, match="1 of 3 patches hold NaN or infinity, patch 1 the first"):
+            model.encode(patches)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NaN or infinity"):
+            served(patch=tf.constant(patches))
+
+
+def warns_once_of_intensities_that_it_does_not_read(case: Case) -> None:
+    model, batch = case.create(), case.batch(2)
+    batch["patch"] = 255 * batch["patch"]
+    with pytest.warns(UserWarning, match="% of the values in patches lie outside") as warned:
+        model.fit(batch, epochs=2, verbose=0)
+    assert len(warned) == 1
+    model.fit(batch, verbose=0)
+
+
+class Sequence(keras.utils.PyDataset):
+    """One batch as a ``PyDataset``."""
+
+    def __init__(self, batch: dict[str, np.ndarray]):
+        super().__init__()
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.batch
 
 
 _TRAINED: dict[Case, patch_model.PatchModel] = {}

@@ -9,8 +9,10 @@ NAMES = epizoo.list_models()
 PLANE = [Case(name) for name in NAMES]
 SOLID = [Case(name, (7, 7, 7), 3) for name in NAMES]
 SINGLE = [Case(name, (9, 9), 1) for name in NAMES]
+SMALL = [Case(name, (7, 7), 1) for name in NAMES]
 plane = pytest.mark.parametrize("case", PLANE, ids=str)
 plane_and_solid = pytest.mark.parametrize("case", PLANE + SOLID, ids=str)
+small = pytest.mark.parametrize("case", SMALL, ids=str)
 every_form = pytest.mark.parametrize("case", PLANE + SOLID + SINGLE, ids=str)
 
 
@@ -70,3 +72,48 @@ def test_config_and_preset_round_trip(case, tmp_path):
 @plane_and_solid
 def test_wrong_shapes_are_named(case):
     contract.names_wrong_shapes(case)
+
+
+@small
+def test_losses_are_scaled_as_the_optimiser_asks(case):
+    contract.scales_its_losses(case)
+
+
+@small
+def test_batch_of_one_patch_has_figures_that_are_numbers(case):
+    contract.trains_on_one_patch(case)
+
+
+@small
+def test_what_a_model_is_given_is_used_or_refused(case):
+    contract.uses_or_refuses_what_it_is_given(case)
+
+
+@small
+def test_stock_callbacks_work(case, tmp_path):
+    contract.works_with_stock_callbacks(case, tmp_path)
+
+
+@small
+def test_gradients_can_accumulate(case):
+    contract.accumulates_gradients(case)
+
+
+@small
+def test_replaced_and_frozen_networks_work_or_say_what_to_do(case):
+    contract.says_what_to_do_with_replaced_and_frozen_networks(case)
+
+
+@small
+def test_keras_configuration_of_the_user_changes_nothing(case):
+    contract.ignores_the_users_keras_configuration(case)
+
+
+@small
+def test_patches_that_are_not_finite_get_no_code(case, tmp_path):
+    contract.refuses_patches_that_are_not_finite(case, tmp_path)
+
+
+@small
+def test_intensities_that_a_model_does_not_read_are_warned_of_once(case):
+    contract.warns_once_of_intensities_that_it_does_not_read(case)

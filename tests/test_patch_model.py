@@ -155,7 +155,7 @@ def test_all_wrong_arguments_are_named_at_once():
     with pytest.raises(InputError, match="choose one of autoencoder"):
         epizoo.create("transformer")
     with pytest.raises(InputError, match="mixed_bfloat16"):
-        epizoo.create("siamese", dtype="mixed_float16").compile()
+        epizoo.create("siamese", dtype="float16")
 
 
 def test_what_a_model_cannot_do_is_said():

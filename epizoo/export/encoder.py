@@ -184,12 +184,14 @@ def _signatures(
     checks = format == "savedmodel"
 
     def encode(patch: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"latent": tf.cast(encoder(patch, training=False), tf.float32)}
+        code = tf.cast(encoder(patch, training=False), tf.float32)
+        return {"latent": intensities.of_finite(patch, code, checks=checks)}
 
     def encode_raw(patch: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> dict[str, tf.Tensor]:
         ones = [1] * len(dense.patch_shape)
         low, high = (tf.reshape(value, (-1, *ones, channels)) for value in (low, high))
-        return encode(intensities.rescale(patch, low, high))
+        code = encode(intensities.rescale(patch, low, high))["latent"]
+        return {"latent": intensities.of_finite(patch, code, checks=checks)}
 
     def codes(volume: tf.Tensor) -> dict[str, tf.Tensor]:
         if format == "savedmodel":
@@ -203,7 +205,10 @@ def _signatures(
         return {"volume": volume, "low": low, "high": high}
 
     def encode_volume(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return codes(normalise(**inputs)["volume"])
+        volume, mask = stacked(names, inputs)
+        inside = tf.where(mask[..., tf.newaxis], volume, 0.0)[tf.newaxis]
+        latent = codes(normalise(**inputs)["volume"])["latent"][tf.newaxis]
+        return {"latent": intensities.of_finite(inside, latent, checks=checks)[0]}
 
     patch = tf.TensorSpec((None, *dense.patch_shape, channels), tf.float32)
     scale = tf.TensorSpec((None, channels), tf.float32)

@@ -62,6 +62,25 @@ def rescale(values: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value((values - low) / (high - low), 0.0, 1.0)
 
 
+def of_finite(patch: tf.Tensor, code: tf.Tensor, *, checks: bool = True) -> tf.Tensor:
+    """Codes of what is finite; max pooling and ReLU make some of anything else, too.
+
+    Args:
+        patch: ``(n, ...)``, that they are of.
+        code: ``(n, ..., d)``.
+        checks: refuse NaN and infinity; else the code of such a patch is NaN.
+    """
+    if checks:
+        message = "NaN or infinity in a patch."
+        with tf.control_dependencies(
+            [tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(patch)), [message])]
+        ):
+            return tf.identity(code)
+    axes = list(range(1, len(patch.shape)))
+    finite = tf.reduce_all(tf.abs(patch) <= tf.float32.max, axes)  # TFLite has no test for it
+    return tf.where(tf.reshape(finite, (-1, *[1] * (len(code.shape) - 1))), code, np.nan)
+
+
 def smooth(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], fwhm: float) -> tf.Tensor:
     """As ``maps.smoothing.smooth``: ``(x, y, z)`` or ``(x, y, z, c)``, inside a mask; ``fwhm`` in mm."""
     if len(volume.shape) == 3:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
 from keras import layers
+
+LAST = "channels_last"  # whatever the user has set: patches have their channels last
 
 
 @dataclass(frozen=True)
@@ -220,8 +223,8 @@ def dense_stack(
 def to_latent(x: Any, latent_dim: int, name: str = "latent", *, linear: bool = False) -> Any:
     """Flatten to ``(n, latent_dim)`` float32; a linear Dense where the flattened size differs, or if told."""
     if math.prod(x.shape[1:]) == latent_dim and not linear:
-        return layers.Flatten(name=name, dtype="float32")(x)
-    return layers.Dense(latent_dim, name=name, dtype="float32")(layers.Flatten()(x))
+        return layers.Flatten(name=name, dtype="float32", data_format=LAST)(x)
+    return layers.Dense(latent_dim, name=name, dtype="float32")(layers.Flatten(data_format=LAST)(x))
 
 
 def from_latent(latent: Any, shape: Sequence[int], activation: str = "relu") -> Any:
@@ -261,5 +264,5 @@ def _init(activation: str) -> str:
 
 
 def layer(kind: str, rank: int, suffix: str = "") -> Any:
-    """A Keras class by kind and rank: ``layer("Conv", 3)`` is ``Conv3D``."""
-    return getattr(layers, f"{kind}{rank}D{suffix}")
+    """A Keras class by kind and rank, channels last: ``layer("Conv", 3)`` makes a ``Conv3D``."""
+    return partial(getattr(layers, f"{kind}{rank}D{suffix}"), data_format=LAST)

@@ -10,12 +10,12 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,19 +25,22 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
 
 Row = dict[str, float]
+Data: TypeAlias = tf.data.Dataset | Mapping[str, ArrayLike]
+FromStep: TypeAlias = Callable[[int], tf.data.Dataset]  # batches from a number on
 
 SHOWN = 12  # patches in a picture
 FEWEST = 16  # held-out patches that a generator is judged by
+BATCH = 32  # of arrays: Keras' own default
 
 
 def train(
     model: PatchModel,
-    train_data: tf.data.Dataset | Callable[[int], tf.data.Dataset],
+    train_data: Data | FromStep,
     *,
     epochs: int,
     steps_per_epoch: int,
     folder: str | Path,
-    validation_data: tf.data.Dataset | None = None,
+    validation_data: Data | None = None,
     validation_steps: int | None = None,
     patience: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -55,13 +58,15 @@ def train(
 
     Args:
         model: compiled here, with its paper's optimisers, where it is not yet.
-        train_data: endless data set whose batch k is always the same, or a function that makes it from batch
-            k on: ``lambda k: patch_dataset(..., start_step=k)`` resumes without drawing the first k again.
+        train_data: data set whose batch k is always the same, or a function that makes it from batch k on:
+            ``lambda k: patch_dataset(..., start_step=k)`` resumes without drawing the first k again. One that
+            ends is begun again. Or a dict of arrays, of which batches of 32 are drawn, shuffled.
         epochs: in total, those of earlier calls included.
         steps_per_epoch: batches per epoch.
         folder: made if missing.
-        validation_data: held-out controls; every epoch sees its first ``validation_steps`` batches.
-        validation_steps: all of a finite data set if None.
+        validation_data: held-out controls, as a data set or a dict of arrays; every epoch sees its first
+            ``validation_steps`` batches.
+        validation_steps: all of a data set that ends if None.
         patience: stop when ``model.monitor``, which needs no labels, has had no new minimum for so many
             epochs, and keep the model of the epoch with the minimum. Without it, the last epoch's is kept.
         callbacks: further Keras callbacks, such as ``keras.callbacks.TensorBoard``.
@@ -72,12 +77,16 @@ def train(
 
     Raises:
         InputError: data that the model cannot train on; a folder that holds the training of another model;
-            ``patience`` without validation data.
+            ``patience`` without validation data; an endless one without ``validation_steps``.
         FloatingPointError: a figure became NaN or infinite; the checkpoint of the epoch before remains.
     """
     folder = Path(folder)
-    first = train_data if isinstance(train_data, tf.data.Dataset) else train_data(0)
-    model.check_batch(first.element_spec)
+    batches_from = _endless(train_data, model.seed)
+    first = batches_from(0)
+    held_out_batches = None if validation_data is None else _held_out(validation_data, validation_steps)
+    for batches in (first, held_out_batches):
+        if batches is not None:
+            model.check_batch(batches.element_spec)
     if patience is not None and validation_data is None:
         raise InputError("patience needs validation_data: early stopping watches held-out controls.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,18 +100,16 @@ def train(
     # The history of a finished training goes on past the epoch that it kept.
     finished = final.is_file() and not checkpoint.is_file()
     history = History(folder / "history.csv", math.inf if finished else model.epochs)
-    if validation_data is not None and validation_steps is not None:
-        validation_data = validation_data.take(validation_steps)
 
     done = max(model.epochs, len(history.rows))
     if done < epochs and not history.stalled(model.monitor, patience):
         history.forget_after(model.epochs)
         if patience is not None and history.since_best(model.monitor) == 0:
             save(model, best)
-        start = first if model.steps == 0 else _from_step(train_data, model.steps)
-        held_out = None if validation_data is None else _first(validation_data, PATCHES)
+        start = first if model.steps == 0 else batches_from(model.steps)
+        held_out = None if held_out_batches is None else _first(held_out_batches, PATCHES)
         shown = _first(first, SHOWN) if held_out is None else held_out[:SHOWN]
-        judges = []
+        judges: list[keras.callbacks.Callback] = []
         if model.generates and held_out is not None and len(held_out) >= FEWEST:
             judges.append(GeneratorQuality(held_out))
         progress = ProgressBar(console or Console(stderr=True))
@@ -112,7 +119,7 @@ def train(
                 epochs=epochs,
                 initial_epoch=model.epochs,
                 steps_per_epoch=steps_per_epoch,
-                validation_data=validation_data,
+                validation_data=held_out_batches,
                 verbose=0,
                 callbacks=[
                     *judges,
@@ -192,14 +199,12 @@ class History(keras.callbacks.Callback):
         row = {"epoch": float(epoch + 1), **{k: float(v) for k, v in (logs or {}).items()}}
         bad = [f"{k} {v}" for k, v in row.items() if not math.isfinite(v)]
         if bad:
-            raise FloatingPointError(
-                f"training diverged in epoch {epoch + 1}: {', '.join(bad)}. Lower the learning rate, or look "
-                "for values outside [0, 1] in the images."
-            )
+            raise FloatingPointError(diverged(epoch, ", ".join(bad)))
         self.rows.append(row)
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
-            # An earlier version's rows may lack a figure.
-            writer = csv.DictWriter(file, list(row), restval=math.nan)
+            # Rows of an earlier version, or of other callbacks, may have other figures.
+            names = dict.fromkeys(name for row in self.rows for name in row)
+            writer = csv.DictWriter(file, list(names), restval=math.nan)
             writer.writeheader()
             writer.writerows({**row, "epoch": int(row["epoch"])} for row in self.rows)
 
@@ -230,6 +235,14 @@ class EarlyStopping(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+def diverged(epoch: int, what: str) -> str:
+    """Why training ends."""
+    return (
+        f"training diverged in epoch {epoch + 1}: {what}. Lower the learning rate, or look for NaN and for "
+        "values outside [0, 1] in the images."
+    )
+
+
 class Checkpoint(keras.callbacks.Callback):
     """Save the model after each epoch: weights, optimisers' states, epochs and steps trained, in one file.
 
@@ -246,8 +259,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.history = history
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self.model.epochs = epoch + 1
-        self.model.steps += self.params["steps"]
+        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
+            raise FloatingPointError(diverged(epoch, "weights are NaN or infinite"))
         if self.best and self.history and self.history.since_best(self.model.monitor) == 0:
             # The first to be written: killed after it, the epoch is trained again and writes the same.
             save(self.model, self.best)
@@ -304,8 +317,11 @@ class ProgressBar(keras.callbacks.Callback):
         )
         self.bar.start()
 
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self.before = epoch * self.params["steps"]
+
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self.bar.advance(self.task)
+        self.bar.update(self.task, completed=self.before + batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         figures = "  ".join(f"{k} {float(v):.4g}" for k, v in (logs or {}).items())
@@ -355,5 +371,55 @@ def _first(data: tf.data.Dataset, n: int) -> NDArray[np.float32]:
     return np.concatenate(taken)[:n]
 
 
-def _from_step(data: tf.data.Dataset | Callable[[int], tf.data.Dataset], step: int) -> tf.data.Dataset:
-    return data.skip(step) if isinstance(data, tf.data.Dataset) else data(step)
+def _endless(data: Data | FromStep, seed: int) -> FromStep:
+    """A function that makes the data set from batch k on, without an end."""
+    if isinstance(data, Mapping):
+        return _shuffled(data, seed)
+    made = data(0) if callable(data) else data
+    if not isinstance(made, tf.data.Dataset):
+        received = type(data).__name__ if made is data else f"function that makes a {type(made).__name__}"
+        raise InputError(
+            f"train_data is a {received}: a tf.data.Dataset is needed, a function that makes one from batch k"
+            " on, or a dict of arrays; only these can be resumed."
+        )
+    if callable(data) and made.cardinality() == tf.data.INFINITE_CARDINALITY:
+        return data
+    from_step: FromStep = made.repeat().skip
+    return from_step
+
+
+def _shuffled(arrays: Mapping[str, ArrayLike], seed: int) -> FromStep:
+    """Batches of arrays, all elements in random order, then all again; batch k is a function of k."""
+    tensors, n = _tensors(arrays)
+
+    def index(k: tf.Tensor) -> tf.Tensor:
+        order = tf.stack([tf.constant(seed, tf.int64), k // n, tf.constant(0, tf.int64)])
+        return tf.random.experimental.index_shuffle(k % n, order, n - 1)
+
+    def batches_from(step: int) -> tf.data.Dataset:
+        chosen = tf.data.Dataset.counter(step * BATCH).map(index).batch(BATCH)
+        return chosen.map(lambda at: {name: tf.gather(tensor, at) for name, tensor in tensors.items()})
+
+    return batches_from
+
+
+def _held_out(data: Data, steps: int | None) -> tf.data.Dataset:
+    """The batches that every epoch sees."""
+    if isinstance(data, Mapping):
+        data = tf.data.Dataset.from_tensor_slices(_tensors(data)[0]).batch(BATCH)
+    if not isinstance(data, tf.data.Dataset):
+        raise InputError(
+            f"validation_data is a {type(data).__name__}: a tf.data.Dataset or a dict of arrays is needed."
+        )
+    if steps is None and data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise InputError("validation_data has no end: say how many batches of it, validation_steps.")
+    return data if steps is None else data.take(steps)
+
+
+def _tensors(arrays: Mapping[str, ArrayLike]) -> tuple[dict[str, tf.Tensor], int]:
+    """Arrays of equal length, and the length."""
+    tensors = {name: tf.convert_to_tensor(np.asarray(array)) for name, array in arrays.items()}
+    lengths = {name: int(tensor.shape[0]) if tensor.shape.rank else 0 for name, tensor in tensors.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise InputError(f"arrays of one length, and not empty, are needed; received {lengths or 'none'}.")
+    return tensors, next(iter(lengths.values()))

@@ -118,6 +118,10 @@ class ContextGAN(PatchModel):
         return True
 
     @property
+    def feeds(self) -> dict[str, tuple[int, ...]]:
+        return {**super().feeds, **({"position": (3,)} if self.position else {})}
+
+    @property
     def made_shape(self) -> tuple[int, ...]:
         return self.centre_shape
 
@@ -201,15 +205,6 @@ class ContextGAN(PatchModel):
         if "position" in config:
             config["position"] = config["position"] == "yes"
         return config
-
-    def check_batch(self, data: Any) -> dict[str, Any]:
-        batch = super().check_batch(data)
-        if self.position and "position" not in batch:
-            raise InputError(
-                f"{self.name} needs 'position' in each batch, received {', '.join(batch)}; "
-                "or build it with position=False."
-            )
-        return batch
 
     # === Networks ===
 
@@ -297,7 +292,7 @@ def look(patch: Any, centre_shape: Sequence[int], scales: Sequence[int]) -> list
     views = [blocks.crop(patch, centre_shape)]
     for scale in scales:
         wide = [min(n, k * scale) for n, k in zip(shape, centre_shape, strict=True)]
-        pool = getattr(layers, f"AveragePooling{len(shape)}D")
+        pool = blocks.layer("AveragePooling", len(shape))
         views.append(pool([min(scale, n) for n in wide], dtype="float32")(blocks.crop(patch, wide)))
     return views
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
-from epizoo.models import blocks, losses
+from epizoo.models import blocks, losses, training
 from epizoo.models.patch_model import PatchModel, register
 from epizoo.models.search_space import CODE, DETECTOR, PATCH, R1, STAGES, TWO_RATES, Space
 
@@ -71,7 +71,8 @@ class DCGAN(PatchModel):
                 name="latent",
                 dtype="float32",
             )
-        self.encoder = keras.Model(self.features.input, projection(self.features.output), name="encoder")
+        with training.keras_settings():
+            self.encoder = keras.Model(self.features.input, projection(self.features.output), name="encoder")
 
     def default_optimizers(self) -> dict[str, keras.Optimizer]:
         return {
@@ -146,7 +147,7 @@ class DCGAN(PatchModel):
     def _features(self, stages: Sequence[blocks.Stage], norm: str | None) -> keras.Model:
         """``patch`` to the features of every stage, each pooled to a grid of at most 4 a side."""
         patch = keras.Input((*self.patch_shape, self.channels), name="patch")
-        pool = getattr(layers, f"MaxPooling{len(self.patch_shape)}D")
+        pool = blocks.layer("MaxPooling", len(self.patch_shape))
         x, features = patch, []
         for i, stage in enumerate(stages):
             # Statistics of the input layer would hide from D how bright patches are (Radford et al. 2016).

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 
-from epizoo.models import blocks
+from epizoo.models import blocks, training
 
 PATCHES = 1000  # in each sample; more than there are features, so that a covariance has full rank
 FEATURES = 64
@@ -78,9 +78,13 @@ def random_features(patch_shape: Sequence[int], channels: int) -> keras.Model:
         channels: modalities.
     """
     stages = blocks.gan_stages(patch_shape)
-    network = blocks.conv_encoder(
-        patch_shape, channels, FEATURES, stages, activation="leaky_relu", linear=True, name="random_features"
-    )
+    with training.keras_settings():
+        network = blocks.conv_encoder(
+            *(patch_shape, channels, FEATURES, stages),
+            activation="leaky_relu",
+            linear=True,
+            name="random_features",
+        )
     rng = np.random.default_rng(0)
     network.set_weights(
         [

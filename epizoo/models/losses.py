@@ -58,10 +58,10 @@ def mmd(z: Tensor, prior: Tensor) -> Tensor:
 
     Kernel ``k(a, b) = sum_s C_s / (C_s + ||a - b||^2)``, ``C_s = 2 d s``, s in (.1, .2, .5, 1, 2, 5, 10):
     the inverse multiquadrics of Tolstikhin et al. 2018, arXiv 1711.01558, section 4. A sample's value may
-    be below 0.
+    be below 0. One code makes no sample: 0.
 
     Args:
-        z: ``(n, d)`` codes, n at least 2.
+        z: ``(n, d)`` codes.
         prior: ``(n, d)`` draws of the prior, N(0, I).
     """
     z, prior = tf.cast(z, tf.float32), tf.cast(prior, tf.float32)
@@ -74,11 +74,12 @@ def mmd(z: Tensor, prior: Tensor) -> Tensor:
         return tf.add_n([scale * s / (scale * s + distance) for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)])
 
     def off_diagonal(k: Tensor) -> Tensor:
-        return (tf.reduce_sum(k) - tf.linalg.trace(k)) / (n * (n - 1))
+        return (tf.reduce_sum(k) - tf.linalg.trace(k)) / tf.maximum(n * (n - 1), 1.0)
 
-    return (
+    discrepancy = (
         off_diagonal(kernel(z, z)) + off_diagonal(kernel(prior, prior)) - 2 * tf.reduce_mean(kernel(z, prior))
     )
+    return tf.where(n > 1, discrepancy, 0.0)
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

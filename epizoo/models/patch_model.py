@@ -7,12 +7,13 @@ import importlib.metadata
 import json
 import math
 import os
-import random
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import GeneratorType
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -20,8 +21,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
-from epizoo.maps.deviations import Deviations
+from epizoo.maps.deviations import FARTHEST, Deviations
 from epizoo.maps.signs import sign_names
+from epizoo.models import training
 from epizoo.models.blocks import Stage
 from epizoo.models.search_space import Space, arguments
 from tfds_epilepsy.errors import InputError
@@ -30,6 +32,8 @@ from tfds_epilepsy.volumes import Subject
 Model = TypeVar("Model", bound="PatchModel")
 READS = ("image", "deviations")  # what patches are cut from
 DEVIATIONS = "deviations_"  # before the names of their arrays, in a saved model
+EXPORTS = {"tf_saved_model": "savedmodel", "onnx": "onnx", "litert": "tflite"}  # Keras' names, and ours
+NEARLY = 1e-3  # outside the intensities that a model reads: rounding
 
 
 class PatchModel(keras.Model):
@@ -83,16 +87,17 @@ class PatchModel(keras.Model):
             self.minimise(g_loss, tape, "g_optimizer")
             return self.track(batch, d_loss=d_loss, g_loss=g_loss)
 
-    ``minimise`` scales by the number of replicas, applies, and moves the averages on. ``test_step`` tracks
-    what ``compute_losses(batch, training=False)`` returns: there a GAN gives the label-free figures to
-    watch on held-out controls (reconstruction, for instance, named in ``monitor``).
+    ``minimise`` scales by the number of replicas and as the optimiser asks (``LossScaleOptimizer``),
+    applies, and moves the averages on where that made a step. ``test_step`` tracks what
+    ``compute_losses(batch, training=False)`` returns: there a GAN gives the label-free figures to watch on
+    held-out controls (reconstruction, for instance, named in ``monitor``).
     ``compile(d_optimizer=..., g_optimizer=...)``, ``save`` and ``load_model`` then treat both optimisers
     and their states like one.
 
-    **Randomness.** ``noise`` and ``uniform`` are functions of (seed, name, step), so that a resumed run
-    repeats an uninterrupted one bit by bit, and replicas draw what one device would. Use nothing that keeps
-    a random state of its own: no Dropout, no SeedGenerator. Initial weights follow ``seed`` inside
-    ``building``.
+    **Randomness.** ``noise`` and ``uniform`` are functions of (seed, name, number of the batch), so that a
+    resumed run repeats an uninterrupted one bit by bit, and replicas draw what one device would. Use nothing
+    that keeps a random state of its own: no Dropout, no SeedGenerator. Initial weights follow ``seed``
+    inside ``building``.
 
     **Encoders** shrink by valid padding and take no statistics over a patch (batch normalisation is
     fine), so that they have a dense form. Inputs are in [0, 1]; what a model needs beyond that (a
@@ -106,7 +111,7 @@ class PatchModel(keras.Model):
         patch_shape, channels, latent_dim, seed: as given.
         stages: the architecture that was asked for, as ``blocks.Stage``; None for the model's own.
         reads: as given.
-        epochs, steps: epochs and batches that ``callbacks.train`` has trained so far; saved with the model.
+        epochs, steps: epochs and batches that ``fit`` has trained so far; saved with the model.
 
     Args:
         patch_shape: odd sizes in voxels, rank 2 (axial) or 3.
@@ -117,7 +122,8 @@ class PatchModel(keras.Model):
             the last three 3, 1, 1 where left out (``blocks.Stage``).
         reads: what its patches are cut from: the ``image``, or ``deviations``, maps of what differs from the
             controls that the model was adapted to (``adapt``, ``view``), .5 where nothing does.
-        **kwargs: ``name``, ``dtype`` (``mixed_bfloat16`` for half the memory traffic on accelerators).
+        **kwargs: ``name``, ``dtype``: float32 whatever Keras is set to, or ``mixed_bfloat16`` or
+            ``mixed_float16`` for half the memory traffic on accelerators.
 
     Raises:
         InputError: arguments that no patch can have, all named at once.
@@ -158,8 +164,9 @@ class PatchModel(keras.Model):
         reads: str = "image",
         **kwargs: Any,
     ):
-        _check_arguments(patch_shape, channels, latent_dim, stages, reads)
         kwargs["name"] = kwargs.get("name") or type(self).__name__
+        kwargs["dtype"] = kwargs.get("dtype") or "float32"
+        _check_arguments(patch_shape, channels, latent_dim, stages, reads, kwargs["dtype"])
         super().__init__(**kwargs)
         # === Config ===
         self.patch_shape = tuple(int(n) for n in patch_shape)
@@ -170,7 +177,10 @@ class PatchModel(keras.Model):
         self.reads = reads
         self.epochs = 0
         self.steps = 0
-        self._trackers = [keras.metrics.Mean(name) for name in self.tracked]
+        self._trackers = [training.Figure(name) for name in self.tracked]
+        self._outside = training.Figure("outside")  # share of the intensities that it does not read
+        self._warned = False
+        self._known: dict[str, frozenset[int]] = {}  # the weights that each optimiser was made for
         self._encode: Any = None
         self._reconstruct: Any = None
 
@@ -180,7 +190,7 @@ class PatchModel(keras.Model):
         """Codes of patches in inference mode: ``(n, *patch_shape, channels)`` to ``(n, latent_dim)``.
 
         Raises:
-            InputError: patches of another shape.
+            InputError: patches of another shape; NaN or infinity in one.
         """
         if self._encode is None:
             self._encode = self._compiled(lambda patch: self.encoder(patch, training=False))
@@ -190,7 +200,7 @@ class PatchModel(keras.Model):
         """What the model makes of patches, of the same shape.
 
         Raises:
-            InputError: patches of another shape; a model without a decoder.
+            InputError: patches of another shape; NaN or infinity in one; a model without a decoder.
         """
         if not self.reconstructs:
             raise InputError(f"{self.name} has no decoder: it cannot reconstruct.")
@@ -272,39 +282,84 @@ class PatchModel(keras.Model):
         given = {"optimizer": optimizer, **optimizers}
         given = {name: value for name, value in given.items() if value is not None}
         problems = [
-            f"{self.name} has no {name!r}: its optimisers are {', '.join(self.trains)}."
+            f"{self.name} has no {name!r}: its losses and figures are its own, its optimisers are "
+            f"{', '.join(self.trains)}."
             for name in given
             if name not in self.trains
         ]
-        if self.dtype_policy.name == "mixed_float16":
-            problems.append("mixed_float16 needs loss scaling in every step: use mixed_bfloat16.")
+        objects = [id(value) for value in given.values() if isinstance(value, keras.Optimizer)]
+        if len(set(objects)) < len(objects):
+            problems.append("one optimiser was given for two: each needs its own.")
+        if self.losses:
+            problems.append("regularisers have no effect here: add their terms in compute_losses.")
         if problems:
             raise InputError(problems)
-        with self.distribute_strategy.scope():
-            chosen = {**self.default_optimizers(), **given}
-            chosen = {name: keras.optimizers.get(value) for name, value in chosen.items()}
+        with self.distribute_strategy.scope(), training.keras_settings():
+            chosen = {name: keras.optimizers.get(value) for name, value in given.items()}
+            for name, default in self.default_optimizers().items():
+                if name not in chosen:
+                    default.name = name
+                    chosen[name] = default
+            if self.dtype_policy.name == "mixed_float16":
+                chosen = {name: training.scaling(value) for name, value in chosen.items()}
             super().compile(
                 optimizer=chosen.get("optimizer"),
                 run_eagerly=run_eagerly,
                 steps_per_execution=steps_per_execution,
                 jit_compile=jit_compile,
+                auto_scale_loss=False,  # it is for the first alone
             )
-            for name, value in chosen.items():
-                setattr(self, name, value)
-                value.build(self.trained_by(name))
+            for name in self.trains:
+                variables = self.trained_by(name)
+                setattr(self, name, chosen[name])
+                chosen[name].build(variables)
+                self._known[name] = frozenset(map(id, variables))
+            if "optimizer" not in self.trains:
+                self.optimizer = training.Optimizers({name: chosen[name] for name in self.trains})
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """``keras.Model.fit`` on a data set of dicts (``patch_dataset``), checked before it starts.
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """``keras.Model.fit`` on dicts of patches (``patch_dataset``), checked before it starts.
+
+        Args:
+            x: a ``tf.data.Dataset``, a ``PyDataset`` or a generator of dicts of batches, or a dict of arrays.
+            y, sample_weight, class_weight: not for models that learn from patches alone.
+            callbacks: of Keras, too: ``model.monitor`` needs no ``mode``.
+            batch_size, epochs, verbose, **kwargs: as in Keras.
 
         Raises:
-            InputError: elements that this model cannot train on.
+            InputError: elements that this model cannot train on; labels or weights; nothing to train.
         """
+        problems = training.label_problems(y=y, sample_weight=sample_weight, class_weight=class_weight)
         for data in (x, kwargs.get("validation_data")):
-            if data is not None:
-                self.check_batch(data.element_spec if isinstance(data, tf.data.Dataset) else data)
-        if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras warns that it will not shuffle a tf.data.Dataset
-        return super().fit(x, *args, **kwargs)
+            problems += training.data_problems(self, data)
+        if self.compiled:
+            problems += self._optimiser_problems()
+        if problems:
+            raise InputError(problems)
+        if isinstance(x, tf.data.Dataset | GeneratorType):
+            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot
+        if "validation_data" in kwargs:
+            kwargs["validation_data"] = training.as_batches(kwargs["validation_data"])
+        return super().fit(
+            training.as_batches(x),
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=training.prepared(self, callbacks),
+            **kwargs,
+        )
 
     def save_preset(self, folder: str | Path) -> Path:
         """Write a small readable folder: ``config.json`` and ``model.weights.h5``, without optimiser states.
@@ -339,6 +394,29 @@ class PatchModel(keras.Model):
             shutil.rmtree(partial, ignore_errors=True)
         return folder
 
+    def export(
+        self, filepath: str | Path, format: str = "tf_saved_model", verbose: Any = None, **options: Any
+    ) -> None:
+        """``keras.Model.export``: the encoder, with the signatures of ``epizoo.export_encoder``.
+
+        Args:
+            filepath: the folder to write.
+            format: ``tf_saved_model``, ``onnx`` or ``litert``, as Keras calls them.
+            verbose: not used.
+            **options: of ``epizoo.export_encoder``: modalities, normalisation, overwrite, ...
+
+        Raises:
+            InputError: an unknown format or option, or what ``export_encoder`` refuses.
+        """
+        import epizoo  # the front door: models know nothing of the room behind it
+
+        if format not in EXPORTS:
+            raise InputError(f"format {format!r}: choose one of {', '.join(EXPORTS)}.")
+        try:
+            epizoo.export_encoder(self, filepath, format=EXPORTS[format], **options)
+        except TypeError as error:
+            raise InputError(f"export: {error}.") from error
+
     def receptive_field(self) -> tuple[int, ...]:
         """Voxels, an axis each, that the code looks at: the box in which its gradient is not zero."""
         rng = np.random.default_rng(0)
@@ -359,6 +437,17 @@ class PatchModel(keras.Model):
     def reconstructs(self) -> bool:
         """Whether ``reconstruct`` can be asked for."""
         return self.decoder is not None
+
+    @property
+    def feeds(self) -> dict[str, tuple[int, ...]]:
+        """What it takes of a batch, and the shape of each, ``n`` left out; all of it floats."""
+        names = ("patch", "partner") if self.sampling == "pair" else ("patch",)
+        return {name: (*self.patch_shape, self.channels) for name in names}
+
+    @property
+    def intensities(self) -> tuple[float, float]:
+        """The lowest and the highest value that a patch has."""
+        return (0.0, 1.0) if self.reads == "image" or self.spread else (-FARTHEST, FARTHEST)
 
     @property
     def made_shape(self) -> tuple[int, ...]:
@@ -399,48 +488,29 @@ class PatchModel(keras.Model):
     @contextmanager
     def building(self) -> Iterator[None]:
         """Build the sub-networks in here: seeded, in the model's precision; averages are made at the end."""
-        state, policy = random.getstate(), keras.config.dtype_policy()
-        # Keras draws the seed of an initialiser that has none from Python's generator.
-        random.seed(self.seed)
-        keras.config.set_dtype_policy(self.dtype_policy)
-        try:
+        with training.keras_settings(self.dtype_policy, self.seed):
             yield
             for name, live in self.averages.items():
                 source = getattr(self, live)
                 average = keras.models.clone_model(source)
                 average.set_weights(source.get_weights())
-                average.trainable = False
                 setattr(self, name, average)
-        finally:
-            random.setstate(state)
-            keras.config.set_dtype_policy(policy)
         self.built = True
 
     def check_batch(self, data: Any) -> dict[str, Any]:
-        """The dict of a batch (or of its specs).
+        """The dict of a batch as the model reads it: what it is fed in float32, of known shape; or its specs.
 
         Raises:
-            InputError: a key is missing or a shape is not this model's.
+            InputError: a key is missing, a shape is not this model's, or values are not floats; labels or
+                weights beside it.
         """
-        batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        names = ("patch", "partner") if self.sampling == "pair" else ("patch",)
-        if not isinstance(batch, Mapping):
-            raise InputError(
-                f"{self.name} is fed dicts with {', '.join(names)} (see patch_dataset); "
-                f"received {type(batch).__name__}."
-            )
-        problems = []
-        for name in names:
-            if name not in batch:
-                problems.append(
-                    f"{self.name} needs {name!r} in each batch, received {', '.join(batch)}: "
-                    f"make the data set with sampling={self.sampling!r}."
-                )
-            else:
-                problems += self._shape_problems(name, batch[name].shape)
-        if problems:
+        if problems := training.batch_problems(self, data):
             raise InputError(problems)
-        return dict(batch)
+        batch = dict(keras.utils.unpack_x_y_sample_weight(data)[0])
+        for name, shape in self.feeds.items():
+            if not isinstance(batch[name], tf.TypeSpec):
+                batch[name] = tf.ensure_shape(tf.cast(batch[name], tf.float32), (None, *shape))
+        return batch
 
     def minimise(self, loss: Any, tape: tf.GradientTape, optimizer: str = "optimizer") -> None:
         """One step of an optimiser on the sub-networks that it trains; their averages follow.
@@ -451,15 +521,25 @@ class PatchModel(keras.Model):
             optimizer: a name in ``trains``.
         """
         variables = self.trained_by(optimizer)
+        if not variables:
+            return  # frozen
+        chosen = getattr(self, optimizer)
+        before = tf.identity(chosen.iterations)
+        # Starting from the scale instead of 1: the gradients of the scaled loss.
+        scale = chosen.scale_loss(tf.ones_like(loss))
         # Keras sums gradients over replicas; the loss is a mean over the whole batch.
         replicas = self.distribute_strategy.num_replicas_in_sync
-        gradients = [None if g is None else g / replicas for g in tape.gradient(loss, variables)]
-        getattr(self, optimizer).apply_gradients(zip(gradients, variables, strict=True))
-        self._move_averages(optimizer)
+        gradients = tape.gradient(loss, variables, output_gradients=scale)
+        gradients = [None if g is None else g / replicas for g in gradients]
+        chosen.apply_gradients(zip(gradients, variables, strict=True))
+        self._move_averages(optimizer, before)
 
     def track(self, batch: Mapping[str, Any], **figures: Any) -> dict[str, Any]:
         """Add scalars to the epoch's means, named as in ``tracked``; returns the means so far."""
         n = tf.cast(tf.shape(batch["patch"])[0], tf.float32)
+        low, high = self.intensities
+        unread = (batch["patch"] < low - NEARLY) | (batch["patch"] > high + NEARLY)
+        self._outside.update_state(tf.reduce_mean(tf.cast(unread, tf.float32)), sample_weight=n)
         unknown = set(figures) - set(self.tracked)
         if unknown:
             raise ValueError(f"{type(self).__name__} must name {sorted(unknown)} in 'tracked'.")
@@ -469,10 +549,10 @@ class PatchModel(keras.Model):
         return {name: trackers[name].result() for name in figures}
 
     def noise(self, name: str, shape: Sequence[Any], training: bool = True) -> Any:
-        """Standard normal values, a function of the seed, the name and the step.
+        """Standard normal values, a function of the seed, the name and the batches trained on.
 
         Args:
-            name: tells apart several draws in one step.
+            name: tells apart several draws for one batch.
             shape: the first axis is the replica's batch: replicas draw their parts of what one device would.
             training: the same values at every validation batch if False.
         """
@@ -493,11 +573,28 @@ class PatchModel(keras.Model):
         networks = [getattr(self, name) for name in self.trains[optimizer]]
         return [v for network in networks if network is not None for v in network.trainable_variables]
 
+    def warn_of_intensities(self) -> None:
+        """Say, once, that patches hold values that the model does not read."""
+        share = float(self._outside.result())
+        if share > 0 and not self._warned:
+            self._warned = True
+            low, high = self.intensities
+            warnings.warn(
+                f"{100 * share:.3g} % of the values in patches lie outside [{low:g}, {high:g}], all that "
+                f"{self.name} reads: normalise the images first (tfds_epilepsy.volumes.normalise).",
+                stacklevel=2,
+            )
+
     # === Keras ===
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         patch = inputs["patch"] if isinstance(inputs, Mapping) else inputs
         return self.encoder(patch, training=training)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, keras.Layer):
+            self.__dict__.update(_encode=None, _reconstruct=None)  # they were traced with another
 
     def train_step(self, data: Any) -> dict[str, Any]:
         batch = self.check_batch(data)
@@ -556,27 +653,39 @@ class PatchModel(keras.Model):
 
     def _in_batches(self, function: Any, patches: ArrayLike, batch_size: int) -> NDArray[np.float32]:
         patches = np.asarray(patches, np.float32)
-        problems = self._shape_problems("patches", patches.shape)
-        if problems:
-            raise InputError(problems)
+        expected = (*self.patch_shape, self.channels)
+        if patches.shape[1:] != expected or patches.ndim == 0:
+            raise InputError(training.shape_problem(self, "patches", patches.shape, expected))
         if len(patches) == 0:
-            return np.asarray(function(np.zeros((1, *patches.shape[1:]), np.float32)))[:0]
+            return np.asarray(function(np.zeros((1, *expected), np.float32)))[:0]
+        if not np.isfinite([patches.min(), patches.max()]).all():
+            axes = tuple(range(1, patches.ndim))
+            bad = np.flatnonzero(~np.isfinite(patches).all(axes))
+            raise InputError(
+                f"{len(bad)} of {len(patches)} patches hold NaN or infinity, patch {bad[0]} the first: "
+                "a code of them would look like any other; mend the image."
+            )
         starts = range(0, len(patches), batch_size)
         return np.concatenate([np.asarray(function(patches[i : i + batch_size])) for i in starts])
 
-    def _shape_problems(self, name: str, shape: Sequence[int | None]) -> list[str]:
-        expected = (*self.patch_shape, self.channels)
-        if tuple(shape)[1:] == expected:
-            return []
+    def _optimiser_problems(self) -> list[str]:
+        """Of a training that would change nothing, or that Keras ends in its first step."""
+        trained = {name: frozenset(map(id, self.trained_by(name))) for name in self.trains}
+        if not any(trained.values()):
+            return [f"{self.name} has nothing to train: set trainable = True, then compile again."]
         return [
-            f"{name} of shape {tuple(shape)}: {self.name} takes (n, {', '.join(map(str, expected))}), "
-            f"{len(self.patch_shape)}-D patches of {self.channels} modalities."
+            f"{name} was compiled for other weights than {', '.join(self.trains[name])} have now: after "
+            "replacing or unfreezing a network, compile again."
+            for name, variables in trained.items()
+            if not variables <= self._known[name]
         ]
 
     def _draw(self, function: Any, name: str, shape: Sequence[Any], training: bool) -> Any:
         step: Any = -1
         if training:
-            step = getattr(self, next(iter(self.trains))).iterations
+            first = getattr(self, next(iter(self.trains)))
+            # Batches; the public ``iterations`` stand still while gradients accumulate.
+            step = getattr(first, "inner_optimizer", first)._iterations
         stream = zlib.crc32(f"{self.seed} {name}".encode()) & 0x7FFFFFFF
         seed = tf.stack([tf.constant(stream, tf.int64), tf.cast(step, tf.int64)])
         replicas = self.distribute_strategy.num_replicas_in_sync
@@ -587,9 +696,14 @@ class PatchModel(keras.Model):
         part = tf.distribute.get_replica_context().replica_id_in_sync_group
         return function(tf.concat([[n * replicas], shape[1:]], 0), seed)[part * n : (part + 1) * n]
 
-    def _move_averages(self, optimizer: str) -> None:
-        """``average <- d average + (1 - d) weight``; d grows to ``average_decay`` in the first steps."""
-        step = tf.cast(getattr(self, optimizer).iterations, tf.float32)
+    def _move_averages(self, optimizer: str, before: Any) -> None:
+        """``average <- d average + (1 - d) weight``; d grows to ``average_decay`` in the first steps.
+
+        Nothing moves where the optimiser made no step: it gathers gradients, or skipped infinite ones.
+        """
+        steps = getattr(self, optimizer).iterations
+        moved = tf.greater(steps, before)
+        step = tf.cast(steps, tf.float32)
         decay = tf.minimum(self.average_decay, (1 + step) / (10 + step))
         pairs = [
             (average.value, live.value, live.trainable)
@@ -605,7 +719,9 @@ class PatchModel(keras.Model):
                 # Running statistics are averages already.
                 strategy.extended.update(
                     average,
-                    lambda a, b, learnt=learnt: a.assign(a * decay + b * (1 - decay) if learnt else b),
+                    lambda a, b, learnt=learnt: a.assign(
+                        tf.where(moved, a * decay + b * (1 - decay) if learnt else b, a)
+                    ),
                     args=(live,),
                     group=False,
                 )
@@ -637,8 +753,9 @@ def _check_arguments(
     latent_dim: int,
     stages: Sequence[Sequence[int]] | None,
     reads: str,
+    dtype: Any,
 ) -> None:
-    problems = []
+    problems = training.policy_problems(dtype)
     if len(patch_shape) not in (2, 3) or any(n < 3 or n % 2 == 0 for n in patch_shape):
         problems.append(
             f"patch_shape {tuple(patch_shape)}: two (axial) or three sizes are needed, odd, so that a patch "
