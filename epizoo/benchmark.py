@@ -44,9 +44,9 @@ def benchmark(
 ) -> Path:
     """Run every model with every detector, every baseline and the supervised reference, on one cohort.
 
-    Each run is a folder; finished ones are taken as they are, so a killed benchmark goes on. A model is
-    trained once a seed: its detectors share the encoder. The table is written anew after each run. Reports
-    are left out: ``epizoo report RUN_DIR`` writes that of any run.
+    Each run has a folder; finished ones are taken as they are, so a killed benchmark goes on. For each seed a
+    model is trained once, and its detectors share the encoder. The table is written anew after each run. No
+    reports are written; ``epizoo report RUN_DIR`` makes that of any run.
 
     Args:
         data: a config's name or a template-space derivative.

@@ -1,4 +1,4 @@
-"""The demo: the reference method on the embedded phantom, beside a voxel-wise z-score."""
+"""The demo: the siamese encoder with its detector on the embedded phantom, beside a voxel-wise z-score."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def run(folder: str | Path, *, overwrite: bool = False, console: Console | None 
     """Run both methods on ``phantom_2mm`` and print their figures side by side.
 
     Args:
-        folder: a run folder for each method is made in it.
+        folder: gets a run's folder for each method.
         overwrite: start finished runs anew.
+        console: where progress and figures are shown.
     """
     console = console or Console()
     results = {}

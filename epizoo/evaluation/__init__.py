@@ -1,4 +1,4 @@
-"""Figures of a detector against annotated lesions: voxels, lesions, chance, intervals, leaderboard."""
+"""How well a detector finds annotated lesions: voxels, lesions, chance, intervals, leaderboard."""
 
 from epizoo.evaluation.chance import chance_of_rank, hit_chance, mirrored_hits, more_than_chance
 from epizoo.evaluation.evaluate import Scored, evaluate, pool, summarise

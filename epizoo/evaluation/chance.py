@@ -17,7 +17,7 @@ from epizoo.evaluation.lesion_level import MIN_IOU, match_clusters
 def hit_chance(
     labels: NDArray[np.integer], lesion: NDArray[np.bool_], mask: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float64]]:
-    """The probability that each cluster hits the lesion when it is placed at random in the brain.
+    """Compute the probability that each cluster hits the lesion when it is placed at random in the brain.
 
     Every voxel of ``mask`` is as likely to receive the centre of the cluster (its centroid, rounded).
 
@@ -69,13 +69,16 @@ def chance_of_rank(chances: ArrayLike, rank: int) -> float:
 
 
 def more_than_chance(found: int, chances: ArrayLike) -> float:
-    """The exact one-sided p of ``found`` patients, each of whom chance finds with its own probability.
+    """Compute the exact one-sided p of finding so many patients by chance.
 
-    The null distribution is the Poisson binomial.
+    Chance finds each patient with a probability of its own. The null distribution is the Poisson binomial.
 
     Args:
         found: number of patients whose lesion was found.
-        chances: ``(n,)`` each patient's chance (``chance_of_rank``).
+        chances: ``(n,)`` the chance of each patient (``chance_of_rank``).
+
+    Returns:
+        The probability of ``found`` patients or more; NaN without patients.
     """
     chances = np.asarray(chances, dtype=float)
     if chances.size == 0:
@@ -88,5 +91,15 @@ def more_than_chance(found: int, chances: ArrayLike) -> float:
 
 
 def mirrored_hits(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
-    """Hits on the lesion's mirror image: the same anatomy on the other side of a symmetric template."""
+    """Tell which clusters hit the mirror image of the lesion, on the other side of a symmetric template.
+
+    The same anatomy without the lesion: what is found there is found by chance, or because of the place.
+
+    Args:
+        labels: ``(x, y, z)``, 1..n by rank and 0 elsewhere; the first axis runs from side to side.
+        lesion: ``(x, y, z)`` bool.
+
+    Returns:
+        As ``match_clusters``.
+    """
     return match_clusters(labels, lesion[::-1])

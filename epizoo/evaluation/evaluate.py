@@ -38,19 +38,19 @@ from epizoo.evaluation.statistics import RESAMPLES, Interval, bootstrap, bootstr
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
 
-LARGE_MM = 15.0  # diameter of the ball of a lesion's volume that parts the small from the large
+LARGE_MM = 15.0  # lesions count as large from this diameter of a ball of their volume
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One subject of the test set with what the detector made of it.
+    """One subject of the test set, with its score map and the clusters in it.
 
     Attributes:
-        subject: the record; its lesion mask is the reference (all False: a control, or an unannotated
-            patient).
+        subject: its lesion mask is the reference; the mask of a control, or of a patient whose lesion nobody
+            has annotated, is empty.
         score_map: ``(x, y, z)``, higher is more abnormal.
-        clusters: from ``find_clusters`` with the patient's own threshold.
-        labels: ``(x, y, z)`` their label volume.
+        clusters: from ``find_clusters`` without ``threshold``.
+        labels: ``(x, y, z)``, the label volume of these clusters.
         strata: what to group patients by besides lesion size and site, for example
             ``{"type": "fcd_2b", "contrast": "0.5"}``.
     """
@@ -69,16 +69,17 @@ def evaluate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Metrics:
-    """All figures of a test set; one subject is in memory at a time.
+    """Compute all figures of a test set.
 
     Patients with a lesion mask give sensitivities and voxel figures, controls give false positives. Intervals
-    are 95 % over patients (or controls): Wilson's for shares, percentile bootstrap for all else.
+    are 95 % over patients (or controls): Wilson's for shares, percentile bootstrap for everything else. The
+    subjects may be a generator: one at a time is in memory.
 
     Args:
-        scored: controls and patients of the test set, none of whom the encoder, the detector or the threshold
-            saw (``epizoo.evaluation.check_no_leak``).
-        threshold: absolute, calibrated on controls of the validation set
-            (``epizoo.detection.clusters.calibrate_threshold``); without it, figures that need it do not
+        scored: controls and patients of the test set. The encoder, the detector and the threshold must not
+            have seen any of them (``epizoo.evaluation.check_no_leak``).
+        threshold: of the score, calibrated on validation controls
+            (``epizoo.detection.clusters.calibrate_threshold``); without one, figures at a threshold do not
             exist.
         resamples: bootstrap samples.
         seed: of the bootstrap.
@@ -91,7 +92,7 @@ def evaluate(
 
 
 def pool(folds: Sequence[Metrics], *, resamples: int = RESAMPLES, seed: int = 0) -> Metrics:
-    """The figures of all folds of a cross-validation as one test set.
+    """Compute the figures of all folds of a cross-validation as of one test set.
 
     Args:
         folds: the figures of each fold; no subject is in two.
@@ -99,8 +100,8 @@ def pool(folds: Sequence[Metrics], *, resamples: int = RESAMPLES, seed: int = 0)
         seed: of the bootstrap.
 
     Returns:
-        Figures whose ``threshold`` is the folds' mean; every figure at a threshold counts each subject at the
-        threshold of its own fold.
+        Figures whose ``threshold`` is the mean of the folds'. Figures at a threshold count each subject at
+        the threshold of its own fold.
 
     Raises:
         InputError: a subject in several folds.
@@ -118,11 +119,11 @@ def summarise(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Metrics:
-    """The figures of a test set from those of its subjects.
+    """Compute the figures of a test set from those of its subjects.
 
     Args:
         rows: one per subject.
-        threshold: that the rows were counted at.
+        threshold: of the score, at which clusters were counted for the rows; None if none was.
         resamples: bootstrap samples.
         seed: of the bootstrap.
 
@@ -211,7 +212,14 @@ def _hits(
     lesion: NDArray[np.bool_],
     mask: NDArray[np.bool_],
 ) -> dict[str, LesionHits]:
-    """By rule; ``at_threshold`` are the labels of the clusters at the calibrated threshold."""
+    """The hits under each rule.
+
+    Args:
+        labels: ``(x, y, z)``, clusters when the threshold follows the map.
+        at_threshold: ``(x, y, z)``, clusters at the calibrated threshold; None without one.
+        lesion: ``(x, y, z)`` bool.
+        mask: ``(x, y, z)`` bool brain mask.
+    """
     hits, mirrored = match_clusters(labels, lesion), mirrored_hits(labels, lesion)
     chances = hit_chance(labels, lesion, mask)
     absolute = None if at_threshold is None else match_clusters(at_threshold, lesion)
@@ -231,7 +239,7 @@ def _hits(
 def _lesion_figures(
     patients: Sequence[LesionHits], threshold: float | None, resamples: int, seed: int
 ) -> LesionFigures:
-    """Of one rule."""
+    """The figures under one rule, from the hits of each patient."""
     hits = [np.asarray(one.hits, bool) for one in patients]
     ranks = np.array([one.rank for one in patients])
     mirrored = np.array([one.mirrored_rank for one in patients])

@@ -24,15 +24,14 @@ from tfds_epilepsy.files import write_text
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished run.
+    """A finished run, as the leaderboard needs it.
 
     Attributes:
-        method: how the table calls it, for example ``siamese + ocsvm``; runs of one method differ in their
-            seed.
+        method: its name in the table, for example ``siamese + ocsvm``; its runs differ in their seed.
         seed: of this run.
         metrics: its figures.
-        cohort: identity of data and split; runs of other cohorts are not comparable.
-        supervised: learnt from annotated lesions; marked in every table.
+        cohort: identifies data and split; runs on different cohorts cannot be compared.
+        supervised: whether it learnt from annotated lesions; such methods are marked in every table.
         seconds: wall time of each step (``train``, ``fit``, ``score``).
         peak_gib: peak memory.
     """
@@ -47,9 +46,9 @@ class Entry:
 
     @classmethod
     def pooled(cls, folds: Sequence[Entry]) -> Entry:
-        """The runs of one method and seed on the folds of a cross-validation as one entry.
+        """Join the runs of one method and seed on the folds of a cross-validation.
 
-        Times are summed; a subject is in one fold.
+        Times are summed. No subject may be in two folds.
         """
         if len(folds) == 1:
             return folds[0]
@@ -70,8 +69,8 @@ class MethodRow:
 
     Attributes:
         method: its name.
-        supervised: learnt from annotated lesions.
-        seeds: how many runs.
+        supervised: whether it learnt from annotated lesions.
+        seeds: how many runs there are.
         voxel: ``auroc``, ``auroc30``, ``auprc``, ``aupro`` and ``dice``.
         lesion: under each rule of ``RULES``.
         fp_per_control: clusters per control at the calibrated threshold.
@@ -95,7 +94,7 @@ class MethodRow:
         return f"{self.method} {MARK}" if self.supervised else self.method
 
     def columns(self) -> dict[str, Any]:
-        """The row of ``leaderboard.tsv``: intervals as a figure, its ``_low`` and its ``_high``."""
+        """The cells of ``leaderboard.tsv``; an interval has three: the figure, ``_low`` and ``_high``."""
         intervals = dict(self.voxel)
         chances = {}
         for rule, found in self.lesion.items():
@@ -163,7 +162,7 @@ class Leaderboard:
         )
 
     def differences_to_tsv(self) -> str:
-        """Each method minus ``reference`` for each figure: difference with its interval, p, Holm's p."""
+        """Each method minus ``reference`` in each figure: difference, interval, p and Holm's p, as text."""
         rows = [
             {
                 "method": row.method,
@@ -193,7 +192,7 @@ class Leaderboard:
         return "\n\n".join([*tables, "\n".join(f"{note}  " for note in self.notes())]) + "\n"
 
     def to_html(self) -> str:
-        """A page of its own: no script, no network."""
+        """The same as a whole HTML page, without scripts and without a network."""
         tables = []
         for header, rows in self._tables():
             head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
@@ -211,7 +210,7 @@ class Leaderboard:
         return _PAGE.format(tables="\n".join(tables), notes=notes)
 
     def notes(self) -> list[str]:
-        """What the table means, a sentence each."""
+        """Sentences that say what the table means."""
         notes = [
             f"{self.patients} patients, {self.controls} controls. Brackets: 95 % intervals over patients. "
             f"Chance: AUROC .5, AUROC30 .15, AUPRC {self.prevalence:.4f}; sensitivity at 5 in parentheses.",
@@ -274,10 +273,10 @@ AGREEMENT = ("auroc", "auprc", "sensitivity_5_overlap", "froc_strict")
 
 
 def leaderboard(entries: Iterable[Entry], reference: str | None = None, *, seed: int = 0) -> Leaderboard:
-    """Merge finished runs of one cohort into one table.
+    """Merge finished runs on one cohort into one table.
 
-    A patient's figure is averaged over the seeds of a method first; intervals and tests are over patients, so
-    more seeds never count as more patients.
+    The figures of each patient are averaged over the seeds of a method first; intervals and tests are over
+    patients, so more seeds never count as more patients.
 
     Args:
         entries: one per run.
@@ -285,8 +284,8 @@ def leaderboard(entries: Iterable[Entry], reference: str | None = None, *, seed:
         seed: of the bootstrap.
 
     Raises:
-        InputError: no run, an unknown reference, one seed twice, runs of different cohorts or patients (all
-            problems at once).
+        InputError: no run, an unknown reference, one seed twice, runs on different cohorts or subjects; all
+            problems at once.
     """
     runs: dict[str, list[Entry]] = {}
     for entry in entries:

@@ -1,7 +1,8 @@
 """Lesion-level figures: at which rank a lesion is found, and at the cost of how many false clusters.
 
-A patient counts as one: found when a cluster hits any part of the lesion mask. Clusters that hit nothing are
-false positives; a second cluster on a lesion that was already found is neither.
+Each patient counts once, however many parts the lesion has: it is found when a cluster hits any part of the
+lesion mask. Clusters that hit nothing are false positives; a second cluster on a lesion that was already
+found is neither.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ RULES = {
 }
 MIN_IOU = 0.1
 RANKS = (1, 3, 5, 10)
-MAX_FP = 10.0  # false positives per patient up to which the FROC's area goes
+MAX_FP = 10.0  # false positives per patient at which the area under the FROC ends
 
 
 def match_clusters(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
-    """Which clusters hit the lesion, under each rule of ``RULES``.
+    """Tell which clusters hit the lesion, under each rule of ``RULES``.
 
     Args:
         labels: ``(x, y, z)``, 1..n by rank and 0 elsewhere (``epizoo.detection.clusters.find_clusters``).
@@ -70,11 +71,13 @@ def mean_rank(first_hits: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Froc:
-    """Free-response ROC curve: ``(k,)`` false positives per patient, ascending, and the sensitivity there.
+    """The free-response ROC curve of a group of patients.
 
-    ``area`` is the mean sensitivity over 0 to ``MAX_FP`` false positives per patient. The curve is a step:
-    at each budget of false positives it has the highest sensitivity that the budget buys, and after the last
-    point it stays level.
+    Attributes:
+        false_positives: ``(k,)`` mean number per patient at each point of the curve, ascending.
+        sensitivity: ``(k,)`` share of patients found at each point.
+        area: mean sensitivity from 0 to ``MAX_FP`` false positives per patient. Between two points, and after
+            the last one, the sensitivity is that of the point before.
     """
 
     false_positives: NDArray[np.float64]
@@ -83,12 +86,12 @@ class Froc:
 
 
 def froc(hits: Sequence[NDArray[np.bool_]], confidence: Sequence[NDArray[np.floating]] | None = None) -> Froc:
-    """The free-response ROC curve of a group of patients.
+    """Compute the free-response ROC curve of a group of patients.
 
     Args:
-        hits: for each patient ``(n,)`` bool, one per cluster: does it hit?
-        confidence: for each patient ``(n,)``, comparable between patients; by default the rank, first to
-            last.
+        hits: for each patient ``(n,)`` bool, whether each cluster hits, first rank first.
+        confidence: for each patient ``(n,)``, how suspicious each cluster is, on a scale that holds for all
+            patients; by default clusters are as suspicious as their rank says.
     """
     n = len(hits)
     if n == 0:

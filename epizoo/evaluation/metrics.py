@@ -50,7 +50,7 @@ def voxel_metrics(
     mask: NDArray[np.bool_],
     threshold: float | None = None,
 ) -> VoxelMetrics:
-    """All voxel-level figures of one patient.
+    """Compute all voxel-level figures of one patient.
 
     Args:
         score_map: ``(x, y, z)``, higher is more abnormal; only the voxels of ``mask`` are read.
@@ -88,7 +88,9 @@ def voxel_metrics(
 
 
 def auroc(scores: NDArray[np.floating], truth: NDArray[np.bool_], max_fpr: float = 1.0) -> float:
-    """Area under the ROC curve up to ``max_fpr``, divided by ``max_fpr`` (perfect 1, chance ``max_fpr / 2``).
+    """Compute the area under the ROC curve up to ``max_fpr``, divided by ``max_fpr``.
+
+    A perfect map has 1, a map of chance ``max_fpr / 2``.
 
     Args:
         scores: any shape.
@@ -106,7 +108,9 @@ def auroc(scores: NDArray[np.floating], truth: NDArray[np.bool_], max_fpr: float
 
 
 def average_precision(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
-    """Area under the precision-recall curve as the sum of precision over recall steps (no interpolation).
+    """Compute the area under the precision-recall curve without interpolation.
+
+    It is the sum over all scores of precision times the step in recall.
 
     Args:
         scores: any shape.
@@ -122,7 +126,7 @@ def average_precision(scores: NDArray[np.floating], truth: NDArray[np.bool_]) ->
 
 
 def dice(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Dice overlap of two masks; NaN where both are empty."""
+    """Compute the Dice overlap of two masks; NaN where both are empty."""
     total = int(np.count_nonzero(found)) + int(np.count_nonzero(truth))
     return 2 * int(np.count_nonzero(found & truth)) / total if total else float("nan")
 

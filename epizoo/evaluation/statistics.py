@@ -21,7 +21,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure over ``n`` patients with its interval, 95 % unless told otherwise; NaN where there is none.
+    """A figure over patients with its interval.
+
+    Attributes:
+        value: the figure; NaN where it does not exist.
+        low, high: limits of the interval, 95 % unless asked otherwise; NaN where there is none.
+        n: how many patients it is made of.
 
     Example:
         >>> f"{Interval(0.5, 0.25, 0.75, n=20):.2f}"
@@ -55,7 +60,7 @@ class Interval:
 def bootstrap_mean(
     values: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """The mean over patients with its percentile bootstrap interval; NaN values are not counted.
+    """Average over patients, with the percentile bootstrap interval; NaN values are not counted.
 
     Args:
         values: ``(n,)``, one per patient.
@@ -78,11 +83,13 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Any figure of a group of patients with its percentile bootstrap interval (Efron & Tibshirani 1993).
+    """Compute any figure of a group of patients, with its percentile bootstrap interval.
+
+    After Efron & Tibshirani 1993, An Introduction to the Bootstrap.
 
     Args:
         n: number of patients.
-        statistic: from patient indices ``(k, n)`` to ``(k,)`` figures, one a resample.
+        statistic: from the patients' numbers in ``k`` resamples, ``(k, n)``, to the ``(k,)`` figures.
         level: coverage.
         resamples: number of bootstrap samples of patients.
         seed: makes the interval reproducible.
@@ -100,7 +107,7 @@ def bootstrap(
 
 
 def proportion(found: ArrayLike, *, level: float = 0.95) -> Interval:
-    """A share of patients with its Wilson interval.
+    """Compute a share of patients, with its Wilson interval.
 
     The bootstrap interval of 0 of 20, or of 20 of 20, would have no width.
 
@@ -116,7 +123,14 @@ def proportion(found: ArrayLike, *, level: float = 0.95) -> Interval:
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """p values adjusted for several comparisons (Holm 1979); NaN stays NaN and is not counted."""
+    """Adjust p values for several comparisons (Holm 1979).
+
+    Args:
+        p_values: ``(n,)``; NaN stays NaN and is not counted.
+
+    Returns:
+        ``(n,)``, none of them lower than before.
+    """
     p = np.asarray(p_values, dtype=float)
     adjusted = np.full(p.shape, np.nan)
     usable = np.flatnonzero(~np.isnan(p))
@@ -128,7 +142,14 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against the reference on the same patients: mean difference with its interval, p, Holm's p."""
+    """How a method differs from a reference on the same patients.
+
+    Attributes:
+        method, reference: their names.
+        difference: mean over patients of the method's figure minus the reference's.
+        p: two-sided, of this comparison alone.
+        p_holm: corrected for all methods that were compared with the reference.
+    """
 
     method: str
     reference: str
@@ -138,7 +159,7 @@ class Comparison:
 
 
 def compare(methods: Mapping[str, Mapping[str, float]], reference: str, *, seed: int = 0) -> list[Comparison]:
-    """Every method against ``reference``, patient by patient, with Holm's correction over the methods.
+    """Compare every method with ``reference``, patient by patient, with Holm's correction over the methods.
 
     Figures of two values (found or not) are compared by McNemar's exact test, others by Wilcoxon's
     signed-rank test, both two-sided.
@@ -172,17 +193,17 @@ def compare(methods: Mapping[str, Mapping[str, float]], reference: str, *, seed:
 
 
 def split_hash(splits: Mapping[str, Iterable[str]]) -> str:
-    """A fingerprint of which subject is in which split: 16 hex digits, the order of subjects aside."""
+    """Make a fingerprint, 16 hex digits, of which subject is in which split; their order does not matter."""
     canonical = {split: sorted(subjects) for split, subjects in splits.items()}
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_no_leak(detector_subjects: Iterable[str], test_subjects: Iterable[str]) -> None:
-    """Refuse to evaluate what was fitted on a test subject.
+    """Refuse to evaluate a detector on subjects that it was fitted on.
 
     Args:
-        detector_subjects: all subjects that the encoder, the detector or a threshold saw.
-        test_subjects: subjects that are about to be evaluated.
+        detector_subjects: labels of all subjects that the encoder, the detector or a threshold saw.
+        test_subjects: labels of the subjects that are about to be evaluated.
 
     Raises:
         InputError: the two share subjects; all are listed.

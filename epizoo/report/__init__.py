@@ -1,4 +1,4 @@
-"""What a person looks at: figures and one self-contained HTML page a cohort."""
+"""The HTML report of a run: figures, tables and one page per patient, in files that need no network."""
 
 from epizoo.report.report import build_report
 

@@ -1,12 +1,14 @@
 """Figures of the report: slices, projections, curves. Left of the patient is on the left, and is marked.
 
-Every function returns the bytes of a WebP image: a third of a PNG, and every browser shows it.
+Every function returns the bytes of a WebP image, which has a third of a PNG's size and which every browser
+shows.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import patheffects
@@ -31,10 +33,10 @@ def lightbox(
     modalities: Sequence[str],
     *,
     cluster: NDArray[np.bool_] | None = None,
-    threshold: float = 2.0,
+    transparent_below: float = 2.0,
     limit: float = 6.0,
 ) -> bytes:
-    """Three planes through a voxel: one column per modality, and the score over the first modality.
+    """Draw three planes through a voxel: one column per modality, and the score over the first modality.
 
     Args:
         subject: image, masks and affine.
@@ -42,7 +44,7 @@ def lightbox(
         centre: voxel the planes run through.
         modalities: names of the image's channels.
         cluster: ``(x, y, z)`` bool, drawn as a yellow outline.
-        threshold: scores below it are transparent.
+        transparent_below: lower scores leave the anatomy uncovered.
         limit: score at the top of the colour bar.
     """
     columns = len(modalities) + 1
@@ -57,8 +59,10 @@ def lightbox(
             ax.imshow(_slice(channel, axis, where, box), cmap="gray", vmin=0, vmax=1, **_IMSHOW)
             if column == columns - 1:
                 score = _slice(score_map, axis, where, box)
-                shown = np.ma.masked_less(score, threshold)
-                overlay = ax.imshow(shown, cmap="hot", vmin=threshold, vmax=limit, alpha=0.75, **_IMSHOW)
+                shown = np.where(score < transparent_below, np.nan, score)
+                overlay = ax.imshow(
+                    shown, cmap="hot", vmin=transparent_below, vmax=limit, alpha=0.75, **_IMSHOW
+                )
             else:
                 _crosshair(ax, axis, centre, box)
             _outline(ax, _slice(subject.lesion_mask, axis, where, box), LESION)
@@ -90,16 +94,22 @@ def projection(
     *,
     limit: float = 6.0,
 ) -> bytes:
-    """Maximum intensity projections of a score map, lesions circled, clusters numbered by rank.
+    """Draw maximum intensity projections of a score map, with lesions circled and clusters numbered by rank.
 
     After figure 2 of Alaverdyan, Jung, Bouet, Lartizien (CAp 2017).
+
+    Args:
+        subject: masks and affine.
+        score_map: ``(x, y, z)``.
+        peaks: voxel of each cluster's peak, first rank first.
+        limit: score at the top of the colour bar.
     """
     from scipy import ndimage
 
     box = _bounding_box(subject.brain_mask)
     lesions, count = ndimage.label(subject.lesion_mask, np.ones((3, 3, 3)))
     width, depth, height = (part.stop - part.start for part in box)
-    scale = 9.0 / (2 * width + depth)  # inches per voxel: all planes at one scale
+    scale = 9.0 / (2 * width + depth)  # inches per voxel, one scale for all planes
     figure = Figure(figsize=(9, scale * max(depth, height) + 0.75), facecolor="black")
     axes = figure.subplots(1, 3, width_ratios=(width, width, depth))
     for ax, axis in zip(axes, PLANES.values(), strict=True):
@@ -130,7 +140,7 @@ def projection(
 
 
 def thumbnail(score_map: NDArray[np.float32], *, limit: float = 6.0) -> bytes:
-    """The axial maximum intensity projection, a pixel a voxel."""
+    """Draw the axial maximum intensity projection, one pixel per voxel."""
     from matplotlib import colormaps
     from PIL import Image
 
@@ -143,10 +153,11 @@ def thumbnail(score_map: NDArray[np.float32], *, limit: float = 6.0) -> bytes:
 
 
 def training_curves(history: Mapping[str, ArrayLike]) -> bytes:
-    """Losses by epoch, a panel each; validation is dashed. Shares of generated patches have one panel.
+    """Draw the figures of a training by epoch: a panel per loss, and one for all shares of generated patches.
 
     Args:
-        history: ``epoch`` and a column a figure; ``val_`` marks validation.
+        history: ``epoch`` and one column per figure; the names of validation figures begin with ``val_``, and
+            their lines are dashed.
     """
     shared = [name for name in SHARES if name in history]
     named = (name.removeprefix("val_") for name in history if name not in ("epoch", *shared))
@@ -183,11 +194,12 @@ def _by_epoch(ax: Axes, title: str) -> Axes:
 
 
 def froc_curve(curves: Mapping[str, Curve], chance: Mapping[str, Curve]) -> bytes:
-    """Sensitivity against false positives per patient.
+    """Draw sensitivity against false positives per patient.
 
     Args:
-        curves: for each rule of a match its false positives per patient and the sensitivity there.
-        chance: the same of clusters that lie anywhere in the brain.
+        curves: for each rule of what counts as a hit, the false positives per patient and the sensitivity
+            there.
+        chance: the same for clusters that lie anywhere in the brain.
     """
     figure = Figure(figsize=(4.4, 3.1))
     ax = figure.add_subplot()
@@ -206,7 +218,12 @@ def froc_curve(curves: Mapping[str, Curve], chance: Mapping[str, Curve]) -> byte
 
 
 def highest_scores(groups: Mapping[str, ArrayLike], threshold: float | None = None) -> bytes:
-    """One dot a subject, a row a group: how patients' highest scores lie beside controls'."""
+    """Draw the highest score of each subject, one dot per subject and one row per group.
+
+    Args:
+        groups: for each group ``(n,)`` scores.
+        threshold: calibrated on held-out controls; drawn if there is one.
+    """
     figure = Figure(figsize=(4.4, 1.0 + 0.7 * len(groups)))
     ax = figure.add_subplot()
     rng = np.random.default_rng(0)
@@ -225,12 +242,12 @@ def highest_scores(groups: Mapping[str, ArrayLike], threshold: float | None = No
 def score_histogram(
     edges: NDArray[np.float64], counts: Mapping[str, NDArray[np.int64]], threshold: float | None = None
 ) -> bytes:
-    """Densities of voxel scores on a log scale, with the standard normal that perfect calibration gives.
+    """Draw densities of voxel scores on a log scale, with the standard normal that perfect calibration gives.
 
     Args:
-        edges: ``(k + 1,)`` of the bins, in z.
-        counts: ``(k,)`` voxels for each group of them, none of them empty.
-        threshold: calibrated on held-out controls.
+        edges: ``(k + 1,)`` limits of the bins, in z.
+        counts: for each group of voxels ``(k,)`` how many are in each bin; no group is empty.
+        threshold: calibrated on held-out controls; drawn if there is one.
     """
     figure = Figure(figsize=(4.4, 3.1))
     ax = figure.add_subplot()
@@ -252,15 +269,15 @@ def score_histogram(
 
 def patches(
     subject: Subject,
-    controls: NDArray[np.floating],
+    controls: NDArray[np.floating[Any]],
     centres: Mapping[str, Sequence[int]],
     modalities: Sequence[str],
     size: Sequence[int] = (15, 15),
 ) -> bytes:
-    """The patch around each voxel, the same place in the mean control, and their difference.
+    """Draw the patch around each voxel, the same place in the mean control, and their difference.
 
     Args:
-        subject: image.
+        subject: its image is drawn.
         controls: ``(x, y, z, m)`` mean image of the training controls.
         centres: for each row its name and its voxel.
         modalities: names of the image's channels.
@@ -288,7 +305,7 @@ def patches(
     return _webp(figure, 110)
 
 
-_IMSHOW = {"origin": "lower", "interpolation": "nearest"}
+_IMSHOW: dict[str, Any] = {"origin": "lower", "interpolation": "nearest"}
 
 
 def _bounding_box(mask: NDArray[np.bool_], margin: int = 2) -> list[slice]:
@@ -298,14 +315,14 @@ def _bounding_box(mask: NDArray[np.bool_], margin: int = 2) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _slice(volume: NDArray, axis: int, where: int, box: Sequence[slice]) -> NDArray:
-    kept = [a for a in range(3) if a != axis]
-    return np.take(volume, where, axis=axis)[
-        box[kept[0]], box[kept[1]]
-    ].T  # first kept axis runs to the right
+def _slice(volume: NDArray[Any], axis: int, where: int, box: Sequence[slice]) -> NDArray[Any]:
+    """A plane of a volume inside ``box``, its first axis from bottom to top, the second to the right."""
+    first, second = (box[a] for a in range(3) if a != axis)
+    plane: NDArray[Any] = np.take(volume, where, axis=axis)[first, second]
+    return plane.T
 
 
-def _outline(ax: Axes, mask: NDArray, color: str, style: str = "-") -> None:
+def _outline(ax: Axes, mask: NDArray[Any], color: str, style: str = "-") -> None:
     if np.any(mask) and not np.all(mask):
         ax.contour(mask.astype(float), levels=[0.5], colors=color, linewidths=1.2, linestyles=style)
 
@@ -332,7 +349,7 @@ def _mark_sides(ax: Axes, axis: int) -> None:
     ax.set_aspect("equal")
 
 
-def _patch(image: NDArray, centre: Sequence[int], size: Sequence[int]) -> NDArray:
+def _patch(image: NDArray[Any], centre: Sequence[int], size: Sequence[int]) -> NDArray[Any]:
     """The axial patch ``(*size, m)`` around a voxel, zeros past the volume."""
     half = [length // 2 for length in size]
     plane = np.pad(image[:, :, centre[2]], [(half[0],) * 2, (half[1],) * 2, (0, 0)])

@@ -1,4 +1,4 @@
-"""Where a template position lies in the patient's own scan, for data that was preprocessed here."""
+"""Positions in the patient's own scan, for data that ``epizoo preprocess`` brought to template space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLIP = np.array([-1.0, -1.0, 1.0])  # NIfTI's world is RAS, ANTs' is LPS
 def native_positions(
     data: str | Path, subject: str, points_mm: Sequence[ArrayLike]
 ) -> NDArray[np.float64] | None:
-    """Template millimetres in the world millimetres of the subject's own T1w.
+    """Take positions from template space to the world space of the subject's own T1w.
 
     Args:
         data: the derivative that ``epizoo preprocess`` made.
@@ -38,4 +38,5 @@ def native_positions(
 
     points = pd.DataFrame(np.asarray(points_mm, dtype=float) * _FLIP, columns=["x", "y", "z"])
     moved = import_ants().apply_transforms_to_points(3, points, [str(transform)])
-    return moved[["x", "y", "z"]].to_numpy() * _FLIP
+    found: NDArray[np.float64] = moved[["x", "y", "z"]].to_numpy() * _FLIP
+    return found

@@ -22,22 +22,22 @@ from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 
 BOXES = 3  # clusters whose slices and patches are shown, besides the slices through a lesion
 SURROUNDINGS = (15, 15)  # voxels around a peak that are shown where there is no encoder
-FIRST = 2.0  # scores below it are transparent over the anatomy
+TRANSPARENT_BELOW = 2.0  # lower scores leave the anatomy uncovered
 
 
 @dataclass(frozen=True)
 class Background:
-    """What the pages of a cohort share.
+    """What the pages of a cohort have in common.
 
     Attributes:
-        folder: the run.
-        data: its data set, for the way back to native space.
+        folder: of the run.
+        data: its data set, whose transforms lead back to native space.
         space: template space of the maps.
         modalities: names of the image's channels.
         patch_shape: the encoder's, ``(x, y)`` or ``(x, y, z)``; None where there is no encoder.
-        controls: ``(x, y, z, m)`` mean image of training controls, and how many; None where unknown.
+        controls: ``(x, y, z, m)`` mean image of training controls, and how many they are; None where unknown.
         scores: of the test set's controls, for p values.
-        limit: score at the top of the colour bars, one for the cohort.
+        limit: score at the top of all colour bars.
     """
 
     folder: RunFolder
@@ -58,7 +58,8 @@ class Page:
         context: of the template ``subject.html``.
         lesion_scores: scores inside the annotated lesion, in the brain; empty where there is none.
         other_scores: the rest of the brain.
-        chances: for each rule, the probability that each cluster, put anywhere in the brain, hits the lesion.
+        chances: for each rule, the probability that each cluster hits the lesion when it lies anywhere in the
+            brain.
     """
 
     context: dict[str, Any]
@@ -101,7 +102,7 @@ def subject_page(subject: Subject, background: Background) -> Page:
             score_map,
             clusters[0].peak_mm if clusters else None,
             modalities=background.modalities,
-            threshold=FIRST,
+            transparent_below=TRANSPARENT_BELOW,
             limit=background.limit,
         ),
     }
@@ -145,7 +146,7 @@ def _boxes(
             centre,
             background.modalities,
             cluster=cluster,
-            threshold=FIRST,
+            transparent_below=TRANSPARENT_BELOW,
             limit=background.limit,
         )
         planes = ", ".join(figures.PLANES)

@@ -1,4 +1,4 @@
-"""The HTML report of an evaluated run: a page a cohort and a page a subject; none needs a network."""
+"""The HTML report of an evaluated run: one page for the cohort and one per subject; none needs a network."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 MAX_BYTES = 5_000_000  # of report.html; a cohort whose pages would pass it gets an index of them
 MAX_THUMBNAILS = 1000
 CONTROLS = 20  # training controls in the mean image beside the patches
-BIN = 25  # bins of the p values in one of the histogram: a quarter of a z
-NAMES = {"overlap": "any overlap", "strict": "strict"}  # of the rules of a match
+EDGES_PER_BAR = 25  # of the drawn histogram, which is a quarter of a z wide
+RULE_NAMES = {"overlap": "any overlap", "strict": "strict"}  # what counts as a hit, in few words
 
 
 def build_report(
@@ -39,10 +39,11 @@ def build_report(
     read: Callable[[Sequence[str]], Iterable[Subject]],
     controls: Callable[[], Iterable[Subject]] | None = None,
 ) -> Path:
-    """Write ``report.html`` of a run, and ``sub-*/report.html`` with an interactive viewer a subject.
+    """Write ``report.html`` of a run, and ``sub-*/report.html`` with an interactive viewer for each subject.
 
-    Every patient of the test set has a page; where there is no patient, every control. ``report.html`` holds
-    the pages too, without the viewers, as long as it stays under 5 MB; a larger cohort's is their index.
+    Every patient of the test set gets a page; where there is no patient, every control does. ``report.html``
+    holds the pages too, without the viewers, as long as it stays under 5 MB; that of a larger cohort links to
+    them.
 
     Args:
         run: an evaluated one.
@@ -111,7 +112,7 @@ def build_report(
 
 
 class _Cohort:
-    """What the pages leave for the cohort: a subject at a time, so that memory does not grow with volumes."""
+    """Collects from each page what the report of the cohort needs, so that no volume stays in memory."""
 
     def __init__(self, metrics: Metrics, background: Background):
         self.metrics, self.background = metrics, background
@@ -147,20 +148,20 @@ class _Cohort:
         metrics, threshold = self.metrics, self.metrics.threshold
         found: list[tuple[bytes, str]] = []
         if metrics.patients:
-            drawn = {NAMES[rule]: metrics.lesion[rule].froc for rule in RULES}
+            drawn = {RULE_NAMES[rule]: metrics.lesion[rule].froc for rule in RULES}
             curves = {name: (curve.false_positives, curve.sensitivity) for name, curve in drawn.items()}
-            chance = {NAMES[rule]: _chance_froc(chances) for rule, chances in self.chances.items()}
+            chance = {RULE_NAMES[rule]: _chance_froc(chances) for rule, chances in self.chances.items()}
             caption = (
-                "FROC: the share of lesions found against false-positive clusters per patient, going down "
+                "FROC: the share of lesions found against false-positive clusters per patient, as more ranks "
+                "are looked at. Dotted: the same clusters placed anywhere in the brain (exact expectation)."
             )
-            caption += "the ranks. Dotted: the same clusters put anywhere in the brain (exact expectation)."
             found.append((figures.froc_curve(curves, chance), caption))
         counts = {
             "lesions": self.lesions,
             "patients, outside lesions": self.others,
             "held-out controls": self.background.scores.counts,
         }
-        edges = EDGES[::BIN]
+        edges = EDGES[::EDGES_PER_BAR]
         counts = {name: _pooled(count) for name, count in counts.items() if count.any()}
         caption = (
             "Scores of all voxels (log scale). On controls a perfectly calibrated score is standard normal."
@@ -201,7 +202,7 @@ class _Cohort:
         }
 
     def _note(self, shown: Sequence[str]) -> str:
-        """What the links lead to."""
+        """A sentence on where the links lead."""
         words = "Each name leads to the subject's page"
         if self.pages is not None:
             words += " below, and from there to an interactive viewer"
@@ -213,14 +214,21 @@ class _Cohort:
 
 
 def _pooled(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return counts.reshape(-1, BIN).sum(axis=1)
+    """Sums over the bins of each bar."""
+    bars: NDArray[np.int64] = counts.reshape(-1, EDGES_PER_BAR).sum(axis=1)
+    return bars
 
 
-def _chance_froc(chances: Sequence[NDArray[np.float64]]) -> tuple[NDArray, NDArray]:
-    """The expected FROC of clusters that lie anywhere in the brain, rank by rank.
+def _chance_froc(
+    chances: Sequence[NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The expected FROC of clusters that lie anywhere in the brain.
 
     Args:
         chances: for each patient ``(n,)``, the probability that each of its clusters hits by chance.
+
+    Returns:
+        ``(k + 1,)`` false positives per patient and ``(k + 1,)`` sensitivities, with the first 0 to k ranks.
     """
     depth = max((len(patient) for patient in chances), default=0)
     padded = [np.pad(patient, (0, depth - len(patient)), constant_values=np.nan) for patient in chances]
@@ -252,7 +260,8 @@ def _patch_shape(model: Path) -> list[int] | None:
     if not model.is_file():
         return None
     with zipfile.ZipFile(model) as archive:
-        return json.loads(archive.read("config.json"))["config"]["patch_shape"]
+        shape: list[int] = json.loads(archive.read("config.json"))["config"]["patch_shape"]
+        return shape
 
 
 def _title(config: RunConfig) -> str:
@@ -311,11 +320,11 @@ def _summary(metrics: Metrics) -> dict[str, Any]:
         for rule in RULES:
             for rank, found in lesion[rule].sensitivity.items():
                 among = "as the first cluster" if rank == 1 else f"among the first {rank} clusters"
-                cells = row(f"lesions found {among} ({NAMES[rule]})", found.interval, 2, found.chance)
+                cells = row(f"lesions found {among} ({RULE_NAMES[rule]})", found.interval, 2, found.chance)
                 rows.append([*cells[:-2], number(found.mirrored, 2), p_value(found.p)])
         rows.append(row("mean rank of the lesions found (any overlap)", lesion["overlap"].mean_rank, 1))
         for rule in RULES:
-            name = f"area under the FROC to 10 false positives ({NAMES[rule]})"
+            name = f"area under the FROC to 10 false positives ({RULE_NAMES[rule]})"
             rows.append(row(name, lesion[rule].froc.area))
         rows += [
             row("voxel AUROC, mean over patients", voxel.auroc, 3, 0.5),

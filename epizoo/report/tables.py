@@ -1,4 +1,4 @@
-"""Tables of text, and the controls' scores that stand behind a p value."""
+"""Tables of text, and p values from the scores of controls."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Cell = TypeVar("Cell", str, str | None)
-# Bins of scores, in z: fine enough for p values; what lies outside counts at the ends.
+# Limits of the bins of scores, in z: fine enough for p values; scores outside count in the bins at the ends.
 EDGES = np.linspace(-15, 60, 7501)
 
 
 @dataclass
 class ControlScores:
-    """Scores of controls that no step of a run has seen, one after the other.
+    """The scores of held-out controls, collected from one control after the other.
 
     Example:
         >>> controls = ControlScores()
@@ -36,19 +36,19 @@ class ControlScores:
     highest: dict[str, float] = field(default_factory=dict)
 
     def add(self, subject: str, scores: NDArray[np.floating]) -> None:
-        """Take the scores of a control's brain, ``(v,)``."""
+        """Count the scores ``(v,)`` of a control's brain."""
         self.counts = self.counts + histogram(scores)
         self.highest[subject] = float(scores.max(initial=-math.inf))
 
     def without(self, subject: str, scores: NDArray[np.floating]) -> ControlScores:
-        """The others, for the page of a control."""
+        """The scores of all other controls: a control is not its own reference."""
         if subject not in self.highest:
             return self
         others = {name: value for name, value in self.highest.items() if name != subject}
         return ControlScores(self.counts - histogram(scores), others)
 
     def p_value(self, score: float) -> float:
-        """Share of the controls' voxels that reach a score, itself counted; uncorrected."""
+        """Share of the controls' voxels that reach a score, with that score counted too; uncorrected."""
         first = int(np.clip(np.searchsorted(EDGES, score, side="right") - 1, 0, len(self.counts) - 1))
         return float((1 + self.counts[first:].sum()) / (1 + self.counts.sum()))
 

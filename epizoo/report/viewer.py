@@ -1,4 +1,4 @@
-"""A brain that a reader can click through, in one piece of HTML that needs no network."""
+"""An interactive viewer of a brain, as one HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import html
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,30 +23,32 @@ def viewer(
     centre_mm: Sequence[float] | None = None,
     *,
     modalities: Sequence[str] = ("image",),
-    threshold: float = 2.0,
+    transparent_below: float = 2.0,
     limit: float = 6.0,
 ) -> str:
-    """nilearn's viewer (brainsprite) of every modality, by a switch, under the score map: a whole HTML page.
+    """Make nilearn's viewer (brainsprite) of a score map over the image, with a switch between modalities.
 
     Args:
         subject: image and affine.
         score_map: ``(x, y, z)``.
         centre_mm: where the cross begins; the middle of the brain if None.
         modalities: names of the image's channels; the first is shown at the beginning.
-        threshold: scores below it are transparent.
+        transparent_below: lower scores leave the anatomy uncovered.
         limit: score at the top of the colour bar.
 
     Returns:
-        A page of some 0.4 MB and 0.5 MB a modality at 2 mm, to be put in an ``iframe``'s ``srcdoc``.
+        A whole HTML page, for the ``srcdoc`` of an ``iframe``; at 2 mm it has some 0.4 MB and another 0.5 MB
+        per modality.
     """
     if centre_mm is None:
         centre_mm = voxel_to_world([np.argwhere(subject.brain_mask).mean(axis=0)], subject.affine)[0]
     page, *others = (
-        _page(subject, channel, score_map, centre_mm, threshold, limit) for channel in range(len(modalities))
+        _page(subject, channel, score_map, centre_mm, transparent_below, limit)
+        for channel in range(len(modalities))
     )
     page = re.sub(r"<link[^>]*>", "", page)  # nilearn's icon would be fetched from its site
     page = page.replace('value="100"', f'value="{100 * OPACITY:.0f}"')  # its slider begins elsewhere
-    sprites = ["", *(_SPRITE.search(other).group(1) for other in others)]  # type: ignore[union-attr]
+    sprites = ["", *(_SPRITE.findall(other)[0] for other in others)]
     switch = "".join(
         f'<label><input type="radio" name="modality" value="{sprite}"{"" if sprite else " checked"}>'
         f"{html.escape(name)}</label>\n"
@@ -74,19 +77,19 @@ def _page(
     channel: int,
     score_map: NDArray[np.float32],
     centre_mm: Sequence[float],
-    threshold: float,
+    transparent_below: float,
     limit: float,
 ) -> str:
     from nilearn import plotting
 
     with warnings.catch_warnings():
-        # A map that stays under the threshold shows the anatomy alone; nilearn warns.
+        # A map that is transparent everywhere shows the anatomy alone; nilearn warns.
         warnings.filterwarnings("ignore", "The given float value must not exceed", UserWarning)
         view = plotting.view_img(
             _nifti(np.maximum(score_map, 0), subject.affine),
             bg_img=_nifti(subject.image[..., channel], subject.affine),
             cut_coords=tuple(centre_mm),
-            threshold=threshold,
+            threshold=transparent_below,
             vmin=0.0,
             vmax=limit,
             symmetric_cmap=False,
@@ -96,8 +99,8 @@ def _page(
             title="",
             opacity=OPACITY,
         )
-    return view.get_standalone()
+    return str(view.get_standalone())
 
 
-def _nifti(volume: NDArray, affine: NDArray[np.float64]) -> nib.Nifti1Image:
+def _nifti(volume: NDArray[Any], affine: NDArray[np.float64]) -> nib.Nifti1Image:
     return nib.Nifti1Image(np.asarray(volume, dtype=np.float32), affine)
