@@ -1,11 +1,12 @@
 """Adversarial training: a BiGAN with two optimisers of your own, and what it generates.
 
-Run with ``python examples/fit_gan.py``.
+Run with ``python examples/fit_gan.py``; ``--help`` lists what can be changed.
 """
 
 from pathlib import Path
 
 import keras
+import typer
 
 import epizoo
 from epizoo.models.callbacks import draw_patches
@@ -13,7 +14,7 @@ from tfds_epilepsy import phantom
 from tfds_epilepsy.patches import patch_dataset
 
 
-def main(folder="fit_gan", *, subjects=4, epochs=3, steps=200):
+def main(folder: str = "fit_gan", subjects: int = 4, epochs: int = 3, steps: int = 200) -> None:
     config = phantom.PhantomConfig()
     controls = [phantom.subject(config, label) for label in phantom.cohort(config)["train"][:subjects]]
     model = epizoo.create("bigan")
@@ -28,8 +29,7 @@ def main(folder="fit_gan", *, subjects=4, epochs=3, steps=200):
     real = next(iter(patches))["patch"][:12].numpy()
     rows = {"patch": real, "reconstructed": again.reconstruct(real), "generated": again.generate(12)}
     draw_patches(rows, [Path(folder) / "generated.png"])
-    return again
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -3,12 +3,14 @@
 Run with ``python examples/fit_pairs.py``, interrupt it, and run it again.
 """
 
+import typer
+
 import epizoo
 from tfds_epilepsy import phantom
 from tfds_epilepsy.patches import patch_dataset
 
 
-def main(folder="fit_pairs", *, subjects=6, epochs=3, steps=200):
+def main(folder: str = "fit_pairs", subjects: int = 6, epochs: int = 3, steps: int = 200) -> None:
     config = phantom.PhantomConfig()
     controls = [phantom.subject(config, label) for label in phantom.cohort(config)["train"][:subjects]]
     model = epizoo.create("siamese")
@@ -24,8 +26,7 @@ def main(folder="fit_pairs", *, subjects=6, epochs=3, steps=200):
     )
     codes = epizoo.DenseEncoder(model.encoder)(controls[-1].image, z=slice(40, 42))
     print("a code at every voxel of two slices:", codes.shape)
-    return codes
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,18 +1,19 @@
 """Single patches: a variational autoencoder, fitted with nothing but Keras.
 
-Run with ``python examples/fit_patches.py``.
+Run with ``python examples/fit_patches.py``; ``--help`` lists what can be changed.
 """
 
 from pathlib import Path
 
 import keras
+import typer
 
 import epizoo
 from tfds_epilepsy import phantom
 from tfds_epilepsy.patches import patch_dataset
 
 
-def main(folder="fit_patches", *, subjects=4, epochs=3, steps=200):
+def main(folder: str = "fit_patches", subjects: int = 4, epochs: int = 3, steps: int = 200) -> None:
     config = phantom.PhantomConfig()
     train, held_out = (
         [phantom.subject(config, label) for label in phantom.cohort(config)[split][:subjects]]
@@ -35,8 +36,7 @@ def main(folder="fit_patches", *, subjects=4, epochs=3, steps=200):
     best = epizoo.load_model(f"{folder}/model.keras")
     patches = next(iter(patch_dataset(held_out, best.patch_shape, seed=2)))["patch"]
     print("codes", best.encode(patches).shape, "reconstructed", best.reconstruct(patches).shape)
-    return best
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -4,6 +4,7 @@ Run with ``python examples/search_own_model.py``; interrupt it, and run it again
 """
 
 import keras
+import typer
 from keras import layers
 
 from tuning import DetectionTuner
@@ -22,12 +23,22 @@ def build(hp):
     return model
 
 
-def main(folder="search_own_model", data="phantom_2mm", *, trials=20, seeds=3, **options):
-    tuner = DetectionTuner(data, folder, build=build, trials=trials, **options)
+def main(
+    folder: str = "search_own_model",
+    data: str = "phantom_2mm",
+    data_dir: str | None = None,
+    trials: int = 20,
+    epochs: int = 4,
+    steps: int = 250,
+    seeds: int = 3,
+) -> None:
+    tuner = DetectionTuner(
+        data, folder, build=build, trials=trials, epochs=epochs, steps_per_epoch=steps, data_dir=data_dir
+    )
     tuner.search()
     tuner.report(seeds)
-    return tuner
+    print("the best:", tuner.best()["values"])
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

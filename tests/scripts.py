@@ -1,10 +1,15 @@
-"""Scripts of ``examples/``, which is no package."""
+"""Scripts of ``examples/``, run as their users run them."""
 
-import importlib.util
+import runpy
+import sys
+
+import pytest
 
 
-def load_script(script):
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def run_script(script, *arguments):
+    """As ``python SCRIPT ARGUMENTS``, to its last line, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code in (0, None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 import time
 
@@ -19,7 +20,7 @@ from epizoo.models.patch_model import PatchModel
 from tests.small_cohort import write_cohort
 from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
-from tuning import DetectionTuner, cases, spaces, trial
+from tuning import DetectionTuner, cases, process, spaces, trial
 from tuning.trial import Spec
 
 
@@ -306,7 +307,7 @@ def test_a_cohort_that_changed_during_a_search_ends_the_trial(spec, tmp_path):
 )
 def test_time_and_memory_are_limited(spec, tmp_path, limits, reason):
     started = time.monotonic()
-    result = trial.supervise(spec, tmp_path / "trial", **limits)
+    result = process.supervise(spec, tmp_path / "trial", **limits)
     assert result["status"] == "failed"
     assert reason in result["reason"]
     assert time.monotonic() - started < 20
@@ -318,7 +319,7 @@ def test_a_process_that_breaks_says_its_last_word(spec, tmp_path, monkeypatch):
     broken.write_text("#!/bin/sh\necho 'the disk is full' >&2\nexit 3\n")
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
-    result = trial.supervise(spec, tmp_path / "trial", seconds=60, gib=8)
+    result = process.supervise(spec, tmp_path / "trial", seconds=60, gib=8)
     assert result["status"] == "failed"
     assert result["reason"] == "ended with code 3: the disk is full"
 
@@ -326,11 +327,55 @@ def test_a_process_that_breaks_says_its_last_word(spec, tmp_path, monkeypatch):
 def test_a_finished_trial_is_not_run_again(spec, tmp_path, monkeypatch):
     folder = tmp_path / "trial"
     folder.mkdir()
-    stored = {"status": "completed", "reason": "", "figures": {"detection_auc": 0.5}}
+    stored = {"status": "completed", "reason": "", "figures": {"detection_auc": 0.5}, "seconds": 9.0}
     (folder / "result.json").write_text(json.dumps(stored))
     (folder / "spec.json").write_text(json.dumps(dataclasses.asdict(spec)))
     monkeypatch.setattr(sys, "executable", "/nowhere")
     later = dataclasses.replace(spec, limits={"1": 0.9})  # other trials have ended since
-    assert trial.supervise(later, folder, seconds=60, gib=8) == stored
+    assert process.supervise(later, folder, seconds=60, gib=8) == stored
+    moved = dataclasses.replace(spec, data="elsewhere", cases="elsewhere")
+    assert process.supervise(moved, folder, seconds=60, gib=8) == stored
+
+
+def test_a_trial_does_not_go_on_with_the_training_of_other_values(spec, tmp_path, monkeypatch):
+    folder = tmp_path / "best-1"
+    (folder / "preset").mkdir(parents=True)
+    (folder / "model.keras").touch()
+    (folder / "result.json").write_text(json.dumps({"status": "completed", "seconds": 9.0}))
+    (folder / "spec.json").write_text(json.dumps(dataclasses.asdict(spec)))
+    monkeypatch.setattr(sys, "executable", "/nowhere")
     with pytest.raises(FileNotFoundError):
-        trial.supervise(dataclasses.replace(spec, seed=1), folder, seconds=60, gib=8)
+        process.supervise(dataclasses.replace(spec, seed=1), folder, seconds=60, gib=8)
+    assert {path.name for path in folder.iterdir()} == {"spec.json", "log.txt"}
+
+
+def test_killed_before_the_search_noted_a_result_the_result_is_whole(spec, tmp_path, monkeypatch):
+    """Its own process wrote it: ``seconds`` and ``peak_gib`` once came later."""
+    monkeypatch.setattr(trial, "run", lambda spec, folder: {"status": "pruned", "reason": "given up"})
+    (tmp_path / "spec.json").write_text(json.dumps(dataclasses.asdict(spec)))
+    trial.main(str(tmp_path / "spec.json"), str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    result = process.supervise(spec, tmp_path, seconds=60, gib=8)
+    assert result["status"] == "pruned"
+    assert result["seconds"] > 0
+    assert 0.1 < result["peak_gib"] < 24
+
+
+def test_a_result_that_an_earlier_version_left_half_is_made_again(spec, tmp_path, monkeypatch):
+    (tmp_path / "result.json").write_text(json.dumps({"status": "completed"}))
+    old = {**dataclasses.asdict(spec), "hyperparameters": {}}  # it had one more field
+    (tmp_path / "spec.json").write_text(json.dumps(old))
+    (tmp_path / "checkpoint.keras").touch()
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    with pytest.raises(FileNotFoundError):  # it starts
+        process.supervise(spec, tmp_path, seconds=60, gib=8)
+    assert (tmp_path / "checkpoint.keras").is_file()  # from where it was
+
+
+def test_a_process_whose_search_is_gone_does_no_trial(spec, tmp_path):
+    """Once the process went on where the search was killed as it started, beside that of the next search."""
+    (tmp_path / "spec.json").write_text(json.dumps(dataclasses.asdict(spec)))
+    command = [sys.executable, "-m", "tuning.trial", str(tmp_path / "spec.json"), str(tmp_path), "1"]
+    ended = subprocess.run(command, env=process.environment(), timeout=60, check=False)
+    assert ended.returncode == 1
+    assert not (tmp_path / "result.json").is_file()

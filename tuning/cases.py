@@ -86,7 +86,7 @@ def write_cases(cohort: Visible, folder: Path, seed: int) -> dict[str, Any]:
     """
     listing = folder / "cases.json"
     if listing.is_file():
-        return read_json(listing)
+        return dict(read_json(listing))
     names, families, kind = [], [], "annotated"
     for subject in cohort.read("validation"):
         if subject.lesion_mask.any():

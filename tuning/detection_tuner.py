@@ -1,23 +1,21 @@
 """DetectionTuner: keras-tuner's search, each trial judged by the lesions that it finds.
 
 keras-tuner proposes (random search, Bayesian optimisation, Hyperband), shares the work between processes and
-machines (chief and workers), and keeps the order of trials. What it does not do is here: one process per
-trial, state that survives a kill at any moment, failures that end the search, a budget of time.
+machines (chief and workers), and keeps the order of trials. ``oracles.py`` and ``process.py`` hold what it
+does not do: a process for each trial, state that survives a kill at any moment, failures that end the search,
+a budget of time.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import inspect
 import json
-import math
 import os
 import shlex
 import shutil
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -25,30 +23,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+import keras
 import keras_tuner
-import numpy as np
 import psutil
 from keras_tuner.engine import base_tuner
 from rich.console import Console
 from rich.status import Status
-from threadpoolctl import threadpool_limits
 
 from epizoo import models
-from epizoo.evaluation import compare
 from epizoo.run_config import RunConfig
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json, write_text
-from tuning import leaderboard, spaces
+from tuning import builds, leaderboard, spaces
 from tuning.cases import Visible, write_cases
-from tuning.trial import OBJECTIVES, Result, SearchFailed, Spec, supervise
-from tuning.trial import score as score_of
+from tuning.confirmation import comparison
+from tuning.oracles import TUNERS, failing, make_oracle
+from tuning.process import INSIDE, supervise
+from tuning.trial import OBJECTIVES, Result, SearchFailed, Spec
 
-TUNERS = ("random", "bayesian", "hyperband")
-FAILURES = 3  # so many failed trials in a row end a search
-FEWEST = 5  # ended trials before a failed majority ends it
-HOPELESS = 2.0  # a trial is given up when its label-free figure is so many times the median of the others,
-EARLIER = 4  # of which there must be so many
-SEEDS = 3  # of the confirmation
+CONFIRMATION_SEEDS = 3
+# A trial is given up when its label-free figure has kept this many times the median share of at least so many
+# earlier trials.
+GIVE_UP_FACTOR = 2.0
+GIVE_UP_AFTER = 4
+
+_locks: dict[Path, IO[str]] = {}  # of the folders of searches in this process
 
 
 class DetectionTuner(base_tuner.BaseTuner):
@@ -58,10 +57,12 @@ class DetectionTuner(base_tuner.BaseTuner):
     >>> tuner.search()  # doctest: +SKIP
     >>> tuner.confirm()["difference"]  # doctest: +SKIP
 
-    A model of your own: a function ``build(hp)`` in a file, that returns a ``PatchModel`` or any compiled
-    Keras model that is fed patches, gives them back, and has an attribute ``encoder`` (input a patch, output
-    its code). What it asks of ``hp`` is searched; ``detector``, ``nu``, ``k`` and ``fwhm`` mean what they do
-    in ``tuning.spaces``.
+    A model of your own: a function ``build(hp)`` or a ``keras_tuner.HyperModel``, which returns a
+    ``PatchModel`` or any compiled Keras model that is fed patches, gives them back, and has an attribute
+    ``encoder`` (input a patch, output its code). What it asks of ``hp`` is searched; ``detector``, ``nu``,
+    ``k`` and ``fwhm`` choose the detector, as in ``epizoo.models.search_space``. It is taken to the processes
+    of the trials as it is now, with the values that it reads of your script or notebook, and is tried out in
+    one before the first trial.
 
     The folder keeps everything: called again with the same arguments, the search goes on. With the variables
     of keras-tuner's distributed mode set (``KERASTUNER_TUNER_ID``, ``..._ORACLE_IP``, ``..._ORACLE_PORT``) it
@@ -71,7 +72,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         data: a config's name or a template-space derivative.
         folder: of the search; made if missing.
         model: name in the zoo; or
-        build: a function of a file, see above.
+        build: a function of ``hp``, see above.
         tuner: ``random``, ``bayesian`` or ``hyperband``.
         trials: how many, those of earlier calls included.
         objective: one of ``tuning.trial.OBJECTIVES``.
@@ -88,7 +89,7 @@ class DetectionTuner(base_tuner.BaseTuner):
 
     Raises:
         InputError: arguments or data that cannot be used, all named at once; a folder that holds another
-            search, or in which one is at work.
+            search, or in which another process is at work.
     """
 
     def __init__(
@@ -113,6 +114,8 @@ class DetectionTuner(base_tuner.BaseTuner):
         console: Console | None = None,
     ):
         _check(model, build, tuner, trials, objective, epochs)
+        hypermodel = None if build is None else builds.hypermodel_of(build)
+        self._packed = None if hypermodel is None else builds.pack(hypermodel)
         batch_size = batch_size or RunConfig.resolve(data, model=model or "siamese").batch_size
         self.folder = Path(folder).absolute()
         self._check_folder()
@@ -125,10 +128,19 @@ class DetectionTuner(base_tuner.BaseTuner):
         space = keras_tuner.HyperParameters()
         if model is not None:
             spaces.declare(spaces.space_of(model), space)
-        oracle = _oracle(tuner, objective, trials, epochs, seed, space if model is not None else None)
-        oracle.budget, oracle.status_of = budget, lambda trial: self._stored(trial).get("status", "failed")
-        oracle.verbose = 0
-        super().__init__(oracle, hypermodel=build, directory=str(self.folder), project_name="oracle")
+        oracle = make_oracle(
+            tuner,
+            objective=objective,
+            trials=trials,
+            epochs=epochs,
+            seed=seed,
+            space=space if model is not None else None,
+            budget=budget,
+            status_of=lambda trial: self._stored(trial).get("status", "failed"),
+        )
+        super().__init__(oracle, hypermodel=hypermodel, directory=str(self.folder), project_name="oracle")
+        if hypermodel is not None and self._packed is not None and not self._is_worker():
+            builds.try_out(hypermodel, self._packed, len(self.cohort.modalities))
         self._space = list(oracle.hyperparameters.space)
         self.spec = Spec(
             data=data if not Path(data).is_dir() else str(Path(data).absolute()),
@@ -136,7 +148,6 @@ class DetectionTuner(base_tuner.BaseTuner):
             fingerprint=self.cohort.fingerprint,
             cases=str(self.folder / "validation"),
             model=model,
-            build=None if build is None else _where(build),
             objective=objective,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
@@ -145,7 +156,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         )
         self._lock: IO[str] | None = None
         identity = {
-            "model": model or _digest(inspect.getsource(build)),  # type: ignore[arg-type]
+            "model": model or _digest(builds.text_of(build)),
             "space": _digest(json.dumps(oracle.hyperparameters.get_config()["space"], sort_keys=True)),
             "cohort": self.cohort.fingerprint,
             "tuner": tuner,
@@ -173,9 +184,17 @@ class DetectionTuner(base_tuner.BaseTuner):
             The records of all trials, as ``records``.
 
         Raises:
+            InputError: arguments, which keras-tuner's own tuners hand on to ``fit``; the folder is closed.
             SearchFailed: three trials failed in a row, or most of them.
         """
-        super().search(*fit_args, **fit_kwargs)
+        if fit_args or fit_kwargs:
+            raise InputError(
+                "search() takes no arguments: data, epochs, steps_per_epoch and batch_size are given to "
+                "DetectionTuner, and callbacks have no place in a trial."
+            )
+        if self._lock is not None and self._lock.closed:
+            raise InputError(f"{self.folder}: closed, or a later DetectionTuner has it; make a new one.")
+        super().search()
         if not self._distributed:
             self.check_outcome()
         return self.records()
@@ -207,13 +226,13 @@ class DetectionTuner(base_tuner.BaseTuner):
             SearchFailed: the last three trials failed, or most of all.
         """
         records = self.records()
-        if records and _failing([record["status"] for record in records], fewest=1):
+        if records and failing([record["status"] for record in records]):
             raise SearchFailed(
                 f"{self.folder}: the search ended because its trials fail; logs are in trials/*/log.txt.\n"
                 + _reasons(records)
             )
 
-    def confirm(self, seeds: int = SEEDS) -> dict[str, Any]:
+    def confirm(self, seeds: int = CONFIRMATION_SEEDS) -> dict[str, Any]:
         """Train the winner and the default architecture on other seeds, and compare them case by case.
 
         Returns:
@@ -233,7 +252,7 @@ class DetectionTuner(base_tuner.BaseTuner):
             values = contenders[name]
             spec = self._spec(values, seed=self.spec.seed + number, epochs=self.spec.epochs)
             folder = self.folder / "confirmation" / f"{name}-{number}"
-            result = supervise(spec, folder, seconds=self.trial_seconds, gib=self.trial_gib)
+            result = self._supervise(spec, folder)
             self.console.print(f"confirmation, {name}, seed {number}: {_outcome(result, spec.objective)}")
             return result
 
@@ -246,11 +265,11 @@ class DetectionTuner(base_tuner.BaseTuner):
             trial = self.folder / "confirmation" / f"{name}-{number}"
             if not (trial / "preset").is_dir():
                 self._write_preset(trial, trial / "preset")
-        content = _comparison(results, contenders, self.spec.objective)
+        content = comparison(results, contenders, self.spec.objective)
         write_json(self.folder / "confirmation.json", content)
         return content
 
-    def report(self, seeds: int = SEEDS, command: str = "") -> Path:
+    def report(self, seeds: int = CONFIRMATION_SEEDS, command: str = "") -> Path:
         """Write ``best/``, confirm the winner, and write ``leaderboard.tsv`` and ``leaderboard.html``.
 
         Args:
@@ -265,10 +284,13 @@ class DetectionTuner(base_tuner.BaseTuner):
         """
         if self._distributed:
             return self.folder / "leaderboard.html"
-        self._write_best(command)
+        best, confirmation = self._write_best(command), self.folder / "confirmation.json"
+        if confirmation.is_file() and read_json(confirmation)["best"]["values"] != best:
+            confirmation.unlink()  # of an earlier winner
+        page = leaderboard.write(self.folder, self.records(), self.spec.objective)
         if seeds:
             self.confirm(seeds)
-        page = leaderboard.write(self.folder, self.records(), self.spec.objective)
+            leaderboard.write(self.folder, self.records(), self.spec.objective)
         self.console.print(f"best: {self.folder / 'best'}\nleaderboard: {page}", highlight=False)
         return page
 
@@ -279,7 +301,15 @@ class DetectionTuner(base_tuner.BaseTuner):
 
     # === keras-tuner ===
 
-    def run_trial(self, trial: Any, *fit_args: Any, **fit_kwargs: Any) -> dict[str, float]:
+    def load_model(self, trial: Any) -> keras.Model:
+        """The trained model of a trial, for ``get_best_models``; of a plain Keras model its encoder."""
+        folder = self.folder / "trials" / trial.trial_id
+        encoder = folder / "encoder.keras"
+        if encoder.is_file():
+            return keras.saving.load_model(encoder)
+        return models.load_model(folder / "model.keras")
+
+    def run_trial(self, trial: Any) -> dict[str, float]:
         folder = self.folder / "trials" / trial.trial_id
         order = {hp.name: i for i, hp in enumerate(self._space)}  # gRPC sorts a space by type
         values = dict(
@@ -288,9 +318,8 @@ class DetectionTuner(base_tuner.BaseTuner):
         begun = values.get("tuner/trial_id")
         spec = replace(
             self._spec(values, seed=self.spec.seed, epochs=values.get("tuner/epochs", self.spec.epochs)),
-            hyperparameters=trial.hyperparameters.get_config() if self.spec.build else {},
             limits=self._limits(),
-            begun=None if begun is None or self.spec.build else str(self.folder / "trials" / begun),
+            begun=None if begun is None or self._packed else str(self.folder / "trials" / begun),
         )
         # Two workers would write over each other's line.
         status = None if self._distributed else Status("", console=self.console)
@@ -300,16 +329,16 @@ class DetectionTuner(base_tuner.BaseTuner):
                 status.update(f"trial {trial.trial_id}, {self.trials} in all: {stage}, {gib:.1f} GiB")
 
         with status or nullcontext():
-            result = supervise(spec, folder, seconds=self.trial_seconds, gib=self.trial_gib, watch=watch)
+            result = self._supervise(spec, folder, watch=watch)
         self.console.print(f"trial {trial.trial_id}: {_outcome(result, spec.objective)}", highlight=False)
         if result["status"] != "completed":
             raise keras_tuner.errors.FailedTrialError(result["reason"])
         return {spec.objective: result["figures"][spec.objective]}
 
-    def _try_run_and_update_trial(self, trial: Any, *fit_args: Any, **fit_kwargs: Any) -> None:
+    def _try_run_and_update_trial(self, trial: Any) -> None:
         """As keras-tuner's, but only a failed trial is one: what else goes wrong ends the search."""
         try:
-            self._run_and_update_trial(trial, *fit_args, **fit_kwargs)
+            self._run_and_update_trial(trial)
             trial.status = "COMPLETED"
         except keras_tuner.errors.FailedTrialError as error:
             trial.status, trial.message = "FAILED", str(error)
@@ -330,8 +359,12 @@ class DetectionTuner(base_tuner.BaseTuner):
 
     # === Helpers ===
 
-    def _write_best(self, command: str) -> None:
-        """``best/``: the winner with its weights, its spec, and what repeats it; anew after every search."""
+    def _write_best(self, command: str) -> dict[str, Any]:
+        """``best/``: the winner with its weights, its spec, and what repeats it; anew after every search.
+
+        Returns:
+            The winner's values.
+        """
         best = self.best()
         trial, folder = self.folder / "trials" / best["trial"], self.folder / "best"
         self._write_preset(trial, folder)
@@ -343,7 +376,8 @@ class DetectionTuner(base_tuner.BaseTuner):
         ]
         if command:
             lines += [f"The search, from {Path.cwd()}:", f"    {command}"]
-        lines += ["This trial alone:", f"    python -m tuning.trial {folder / 'spec.json'} FOLDER"]
+        spec = shlex.quote(str(folder / "spec.json"))
+        lines += ["This trial alone:", f"    python -m tuning.trial {spec} FOLDER"]
         if self.spec.model is not None:
             data = shlex.quote(self.spec.data)
             lines += [
@@ -351,6 +385,7 @@ class DetectionTuner(base_tuner.BaseTuner):
                 f"    epizoo run {data} RUN --preset {shlex.quote(str(folder))}",
             ]
         write_text(folder / "README.md", "\n\n".join(lines) + "\n")
+        return spaces.without_tuner(best["values"])
 
     def _write_preset(self, trial: Path, folder: Path) -> None:
         """The model of a trial's folder as a preset, with the detector that it was judged with."""
@@ -368,6 +403,13 @@ class DetectionTuner(base_tuner.BaseTuner):
     def _distributed(self) -> bool:
         return "KERASTUNER_ORACLE_IP" in os.environ
 
+    def _supervise(
+        self, spec: Spec, folder: Path, watch: Callable[[str, float], None] = lambda stage, gib: None
+    ) -> Result:
+        return supervise(
+            spec, folder, seconds=self.trial_seconds, gib=self.trial_gib, build=self._packed, watch=watch
+        )
+
     def _spec(self, values: Mapping[str, Any], *, seed: int, epochs: int) -> Spec:
         return replace(self.spec, values=dict(values), seed=seed, epochs=int(epochs))
 
@@ -376,9 +418,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         if self.spec.model is not None:
             default = RunConfig.resolve(self.spec.data, model=self.spec.model)
             return {"detector": default.detector, "fwhm": default.fwhm}
-        hp = keras_tuner.HyperParameters()
-        self.hypermodel.build(hp)
-        return dict(hp.values)
+        return builds.make(self.hypermodel, {})[1]
 
     def _stored(self, trial: str) -> Result:
         path = self.folder / "trials" / trial / "result.json"
@@ -392,9 +432,9 @@ class DetectionTuner(base_tuner.BaseTuner):
                 for row in record["history"]:
                     shares.setdefault(f"{row['epoch']:g}", []).append(row["figure"] / record["first"])
         return {
-            epoch: HOPELESS * statistics.median(seen)
+            epoch: GIVE_UP_FACTOR * statistics.median(seen)
             for epoch, seen in shares.items()
-            if len(seen) >= EARLIER
+            if len(seen) >= GIVE_UP_AFTER
         }
 
     def _check_folder(self) -> None:
@@ -424,6 +464,8 @@ class DetectionTuner(base_tuner.BaseTuner):
             raise InputError(f"{self.folder}: no search to work for; start the chief first.")
         if not self._distributed:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self.folder in _locks:  # the cell of a notebook that is run again
+                _locks.pop(self.folder).close()
             self._lock = (self.folder / ".lock").open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -431,174 +473,12 @@ class DetectionTuner(base_tuner.BaseTuner):
                 raise InputError(
                     f"{self.folder}: another search is at work in it; wait for its end."
                 ) from error
+            _locks[self.folder] = self._lock
         if not path.is_file():
             write_json(path, identity)
 
 
-# === Oracles ===
-
-
-class _Durable(keras_tuner.Oracle):
-    """An oracle whose state is whole at any moment, that keeps a budget, and that stops when trials fail."""
-
-    budget: float | None = None
-    status_of: Callable[[str], str]
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.trials: dict[str, Any]
-        self._before, self._started = 0.0, time.monotonic()
-        self._begun: dict[str, float] = {}
-        self._seconds: list[float] = []
-        self._first = 0  # trials that ended in earlier calls
-
-    def populate_space(self, trial_id: str) -> dict[str, Any]:
-        if self._enough():
-            return {"status": "STOPPED", "values": None}
-        with warnings.catch_warnings(), threadpool_limits(1):  # threads would wait for each other here
-            warnings.simplefilter("ignore")  # the Gaussian process' hints at its bounds
-            return super().populate_space(trial_id)
-
-    def create_trial(self, tuner_id: str) -> Any:
-        trial = super().create_trial(tuner_id)
-        self._begun[trial.trial_id] = time.monotonic()
-        return trial
-
-    def end_trial(self, trial: Any) -> None:
-        if trial.trial_id in self._begun:
-            self._seconds.append(time.monotonic() - self._begun[trial.trial_id])
-        super().end_trial(trial)
-
-    def save(self) -> None:
-        write_json(self._get_oracle_fname(), self.get_state())
-
-    def _save_trial(self, trial: Any) -> None:
-        write_json(Path(self._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state())
-
-    def get_state(self) -> dict[str, Any]:
-        spent = self._before + time.monotonic() - self._started
-        return {**super().get_state(), "spent": spent, "seconds": self._seconds}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(state)
-        self._before, self._seconds = state["spent"], state["seconds"]
-
-    def reload(self) -> None:
-        """The state at the last save; a trial that was being saved then is put right."""
-        super().reload()
-        # Saved on its own before the state that knows it: it will be proposed again.
-        self.trials = {name: self.trials[name] for name in self.start_order}
-        self._retry_queue = []
-        for name in reversed(self.start_order):  # the queue is taken from its end
-            trial = self.trials[name]
-            if name in self.end_order:
-                continue
-            if trial.status in ("COMPLETED", "FAILED"):
-                self.end_order.append(name)
-            else:
-                trial.metrics = type(trial.metrics)()
-                self._retry_queue.append(name)
-        self._first = len(self.end_order)
-
-    def _enough(self) -> bool:
-        statuses = [self.status_of(name) for name in self.end_order]
-        if _failing(statuses[self._first :], fewest=FEWEST):
-            return True
-        spent = self._before + time.monotonic() - self._started
-        typical = statistics.median(self._seconds) if self._seconds else 0.0
-        return self.budget is not None and spent + typical > self.budget
-
-
-class _Random(_Durable, keras_tuner.oracles.RandomSearchOracle):
-    pass
-
-
-class _Hyperband(_Durable, keras_tuner.oracles.HyperbandOracle):
-    pass
-
-
-class _Bayesian(_Durable, keras_tuner.oracles.BayesianOptimizationOracle):
-    """Trials that are at work, failed or were given up count as the worst so far (the constant liar of
-    Ginsbourger et al. 2010), so that they are not proposed again; resumed, it proposes what it would have.
-    """
-
-    def populate_space(self, trial_id: str) -> dict[str, Any]:
-        self._random_state = np.random.RandomState((self.seed + len(self.trials)) % 2**32)
-        proposal = super().populate_space(trial_id)
-        if proposal["values"] is not None and self._duplicate(proposal["values"]):
-            values = self._random_values()
-            return {"status": "RUNNING" if values else "STOPPED", "values": values}
-        return proposal
-
-    def _make_gpr(self) -> Any:
-        process = super()._make_gpr()
-        process.n_restarts_optimizer = 2  # its kernel has one parameter; keras-tuner's 20 take seconds
-        return process
-
-    def _vectorize_trials(self) -> tuple[np.ndarray, np.ndarray]:
-        x, y = [], []
-        for trial in self.trials.values():
-            values = trial.hyperparameters.values
-            vector = [hp.value_to_prob(values.get(hp.name, hp.default)) for hp in self._nonfixed_space()]
-            x.append(vector)
-            y.append(-trial.score if trial.status == "COMPLETED" else math.nan)
-        return np.array(x), np.where(np.isnan(y), np.nanmax(y), y)
-
-
-def _oracle(tuner: str, objective: str, trials: int, epochs: int, seed: int, space: Any) -> _Durable:
-    arguments: dict[str, Any] = {
-        "objective": keras_tuner.Objective(objective, "max"),
-        "seed": seed + 1,  # keras-tuner takes 0 for none
-        "hyperparameters": space,
-        "max_consecutive_failed_trials": 10**9,  # its own check leaves the chief locked (1.4.8)
-    }
-    if tuner == "random":
-        return _Random(max_trials=trials, **arguments)
-    if tuner == "bayesian":
-        # keras-tuner's own three a dimension would be more than most searches have; a budget may end any.
-        return _Bayesian(max_trials=trials, num_initial_points=min(max(trials // 3, 3), 10), **arguments)
-    oracle = _Hyperband(max_epochs=epochs, hyperband_iterations=10**6, **arguments)
-    oracle.max_trials = trials
-    return oracle
-
-
 # === Helpers ===
-
-
-def _failing(statuses: Sequence[str], *, fewest: int) -> bool:
-    """Whether the last three failed, or most of at least ``fewest``."""
-    failed = [status == "failed" for status in statuses]
-    in_a_row = len(failed) >= FAILURES and all(failed[-FAILURES:])
-    return in_a_row or (len(failed) >= fewest and sum(failed) > len(failed) / 2)
-
-
-def _comparison(
-    results: Mapping[tuple[str, int], Result], contenders: Mapping[str, Any], objective: str
-) -> dict[str, Any]:
-    """Figures of a confirmation; a case's figure is averaged over the seeds before it is compared."""
-    content: dict[str, Any] = {"objective": objective}
-    by_case: dict[str, dict[str, float]] = {}
-    for name, values in contenders.items():
-        runs = [result["cases"] for (who, _), result in results.items() if who == name]
-        scores = [score_of(rows, objective) for rows in runs]
-        content[name] = {
-            "values": values,
-            "scores": scores,
-            "mean": float(np.mean(scores)),
-            "sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan,
-        }
-        by_case[name] = {
-            row["case"]: float(np.mean([_number(rows[i][objective]) for rows in runs]))
-            for i, row in enumerate(runs[0])
-        }
-    (difference,) = compare(by_case, "default")
-    content["noise"] = math.sqrt((content["best"]["sd"] ** 2 + content["default"]["sd"] ** 2) / 2)
-    content["difference"] = {**vars(difference.difference), "p": difference.p}
-    return content
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _outcome(result: Result, objective: str) -> str:
@@ -613,18 +493,16 @@ def _reasons(records: Sequence[Result]) -> str:
     return "\n".join(f"  {r['trial']}: {r['reason']}" for r in records if r["status"] == "failed")
 
 
-def _where(build: Callable[[Any], Any]) -> str:
-    path = inspect.getsourcefile(build)
-    if path is None or "<locals>" in build.__qualname__ or "." in build.__qualname__:
-        raise InputError(f"build {build!r}: a function at the top of a file is needed; trials import it.")
-    return f"{Path(path).absolute()}:{build.__qualname__}"
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check(model: str | None, build: Any, tuner: str, trials: int, objective: str, epochs: int) -> None:
+    if INSIDE in os.environ:
+        raise InputError(
+            "a trial's process began a search, because it imports the module that build stands in: put the "
+            "search under if __name__ == '__main__', or run that module as the script."
+        )
     problems = []
     if (model is None) == (build is None):
         problems.append("either a model of the zoo or a build function is needed.")

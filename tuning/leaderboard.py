@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from tfds_epilepsy.files import read_json, write_table, write_text
 
 Record = Mapping[str, Any]
-FEWEST = 8  # completed trials, below which importance is a guess
+TRIALS_OF_IMPORTANCE = 8  # with fewer completed trials, importance is a guess
 TREES = 300
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8b949e"
 
@@ -90,7 +89,7 @@ def importance(
     from sklearn.inspection import permutation_importance
 
     done = [r for r in records if r["status"] == "completed"]
-    if len(done) < FEWEST:
+    if len(done) < TRIALS_OF_IMPORTANCE:
         return None
     names = list(dict.fromkeys(name for r in done for name in searched(r)))
     x = np.stack([_coded([searched(r).get(name) for r in done])[0] for name in names], axis=1)
@@ -130,7 +129,9 @@ def page(folder: Path, records: Sequence[Record], rows: Sequence[Mapping[str, An
         ]
         explained = importance(records, objective)
         if explained is None:
-            parts.append(f"<h2>Importance</h2><p>Too few completed trials: {FEWEST} are needed.</p>")
+            parts.append(
+                f"<h2>Importance</h2><p>Too few completed trials: {TRIALS_OF_IMPORTANCE} are needed.</p>"
+            )
         else:
             trust = "it explains most of the differences." if explained[1] > 0.5 else "read this as a hint."
             note = (
@@ -258,7 +259,7 @@ def _bars(values: Mapping[str, float]) -> str:
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "epizoo", "font.family": "sans-serif"}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

@@ -18,7 +18,8 @@ import typer
 from epizoo.cli import Data, DataDir, Seed, start
 from tfds_epilepsy.errors import InputError
 from tuning import spaces
-from tuning.trial import POLL_SECONDS, SearchFailed
+from tuning.process import POLL_SECONDS
+from tuning.trial import SearchFailed
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -1,22 +1,18 @@
-"""One trial: train on controls, fit the detector, score validation subjects. A process of its own.
+"""One trial: train on controls, fit the detector, score validation subjects.
 
-``python -m tuning.trial SPEC FOLDER`` reads ``SPEC`` and leaves ``result.json`` in ``FOLDER``;
-:func:`supervise` starts it, watches its time and memory, and gives the result back.
+``python -m tuning.trial SPEC FOLDER`` does what ``SPEC`` says and leaves ``result.json`` in ``FOLDER``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +20,7 @@ import numpy as np
 import psutil
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, write_json, write_text
+from tfds_epilepsy.files import plain, read_json, write_json, write_text
 from tfds_epilepsy.volumes import Subject
 
 if TYPE_CHECKING:
@@ -38,7 +34,6 @@ OBJECTIVES = ("detection_auc", "detection_auprc", "froc_auc", "sensitivity_5")
 VALIDATION_STEPS = 10
 SLICES = 2  # voxel figures are taken, and detectors fitted, in every second axial slice: half the time
 SLAB_BYTES = 2**28  # of codes at a time, so that trials fit side by side
-POLL_SECONDS = 0.25
 
 
 class SearchFailed(RuntimeError):
@@ -53,8 +48,7 @@ class Spec:
         data, data_dir, fingerprint: the cohort, and what it must still be.
         cases: folder of the validation subjects to score.
         model: name in the zoo; or
-        build: ``file.py:function``, which makes a user's model of keras-tuner's ``hp``.
-        hyperparameters: that ``hp`` (``HyperParameters.get_config()``), for ``build``.
+        build: file with a user's build function (``builds.pack``).
         values: of the search space.
         objective: one of ``OBJECTIVES``.
         epochs, steps_per_epoch, batch_size, seed: of the training.
@@ -68,7 +62,6 @@ class Spec:
     cases: str
     model: str | None = None
     build: str | None = None
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     objective: str = "detection_auc"
     epochs: int = 4
@@ -78,80 +71,39 @@ class Spec:
     limits: dict[str, float] = field(default_factory=dict)
     begun: str | None = None
 
+    @classmethod
+    def read(cls, path: Path) -> Spec:
+        """Of a ``spec.json``; what earlier versions wrote beside these fields is left out.
+
+        Raises:
+            InputError: no such file, or no spec.
+        """
+        content = read_json(path)
+        try:
+            return cls(**{one.name: content[one.name] for one in fields(cls) if one.name in content})
+        except TypeError as error:
+            raise InputError(f"{path}: not the spec of a trial ({error}).") from error
+
+    def same_as(self, other: Spec) -> bool:
+        """Whether two trials do the same, wherever their files are and whatever other trials have shown."""
+        elsewhere = replace(
+            self, data=other.data, data_dir=other.data_dir, cases=other.cases, build=other.build
+        )
+        elsewhere = replace(elsewhere, begun=other.begun, limits=other.limits)
+        return bool(plain(asdict(elsewhere)) == plain(asdict(other)))
+
 
 Result = dict[str, Any]
 
 
-def supervise(
-    spec: Spec,
-    folder: Path,
-    *,
-    seconds: float,
-    gib: float,
-    watch: Callable[[str, float], None] = lambda stage, gib: None,
-) -> Result:
-    """Run a trial in a process of its own and wait for it; a finished one of the same spec is taken as it is.
-
-    Args:
-        spec: what to do.
-        folder: of the trial; made if missing.
-        seconds: the process is ended when it takes longer,
-        gib: or its memory, its children's included, exceeds this.
-        watch: called several times a second with what it is doing and its memory in GiB.
-
-    Returns:
-        The content of ``result.json``: ``status`` is ``completed``, ``pruned`` or ``failed``, ``reason`` says
-        why.
-    """
-    result_path, spec_path = folder / "result.json", folder / "spec.json"
-    if result_path.is_file():
-        stored, result = read_json(spec_path), read_json(result_path)
-        if stored == json.loads(json.dumps(asdict(spec))) | {"limits": stored["limits"]}:
-            return result
-    folder.mkdir(parents=True, exist_ok=True)
-    result_path.unlink(missing_ok=True)
-    write_json(spec_path, asdict(spec))
-    started, peak, reason = time.monotonic(), 0.0, ""
-    with (folder / "log.txt").open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "tuning.trial", str(spec_path), str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-        )
-        try:
-            process = psutil.Process(child.pid)
-            while child.poll() is None:
-                now = _memory(process)
-                peak = max(peak, now)
-                watch(_stage(folder), now)
-                if time.monotonic() - started > seconds:
-                    reason = f"took longer than {seconds:.0f} s ({_stage(folder)})"
-                elif now > gib:
-                    reason = f"used {now:.2f} GiB, more than {gib:.2f} GiB ({_stage(folder)})"
-                if reason:
-                    break
-                time.sleep(POLL_SECONDS)
-        finally:
-            _end(child)
-    if result_path.is_file() and not reason:
-        result = read_json(result_path)
-    else:
-        reason = reason or f"ended with code {child.returncode}: {_last_line(folder / 'log.txt')}"
-        result = {"status": "failed", "reason": reason}
-    result |= {"seconds": round(time.monotonic() - started, 1), "peak_gib": round(peak, 2)}
-    write_json(result_path, result)
-    (folder / "stage").unlink(missing_ok=True)
-    shutil.rmtree(folder / "detector", ignore_errors=True)
-    return result
-
-
 def run(spec: Spec, folder: Path) -> Result:
     """Do a trial in this process; its training goes on where it was killed."""
+    import keras
+
     from epizoo.models.patch_model import PatchModel
     from tuning.cases import Visible, read_cases
 
+    keras.config.disable_interactive_logging()
     steps = _Steps(folder)
     cohort = Visible(spec.data, spec.data_dir)
     if cohort.fingerprint != spec.fingerprint:
@@ -171,7 +123,7 @@ def build_model(spec: Spec, modalities: Sequence[str]) -> Any:
     """The compiled model of a trial.
 
     Raises:
-        InputError: a user's model without an encoder.
+        InputError: a user's model that no trial can use.
     """
     if spec.build is None:
         from tuning import spaces
@@ -179,26 +131,13 @@ def build_model(spec: Spec, modalities: Sequence[str]) -> Any:
         assert spec.model is not None  # a spec has one of the two
         return spaces.create(spec.model, spec.values, modalities=modalities, seed=spec.seed)
     import keras
-    import keras_tuner
+
+    from tuning import builds
 
     keras.utils.set_random_seed(spec.seed)
-    hp = keras_tuner.HyperParameters.from_config(spec.hyperparameters)
-    model = load_function(spec.build)(hp)
-    if not hasattr(model, "encoder"):
-        raise InputError(f"{spec.build}: the model it makes has no 'encoder', which the detector reads.")
+    model, _ = builds.make(builds.load(Path(spec.build)), spec.values)
+    builds.check(model, len(modalities))
     return model
-
-
-def load_function(where: str) -> Callable[[Any], Any]:
-    """The function of ``file.py:function``."""
-    path, _, name = where.rpartition(":")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert module_spec is not None  # it is the path of a .py file
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # classes that it registers with Keras find their module
-    module_spec.loader.exec_module(module)
-    return getattr(module, name)
 
 
 def score(values: Sequence[Mapping[str, Any]], objective: str) -> float:
@@ -423,15 +362,20 @@ def _thinned(subject: Subject, every: int) -> Subject:
 # === The process ===
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The process of a trial: what goes wrong in it is its result."""
-    spec_path, folder = (Path(argument) for argument in arguments)
-    _end_with(os.getppid())
-    import keras
+def main(spec: str, folder: str, parent: str | None = None) -> None:
+    """The process of a trial: what goes wrong in it is its result.
 
-    keras.config.disable_interactive_logging()
+    Args:
+        spec: file of what to do.
+        folder: of the trial.
+        parent: number of the process that waits for this one, and with which it ends.
+    """
+    from epizoo.run import peak_gib
+
+    if parent is not None:
+        _end_with(int(parent))
     try:
-        result = run(Spec(**read_json(spec_path)), folder)
+        result = run(Spec.read(Path(spec)), Path(folder))
     except MemoryError as error:
         result = {"status": "failed", "reason": f"out of memory ({error})"}
     except Exception as error:  # a trial fails, a search goes on
@@ -439,7 +383,13 @@ def main(arguments: Sequence[str]) -> None:
 
         traceback.print_exc()
         result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-    write_json(folder / "result.json", result)
+    seconds = time.time() - psutil.Process().create_time()
+    write_json(Path(folder) / "result.json", {**result, **cost(seconds, peak_gib())})
+
+
+def cost(seconds: float, gib: float) -> Result:
+    """What a trial took, as its result tells it."""
+    return {"seconds": round(seconds, 1), "peak_gib": round(gib, 2)}
 
 
 def _end_with(parent: int) -> None:
@@ -453,42 +403,5 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a process and its children."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(child.pid).children(recursive=True)
-        for process in [*family, psutil.Process(child.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-    child.wait()
-
-
-def _memory(process: psutil.Process) -> float:
-    """GiB that a process and its children hold."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for one in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += one.memory_info().rss
-    return total / 2**30
-
-
-def _environment() -> dict[str, str]:
-    """As this process's, with the packages of this one to import, and TensorFlow quiet."""
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
-    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-
-
-def _stage(folder: Path) -> str:
-    path = folder / "stage"
-    return path.read_text() if path.is_file() else "start"
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])
