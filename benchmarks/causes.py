@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 import benchmarks.objectives  # noqa: F401 (registers its models: their runs are read too)
 from benchmarks.contrast import first_five, with_clusters
 from benchmarks.kinds import COHORT, cases
-from epizoo.detection import create_detector, fit_normative
-from epizoo.detection.codes import Codes, Homotopic, as_codes
+from epizoo.detection import create_detector, fit_detector
+from epizoo.detection.codes import Codes, Homotopic, codes_of
 from epizoo.detection.detector import Detector
 from epizoo.evaluation import AnnotatedRow, bootstrap_mean, evaluate
 from epizoo.finished_run import open_run
@@ -44,15 +44,15 @@ def main(*runs: str) -> None:
     encoders = [open_run(run, needs=[]).model for run in runs]
     print("variance of the codes between controls: scan, person; lesions' squared change, all in its units")
     for run, model in zip(runs, encoders, strict=True):
-        scan, lesion = shares(as_codes(model), train, again, dysplasia, healthy)
+        scan, lesion = shares(codes_of(model), train, again, dysplasia, healthy)
         print(f"{Path(run).name:24} {scan:.2f}, {1 - scan:.2f}; {lesion:.3f}", flush=True)
 
     others = list(cases())
     reference: list[list[float]] = []
     print("\nAUROC, AUPRC, in the first 5: dysplasia | other kinds; AUROC on all less the reference's")
-    for name, codes, detector, options, change in variants(as_codes(encoders[0]), encoders[0].latent_dim):
+    for name, codes, detector, options, change in variants(codes_of(encoders[0]), encoders[0].latent_dim):
         with TemporaryDirectory() as scratch:
-            normative = fit_normative(codes, lambda: train, scratch, detector, **options)
+            normative = fit_detector(codes, lambda: train, scratch, detector, **options)
             rows = [
                 evaluate(
                     (with_clusters(s, change(normative.score(s))) for s in group), resamples=10
@@ -122,7 +122,7 @@ def shares(
     union = np.any([patient.lesion_mask for patient in patients], axis=0)
 
     def at(subject: Subject) -> NDArray[np.float64]:
-        found = codes.latents(codes.volume(subject), union, slice(0, union.shape[2]))
+        found = codes.at(codes.volume(subject), union, slice(0, union.shape[2]))
         return found.astype(np.float64)  # (v, d)
 
     first = np.stack([at(subject) for subject in controls])  # (n, v, d)

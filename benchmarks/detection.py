@@ -26,7 +26,7 @@ from scipy import ndimage
 from sklearn.svm import OneClassSVM
 
 from benchmarks.dense import reference_encoder
-from epizoo.detection import NormativeModel, fit_normative
+from epizoo.detection import FittedDetector, fit_detector
 from epizoo.detection.kernels import buffers, compiled, distances, over_voxels
 from epizoo.detection.ocsvm import LocalOneClassSVM, _kernel
 from tfds_epilepsy.volumes import Subject, load_template
@@ -125,13 +125,13 @@ def the_whole(slices: int, n: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             cohort = [synthetic_subject(number, count) for number in range(controls)]
             start = time.perf_counter()
-            model = fit_normative(encoder, lambda cohort=cohort: cohort, Path(folder) / "detector")
+            model = fit_detector(encoder, lambda cohort=cohort: cohort, Path(folder) / "detector")
             fit = time.perf_counter() - start
             voxels = int(model.mask.sum())
             size = sum(path.stat().st_size for path in model.folder.iterdir())
             patient = synthetic_subject(10_000, count)
             start = time.perf_counter()
-            NormativeModel.load(model.folder, encoder).score(patient)
+            FittedDetector.load(model.folder, encoder).score(patient)
             first = time.perf_counter() - start
             start = time.perf_counter()
             model.score(patient)

@@ -27,7 +27,7 @@ from rich.table import Table
 from scipy import ndimage
 
 import epizoo
-from epizoo.detection import NormativeModel
+from epizoo.detection import FittedDetector
 from epizoo.export import export_encoder, export_pipeline
 from tfds_epilepsy.volumes import Subject, load_template, normalise
 
@@ -100,7 +100,7 @@ def methods(work: Path) -> tuple[dict[str, dict[str, Callable[[], np.ndarray]]],
     tasks["patches"]["TFLite"] = lambda: np.concatenate([lite(patch=batch)["latent"] for batch in batches])
 
     quiet = Console(quiet=True)
-    normative: NormativeModel = epizoo.fit_normative(
+    normative: FittedDetector = epizoo.fit_detector(
         model, lambda: (noisy_template(i)[0] for i in range(CONTROLS)), work / "detector", console=quiet
     )
     folder = export_pipeline(normative, work / "pipeline", modalities=NAMES)

@@ -1,7 +1,7 @@
 """Other objectives than the zoo's, on the same networks, with the same detector: do they give better codes?
 
     python -m benchmarks.objectives bench/denoising-0 denoising --seed 0
-    python -m benchmarks.objectives bench/denoising-deviations-0 denoising --reads deviations --seed 0
+    python -m benchmarks.objectives bench/denoising-deviations-0 denoising --view deviations --seed 0
 
 Each makes a run like ``epizoo run phantom_2mm RUN --model siamese --detector ocsvm --epochs 3 --steps 100``,
 with its folder and report. They are not in the zoo: results.md says why.
@@ -17,10 +17,10 @@ import keras
 import tensorflow as tf
 import typer
 
-from epizoo.models import REGISTRY, blocks, losses
+from epizoo.models import blocks, losses
 from epizoo.models.autoencoder import Autoencoder
 from epizoo.models.deviation import Deviation
-from epizoo.models.patch_model import READS, PatchModel, register
+from epizoo.models.patch_model import register_model
 from epizoo.models.synthetic import Synthetic, stretched
 from epizoo.run import Run
 from epizoo.run_config import RunConfig
@@ -30,7 +30,7 @@ SIGMA = 0.2  # its standard deviation: Kascenas et al. 2022
 TEMPERATURE = 0.1
 
 
-@register
+@register_model("coarse_denoising")
 class Denoising(Autoencoder):
     """``L = ||x - D(E(x + n))||^2``, n noise as coarse as lesions are.
 
@@ -89,42 +89,39 @@ class Pairs:
         return {"loss": tf.reduce_mean(loss), "similarity": similarity}
 
 
-@register
+@register_model("contrastive")
 class Contrastive(Pairs, Synthetic):
     """On images; altered as for :class:`Synthetic`."""
 
 
-@register
+@register_model("contrastive_deviations")
 class ContrastiveDeviations(Pairs, Deviation):
     """On deviation maps; altered as for :class:`Deviation`."""
 
 
-OBJECTIVES: dict[str, dict[str, type[PatchModel]]] = {
-    "denoising": {"image": Denoising, "deviations": Denoising},
-    "contrastive": {"image": Contrastive, "deviations": ContrastiveDeviations},
+VIEWS = ("image", "deviations")
+OBJECTIVES: dict[str, dict[str, str]] = {
+    "denoising": {"image": "coarse_denoising", "deviations": "coarse_denoising"},
+    "contrastive": {"image": "contrastive", "deviations": "contrastive_deviations"},
 }
 
 
 def main(
     folder: Path,
     objective: Annotated[str, typer.Argument(help=f"One of {', '.join(OBJECTIVES)}.")],
-    reads: str = "image",
+    view: str = "image",
     epochs: int = 3,
     steps: int = 100,
     seed: int = 0,
 ) -> None:
-    if objective not in OBJECTIVES or reads not in READS:
-        choices = f"choose one of {', '.join(OBJECTIVES)}, with --reads {' or '.join(READS)}."
-        raise typer.BadParameter(f"{objective!r} with --reads {reads!r}: {choices}")
-    model = OBJECTIVES[objective][reads]
-    name = model.__name__.lower()
-    REGISTRY[name] = model
-    own = {} if issubclass(model, Pairs) else {"reads": reads}
+    if objective not in OBJECTIVES or view not in VIEWS:
+        choices = f"choose one of {', '.join(OBJECTIVES)}, with --view {' or '.join(VIEWS)}."
+        raise typer.BadParameter(f"{objective!r} with --view {view!r}: {choices}")
     run = RunConfig.resolve(
         "phantom_2mm",
-        model=name,
+        model=OBJECTIVES[objective][view],
         detector="ocsvm",
-        model_config=own,
+        model_config={"view": view},
         epochs=epochs,
         steps_per_epoch=steps,
         batch_size=256,

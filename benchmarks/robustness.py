@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.contrast import draw, measure
-from epizoo.detection import create_detector, fit_normative
+from epizoo.detection import create_detector, fit_detector
 from epizoo.evaluation import Interval, bootstrap_mean
 from epizoo.finished_run import open_run
 from tfds_epilepsy import phantom
@@ -41,13 +41,14 @@ def main(picture: str, *runs: str) -> None:
         for name, controls, patients in conditions(with_voxels=model is None):
             train = [phantom.subject(controls, label) for label in phantom.cohort(controls)["train"]]
             if model is not None:
-                model.adapt(train)
+                model.view.adapt(train)
             with TemporaryDirectory() as scratch:
-                normative = fit_normative(
+                normative = fit_detector(
                     model,
                     lambda train=train: train,
                     scratch,
                     create_detector(manifest["detector"], **manifest["config"]),
+                    modalities=controls.modalities,
                     fwhm=manifest["fwhm"],
                     seed=manifest["seed"],
                 )

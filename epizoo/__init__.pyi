@@ -5,9 +5,9 @@ from . import export as export
 from . import models as models
 from . import report as report
 from .dense import DenseEncoder as DenseEncoder
-from .detection import NormativeModel as NormativeModel
+from .detection import FittedDetector as FittedDetector
 from .detection import find_clusters as find_clusters
-from .detection import fit_normative as fit_normative
+from .detection import fit_detector as fit_detector
 from .export import export_encoder as export_encoder
 from .finished_run import FinishedRun as FinishedRun
 from .finished_run import open_run as open_run

@@ -11,12 +11,10 @@ from typing import Any
 from rich.console import Console
 
 import tfds_epilepsy
-from epizoo.detection import DETECTORS
-from epizoo.detection.detector import detector_class
 from epizoo.evaluation.leaderboard import Entry, leaderboard, write_leaderboard
 from epizoo.finished_run import METRICS, FinishedRun, open_run
 from epizoo.folds import make_folds
-from epizoo.models import REGISTRY
+from epizoo.registry import DETECTORS, MODELS
 from epizoo.run import Run
 from epizoo.run_config import RunConfig, data_name
 from epizoo.run_metadata import Metadata
@@ -24,8 +22,8 @@ from epizoo.supervised import PATIENTS, supervised_config
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
 
-BASELINES = [name for name in DETECTORS if "image" in detector_class(name).reads]
-ON_CODES = [name for name in DETECTORS if "codes" in detector_class(name).reads]
+BASELINES = [name for name in DETECTORS if DETECTORS.get(name).views]
+ON_CODES = [name for name in DETECTORS if DETECTORS.get(name).reads_model]
 
 
 def benchmark(
@@ -73,7 +71,7 @@ def benchmark(
     folder, console = Path(folder), console or Console(stderr=True)
     if not seeds and (models or detectors):
         raise InputError("0 seeds run baselines alone: name no model and no detector, or at least 1 seed.")
-    models = list(REGISTRY) if models is None else models
+    models = list(MODELS) if models is None else models
     _check_names(models, detectors, baselines or ())
     cohorts = {folder: data}
     if folds is not None:
@@ -115,9 +113,7 @@ def entry_of(run: FinishedRun) -> Entry:
 
 
 def _check_names(models: Sequence[str], detectors: Sequence[str], baselines: Sequence[str]) -> None:
-    problems = [
-        f"unknown model {m!r}: choose among {', '.join(REGISTRY)}." for m in models if m not in REGISTRY
-    ]
+    problems = [f"unknown model {m!r}: choose among {', '.join(MODELS)}." for m in models if m not in MODELS]
     problems += [
         f"{name!r} is no classical baseline: choose among {', '.join(BASELINES)}."
         for name in baselines

@@ -31,7 +31,7 @@ RunDir = Annotated[Path, typer.Argument(help="The folder of the run.")]
 Model = Annotated[
     str | None, typer.Option(help="Model of the zoo ('epizoo models' lists them); 'deviation' if left out.")
 ]
-Reads = Annotated[
+View = Annotated[
     str | None,
     typer.Option(help="What the model's patches are cut from: image or deviations; its own if left out."),
 ]
@@ -113,7 +113,7 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
         out_dir: RunDir,
         model: Model = None,
         detector: Detector = None,
-        reads: Reads = None,
+        view: View = None,
         epochs: Epochs = None,
         steps: Steps = None,
         seed: Seed = 0,
@@ -128,7 +128,7 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
             data,
             model=model,
             detector=detector,
-            model_config=_given(reads=reads),
+            model_config=_given(view=view),
             epochs=epochs,
             steps_per_epoch=steps,
             seed=seed,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from epizoo.maps import deviations
 from epizoo.method import Work
+from epizoo.registry import MODELS
 from epizoo.run_config import NO_MODEL
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.errors import InputError
@@ -16,7 +16,7 @@ from tfds_epilepsy.volumes import Subject
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from epizoo.detection import Detector, NormativeModel
+    from epizoo.detection import Detector, FittedDetector
     from epizoo.models.patch_model import PatchModel
 
 
@@ -26,15 +26,14 @@ class Normative:
     def check(self, run: Work) -> None:
         """Whether the detector takes its options and reads what the model gives, of enough controls."""
         detector = _detector(run)
-        if run.config.model == NO_MODEL:
-            return
-        model = _new_model(run)
-        detector.codes(model)
+        model = None if run.config.model == NO_MODEL else _new_model(run)
+        detector.told(detector.codes(model, run.builder.modalities))
         controls = len(run.subjects("train"))
-        if model.reads == "deviations" and controls < deviations.FEWEST:
+        if model is not None and controls < model.view.fewest_controls:
             raise InputError(
-                f"{run.config.data}: {controls} training controls; {run.config.model!r}, which reads what "
-                f"differs from them, needs at least {deviations.FEWEST}: add some, or choose another model."
+                f"{run.config.data}: {controls} training controls; {run.config.model!r} reads what differs "
+                f"from them, and needs at least {model.view.fewest_controls}: add some, or choose another "
+                "model."
             )
 
     def learnt_from(self, run: Work) -> dict[str, Any]:
@@ -58,9 +57,9 @@ class Normative:
         with run.step("train"):
             model = _new_model(run)
             controls = list(run.read("train"))
-            model.adapt(controls)
-            controls = [model.view(subject) for subject in controls]
-            held_out = [model.view(s) for s in run.read("validation") if s.group == "control"]
+            model.view.adapt(controls)
+            controls = [model.view.seen(subject) for subject in controls]
+            held_out = [model.view.seen(s) for s in run.read("validation") if s.group == "control"]
 
             def patches(subjects: list[Subject], seed: int, start_step: int = 0) -> tf.data.Dataset:
                 return patch_dataset(
@@ -85,28 +84,29 @@ class Normative:
             )
         return model
 
-    def fit(self, run: Work) -> NormativeModel:
+    def fit(self, run: Work) -> FittedDetector:
         """Fit the detector on the training controls' codes."""
-        from epizoo.detection import fit_normative
+        from epizoo.detection import fit_detector
 
         model = self.train(run)
         with run.step("fit"):
-            return fit_normative(
+            return fit_detector(
                 model,
                 lambda: run.read("train"),
                 run.folder.detector,
                 detector=_detector(run),
+                modalities=run.builder.modalities,
                 fwhm=run.config.fwhm,
                 seed=run.config.seed,
                 console=run.console,
             )
 
-    def load(self, folder: RunFolder) -> NormativeModel:
+    def load(self, folder: RunFolder) -> FittedDetector:
         from epizoo import models
-        from epizoo.detection import NormativeModel
+        from epizoo.detection import FittedDetector
 
         model = models.load_model(folder.model) if folder.model.is_file() else None
-        return NormativeModel.load(folder.detector, model)
+        return FittedDetector.load(folder.detector, model)
 
     def saw(self, run: Work) -> list[str]:
         """The controls of the fit, and the subjects that a preset says it was trained on."""
@@ -122,12 +122,11 @@ def _new_model(run: Work) -> PatchModel:
     config = run.config
     if config.preset is not None:
         return models.from_preset(config.preset)
-    reads = {key: value for key, value in config.model_config.items() if key == "reads"}
-    own = models.REGISTRY[config.model].config_for(run.builder.modalities, **reads)
+    own = MODELS.get(config.model).config_for(run.builder.modalities, config.model_config.get("view"))
     return models.create(config.model, **{**own, "seed": config.seed, **config.model_config})
 
 
 def _detector(run: Work) -> Detector:
-    from epizoo.detection.detector import detector_of
+    from epizoo.detection import create_detector
 
-    return detector_of(run.builder.modalities, run.config.detector, **run.config.detector_config)
+    return create_detector(run.config.detector, **run.config.detector_config)

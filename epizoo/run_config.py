@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epizoo.registry import DETECTORS, MODELS
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import plain, read_json
 
@@ -136,6 +137,8 @@ class RunConfig:
         stored = read_json(path)
         if not isinstance(stored, dict) or "data" not in stored:
             raise InputError(f"{path}: damaged: it holds no settings of a run.")
+        if "reads" in stored.get("model_config", {}):  # an earlier version's word for the view
+            stored["model_config"]["view"] = stored["model_config"].pop("reads")
         unknown = sorted(set(stored) - {one.name for one in fields(cls)})
         if unknown:
             raise InputError(
@@ -214,18 +217,14 @@ def _complete(options: Mapping[str, Any]) -> RunConfig:
     elif {"detector", "fwhm", *TRAINING} - set(chosen):
         chosen = {**_model_class(chosen["model"]).run_defaults, **chosen}
     if "fwhm" not in chosen:
-        from epizoo.detection.detector import detector_class
-
-        chosen["fwhm"] = detector_class(chosen["detector"]).map_fwhm
+        chosen["fwhm"] = DETECTORS.get(chosen["detector"]).map_fwhm
     return RunConfig(**json.loads(json.dumps(plain(chosen))))  # lists and tuples are one
 
 
 def _model_class(name: str) -> type[PatchModel]:
-    from epizoo.models import REGISTRY  # brings TensorFlow
-
-    if name not in REGISTRY:
-        raise InputError(f"unknown model {name!r}: choose one of {', '.join(REGISTRY)}, or {NO_MODEL}.")
-    return REGISTRY[name]
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}, or {NO_MODEL}.")
+    return MODELS.get(name)
 
 
 def _model_problems(name: str, config: Mapping[str, Any]) -> list[str]:
@@ -242,7 +241,7 @@ def _model_problems(name: str, config: Mapping[str, Any]) -> list[str]:
     ignored = {
         key: value
         for key, value in config.items()
-        if isinstance(value, str | int | float) and built.get(key, value) != value
+        if key != "view" and isinstance(value, str | int | float) and built.get(key, value) != value
     }
     return [f"{key} {value!r}: model {name!r} has {built[key]!r} always." for key, value in ignored.items()]
 
@@ -259,9 +258,7 @@ def _detector_problems(name: str, config: Mapping[str, Any]) -> list[str]:
 
 def _reads_no_code(detector: str) -> bool:
     """Whether a detector, if there is such a one, reads images alone and never the code of a model."""
-    from epizoo.detection.detector import DETECTORS, detector_class
-
-    return detector in DETECTORS and "codes" not in detector_class(detector).reads
+    return detector in DETECTORS and not DETECTORS.get(detector).reads_model
 
 
 def _no_effect(options: Mapping[str, Any], reason: str) -> list[str]:
@@ -272,7 +269,7 @@ def _no_effect(options: Mapping[str, Any], reason: str) -> list[str]:
 
 def _read_preset(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
     """The model's name in the zoo, the detector's settings, and the problems of a preset."""
-    from epizoo.models import REGISTRY
+    from epizoo.models import model_class  # brings TensorFlow
 
     try:
         name = read_json(folder / "config.json").get("model", "")
@@ -280,8 +277,9 @@ def _read_preset(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
         stored = read_json(beside) if beside.is_file() else {}
     except InputError as error:
         return NO_MODEL, {}, error.problems
-    known = [key for key, model in REGISTRY.items() if name == f"epizoo>{model.__name__}"]
-    if not known:
-        return NO_MODEL, {}, [f"{folder}: no preset of a model of the zoo ({name!r})."]
+    kind = model_class(name)
+    known = None if kind is None else MODELS.name_of(kind)
+    if known is None:
+        return NO_MODEL, {}, [f"{folder}: no preset of a model that is known here ({name!r})."]
     names = {"detector": "detector", "config": "detector_config", "fwhm": "fwhm"}
-    return known[0], {names[key]: value for key, value in stored.items() if key in names}, []
+    return known, {names[key]: value for key, value in stored.items() if key in names}, []

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import epizoo
 from epizoo.models import callbacks, patch_model
+from epizoo.registry import MODELS
 from tfds_epilepsy.errors import InputError
 
 BATCH = 8
@@ -42,6 +43,7 @@ class Case:
     def dataset(self, start: int = 0) -> tf.data.Dataset:
         """Endless smooth random patches, batch k a function of k."""
         shape = (BATCH, *self.patch_shape, self.channels)
+        pairs = MODELS.get(self.name).sampling == "pair"
 
         def batch(k: tf.Tensor) -> dict[str, tf.Tensor]:
             def draw(stream: int) -> tf.Tensor:
@@ -50,7 +52,7 @@ class Case:
                 return 0.7 * level + noise
 
             element = {"patch": draw(0), "position": tf.random.stateless_uniform((BATCH, 3), (k, 2), -1, 1)}
-            if patch_models()[self.name].sampling == "pair":
+            if pairs:
                 element["partner"] = draw(1)
             return element
 
@@ -66,10 +68,6 @@ class Case:
     def train(self, model: patch_model.PatchModel, folder: Path, **options: Any) -> list[dict[str, float]]:
         options = {"epochs": 2, "steps_per_epoch": 2, "validation_data": self.dataset(100)} | options
         return callbacks.train(model, self.dataset, folder=folder, validation_steps=2, **options)
-
-
-def patch_models() -> dict[str, type[patch_model.PatchModel]]:
-    return epizoo.models.REGISTRY
 
 
 class Killed(keras.callbacks.Callback):

@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 from keras import layers
 
-from epizoo.detection import fit_normative
+from epizoo.detection import fit_detector
 from epizoo.export import export_encoder, export_pipeline
 from tests.raw_scans import controls
 
@@ -28,7 +28,7 @@ def main(archive: Path) -> None:
     keras.utils.set_random_seed(0)
     encoder = tiny_encoder()
     with tempfile.TemporaryDirectory() as work:
-        detector = fit_normative(encoder, lambda: controls(2), Path(work) / "detector", folds=3)
+        detector = fit_detector(encoder, lambda: controls(2), Path(work) / "detector", folds=3)
         made = Path(work) / "made"
         export_encoder(encoder, made / "encoder", modalities=("T1w", "FLAIR"), voxel_size=2.0)
         export_pipeline(detector, made / "pipeline", modalities=("T1w", "FLAIR"))

@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from scipy import ndimage
 
-from epizoo.detection import fit_normative
+from epizoo.detection import fit_detector
 from tfds_epilepsy.volumes import Subject, load_template
 
 SLICES = slice(38, 43)  # thin, through the ventricles
@@ -43,7 +43,6 @@ def from_template(number=0, age=float("nan"), modalities=2):
 
 def fit(folder, detector, n=6, **options):
     """A detector without an encoder, fitted on people made from the template."""
+    options = {"modalities": ["T1w", "FLAIR"], **options}
     controls = [from_template(number, age=30 + number) for number in range(n)]
-    return fit_normative(
-        None, lambda: controls, folder, detector, console=Console(file=StringIO()), **options
-    )
+    return fit_detector(None, lambda: controls, folder, detector, console=Console(file=StringIO()), **options)

@@ -11,8 +11,8 @@ from epizoo.detection import DETECTORS
 from epizoo.evaluation import evaluate
 from epizoo.export import export_run
 from epizoo.finished_run import open_run
-from epizoo.models import REGISTRY
 from epizoo.outputs import score_cohort
+from epizoo.registry import MODELS
 from epizoo.run import Run
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
@@ -142,7 +142,7 @@ def test_by_default_everything_is_planned(cohort, data_dir, tmp_path, monkeypatc
     with pytest.raises(InputError, match="no method"):
         benchmark(str(cohort), tmp_path, data_dir=data_dir)
     models, detectors, baselines, seeds, supervised, _ = asked[0]
-    assert list(models) == list(REGISTRY)
+    assert list(models) == list(MODELS)
     assert (list(baselines), list(detectors)) == (list(BASELINES), [])
     assert (seeds, supervised) == (3, 60)
 

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from scipy import ndimage
 
-from epizoo.detection import create_detector, fit_normative
-from epizoo.detection.classical import JunctionExtensionMaps
+from epizoo.detection import create_detector, fit_detector
+from epizoo.maps.junction_extension import JunctionExtension
 from epizoo.maps.tissue import tissue_probabilities
 from tests.people import INTENSITY, fit, from_template
 from tfds_epilepsy.errors import InputError
@@ -20,7 +20,7 @@ def test_junction_is_the_share_of_voxels_between_grey_and_white():
     image = person.image.copy()
     image[20:28, 40:48, :, 0] = 0.65  # between .5 and .8
     image[40:48, 40:48, :, 0] = 0.82
-    junction = JunctionExtensionMaps().volume(replace(person, image=image))[..., 0]
+    junction = JunctionExtension()(replace(person, image=image))[..., 0]
     assert junction[22:26, 42:46, 1:3].min() > 0.99
     assert junction[42:46, 42:46, 1:3].max() < 0.01
     assert (junction[~person.brain_mask] == 0).all()
@@ -28,11 +28,11 @@ def test_junction_is_the_share_of_voxels_between_grey_and_white():
 
 def test_extension_is_high_where_grey_reaches_into_white():
     person = from_template()
-    before = JunctionExtensionMaps().volume(person)[..., 1]
+    before = JunctionExtension()(person)[..., 1]
     voxel = tuple(np.argwhere(ndimage.binary_erosion(tissue_probabilities(person)[..., 1] > 0.9))[0])
     image = person.image.copy()
     image[tuple(slice(v - 1, v + 2) for v in voxel)] = INTENSITY["t1"][0], INTENSITY["flair"][0]
-    after = JunctionExtensionMaps().volume(replace(person, image=image))[..., 1]
+    after = JunctionExtension()(replace(person, image=image))[..., 1]
     assert after[voxel] > before[voxel] + 0.2
 
 
@@ -64,4 +64,4 @@ def test_the_flair_map_has_the_order_of_the_intensities(tmp_path):
 def test_a_flair_threshold_needs_flair(tmp_path):
     t1 = [from_template(number, modalities=1) for number in range(3)]
     with pytest.raises(InputError, match="no FLAIR"):
-        fit_normative(None, lambda: t1, tmp_path, "flair", console=Console(file=StringIO()))
+        fit_detector(None, lambda: t1, tmp_path, "flair", console=Console(file=StringIO()))

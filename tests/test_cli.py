@@ -38,8 +38,8 @@ def test_help_needs_nothing_heavy():
     [
         (["run", "nowhere", "OUT"], "nowhere"),
         (["run", "nowhere", "OUT", "--model", "nonsense"], "nonsense"),
-        (["run", "nowhere", "OUT", "--preset", "p", "--reads", "image", "--steps", "3"], "steps_per_epoch 3"),
-        (["run", "nowhere", "OUT", "--model", "deviation", "--reads", "image"], "reads 'image'"),
+        (["run", "nowhere", "OUT", "--preset", "p", "--view", "image", "--steps", "3"], "steps_per_epoch 3"),
+        (["run", "nowhere", "OUT", "--model", "deviation", "--view", "image"], "view 'image'"),
         (["train", "nowhere", "OUT", "--detector", "zscore", "--epochs", "3"], "epochs 3: without effect"),
         (["run", "nowhere", "OUT", "--preset", "p", "--model", "siamese"], "model siamese"),
         (["report", "OUT"], "config.json"),
@@ -70,13 +70,13 @@ def test_run_hands_its_settings_on(monkeypatch):
             pass
 
     monkeypatch.setattr("epizoo.run.Run", Recorded)
-    words = "run data OUT --model bigan --reads deviations --detector knn --epochs 3 --steps 100 --seed 2"
+    words = "run data OUT --model bigan --view deviations --detector knn --epochs 3 --steps 100 --seed 2"
     assert run_main(monkeypatch, *words.split()) == 0
     expected = RunConfig.resolve(
         "data",
         model="bigan",
         detector="knn",
-        model_config={"reads": "deviations"},
+        model_config={"view": "deviations"},
         epochs=3,
         steps_per_epoch=100,
         seed=2,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import epizoo
-from epizoo.detection import NormativeModel, fit_normative
-from epizoo.detection.codes import as_codes
+from epizoo.detection import FittedDetector, fit_detector
+from epizoo.detection.codes import codes_of
 from epizoo.maps.deviations import FARTHEST, PRIOR_FREEDOM, PRIOR_FWHM, Deviations
 from epizoo.maps.signs import sign_maps
+from epizoo.registry import MODELS
 from tests.people import person
 from tests.references import mean_around
 from tfds_epilepsy.errors import InputError
@@ -42,7 +43,7 @@ def held_against(one, controls):
 
 def test_maps_are_those_of_a_loop_over_the_voxels_of_an_anisotropic_grid():
     *controls, one = people(9)
-    made = Deviations.of_controls(controls)(one)
+    made = Deviations().adapt(controls)(one)
     expected = held_against(one, controls)
     assert made.shape == (9, 8, 7, 3)
     assert made.dtype == np.float32
@@ -53,13 +54,13 @@ def test_maps_are_those_of_a_loop_over_the_voxels_of_an_anisotropic_grid():
 
 def test_a_control_is_held_against_the_others_whatever_it_is_called():
     controls = people(9)
-    deviations = Deviations.of_controls(controls)
+    deviations = Deviations().adapt(controls)
     signs = np.stack([sign_maps(c.image, c.brain_mask, c.affine) for c in controls])
     others = [k for k in range(9) if k != 4]
     mean, _ = deviations.moments(signs[4], replace(controls[4], subject="x"))
     usual, _ = deviations.moments(signs[4], people(10)[9])
     weights = np.stack([controls[k].brain_mask for k in others])[..., None]
-    seen = controls[4].brain_mask & (weights.sum(0)[..., 0] >= 3) & deviations.mask
+    seen = controls[4].brain_mask & (weights.sum(0)[..., 0] >= 3) & deviations.mask_
     expected = (signs[others] * weights).sum(0) / np.maximum(weights.sum(0), 1)
     np.testing.assert_allclose(mean[seen], expected[seen], atol=1e-5)
     assert not np.allclose(usual[seen], mean[seen], atol=1e-2)
@@ -71,9 +72,9 @@ def test_a_control_is_held_against_the_others_whatever_it_is_called():
 def test_controls_deviate_as_new_healthy_people_do():
     """Draws at each voxel: both have a deviation near 1, those that were seen no smaller one."""
     controls = people(40)
-    deviations = Deviations.of_controls(controls[:25])
+    deviations = Deviations().adapt(controls[:25])
     seen, new = (
-        np.concatenate([deviations(c)[deviations.mask & c.brain_mask, :2] for c in some]).std(0)
+        np.concatenate([deviations(c)[deviations.mask_ & c.brain_mask, :2] for c in some]).std(0)
         for some in (controls[:15], controls[25:])
     )
     np.testing.assert_allclose(seen / new, 1, atol=0.06)
@@ -82,11 +83,11 @@ def test_controls_deviate_as_new_healthy_people_do():
 
 def test_too_few_controls_and_other_grids_are_refused():
     with pytest.raises(InputError, match="2 controls: deviations need at least 3"):
-        Deviations.of_controls(people(2))
+        Deviations().adapt(people(2))
     with pytest.raises(InputError, match="sub-01: signs of shape"):
-        Deviations.of_controls([person(), replace(person(1, shape=(9, 8, 6)), subject="01")])
+        Deviations().adapt([person(), replace(person(1, shape=(9, 8, 6)), subject="01")])
     with pytest.raises(InputError, match="1 modalities on a grid"):
-        Deviations.of_controls(people(4))(person(modalities=1))
+        Deviations().adapt(people(4))(person(modalities=1))
 
 
 # === The model that reads them ===
@@ -100,75 +101,80 @@ def test_the_model_reads_deviation_maps_and_says_so_where_it_is_not_adapted():
     one = model()
     with pytest.raises(InputError, match=r"call adapt\(controls\) first"):
         one.view(person())
-    one.adapt(people(5))
-    expected = Deviations.of_controls(people(5))(person(7))
-    np.testing.assert_array_equal(one.view(person(7)).image, expected)
-    assert type(one).config_for(["T1w", "FLAIR"]) == {"channels": 3, "modalities": ["T1w", "FLAIR"]}
+    one.view.adapt(people(5))
+    expected = Deviations().adapt(people(5))(person(7))
+    np.testing.assert_array_equal(one.view(person(7)), expected)
+    expected = {"channels": 3, "modalities": ["T1w", "FLAIR"], "view": "deviations"}
+    assert type(one).config_for(["T1w", "FLAIR"]) == expected
 
 
 @pytest.mark.parametrize("name", ["siamese", "bigan", "context_gan"])
 def test_any_model_of_images_can_read_deviation_maps_in_the_unit_interval(name):
-    config = epizoo.models.REGISTRY[name].config_for(["T1w", "FLAIR"], "deviations")
-    assert config == {"channels": 3, "reads": "deviations"}
+    config = MODELS.get(name).config_for(["T1w", "FLAIR"], "deviations")
+    assert config == {"channels": 3, "modalities": ["T1w", "FLAIR"], "view": "deviations"}
     one = epizoo.create(name, patch_shape=(9, 9), **config)
-    one.adapt(people(5))
-    seen, z = one.view(person(7)).image, Deviations.of_controls(people(5))(person(7))
+    one.view.adapt(people(5))
+    seen, z = one.view(person(7)), Deviations().adapt(people(5))(person(7))
     inside = (z != 0).any(-1)
     np.testing.assert_allclose(seen[inside], np.clip(0.5 + z[inside] / 10, 0.001, 1), atol=1e-6)
     assert not seen[~inside].any()
-    assert one.get_config()["reads"] == "deviations"
+    assert one.get_config()["view"] == {"name": "deviations", "spread": 5.0}
 
 
 def test_models_that_cannot_read_what_they_are_told_say_so():
-    with pytest.raises(InputError, match="'deviation' is its form"):
-        epizoo.models.REGISTRY["synthetic"].config_for(["T1w"], "deviations")
-    with pytest.raises(InputError, match="reads 'folds': choose one of image, deviations"):
-        epizoo.create("siamese", reads="folds")
+    with pytest.raises(InputError, match="view 'deviations': Synthetic reads image alone"):
+        MODELS.get("synthetic").config_for(["T1w"], "deviations")
+    with pytest.raises(InputError, match="view 'image': Deviation reads deviations alone"):
+        epizoo.create("deviation", view="image")
+    with pytest.raises(InputError, match="unknown view 'folds': choose one of image, deviations"):
+        epizoo.create("siamese", view="folds")
+    with pytest.raises(InputError, match=r"channels 2: view 'deviations' of T1w, FLAIR has 3 maps"):
+        epizoo.create("siamese", view="deviations", modalities=["T1w", "FLAIR"])
 
 
-@pytest.mark.parametrize("model", [model, lambda: epizoo.create("siamese", channels=3, reads="deviations")])
+@pytest.mark.parametrize("model", [model, lambda: epizoo.create("siamese", channels=3, view="deviations")])
 def test_deviations_are_saved_with_the_model(tmp_path, model):
     one = model()
-    one.adapt(people(5))
+    one.view.adapt(people(5))
     one.compile()
     one.save(tmp_path / "model.keras")
     one.save_preset(tmp_path / "preset")
     for again in (epizoo.load_model(tmp_path / "model.keras"), epizoo.from_preset(tmp_path / "preset")):
-        np.testing.assert_array_equal(again.view(person(1)).image, one.view(person(1)).image)
-        assert as_codes(again).fingerprint == as_codes(one).fingerprint
+        np.testing.assert_array_equal(again.view(person(1)), one.view(person(1)))
+        assert codes_of(again).fingerprint == codes_of(one).fingerprint
     other = model()
     other.set_weights(one.get_weights())
-    other.adapt(people(6))
-    assert as_codes(other).fingerprint != as_codes(one).fingerprint
+    other.view.adapt(people(6))
+    assert codes_of(other).fingerprint != codes_of(one).fingerprint
 
 
 def test_a_detector_scores_scans_of_a_model_that_reads_deviations(tmp_path):
     one, controls = model(modalities=["T1w", "FLAIR"]), people(6)
     with pytest.raises(InputError, match=r"call adapt\(controls\) first"):
-        fit_normative(one, lambda: controls, tmp_path / "early", "head", folds=3)
-    one.adapt(controls)
-    fitted = fit_normative(one, lambda: controls, tmp_path / "detector", "head", folds=3)
+        fit_detector(one, lambda: controls, tmp_path / "early", "head", folds=3)
+    one.view.adapt(controls)
+    fitted = fit_detector(one, lambda: controls, tmp_path / "detector", "head", folds=3)
     scored = fitted.score(person(9))
-    again = NormativeModel.load(tmp_path / "detector", one).score(person(9))
+    again = FittedDetector.load(tmp_path / "detector", one).score(person(9))
     np.testing.assert_array_equal(scored, again)
-    padded = np.pad(one.view(person(9)).image, [(4, 4)] * 3 + [(0, 0)])
+    padded = np.pad(one.view(person(9)), [(4, 4)] * 3 + [(0, 0)])
     at = tuple(np.argwhere(fitted.mask & person(9).brain_mask)[30])
     patch = padded[tuple(slice(a, a + 9) for a in at)][None]
     logit = float(one.head(one.encode(patch))[0, 0])
     assert scored[at] == pytest.approx((logit - fitted.mean[at]) / fitted.sd[at], abs=1e-3)
     parts = fitted.explain(person(9))[1]
     assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction"]
-    np.testing.assert_allclose(parts["darker T1w"][at], -one.view(person(9)).image[at][0])
+    np.testing.assert_allclose(parts["darker T1w"][at], -one.view(person(9))[at][0])
 
 
 def test_the_signs_of_a_model_that_reads_deviations_are_these_and_its_logit(tmp_path):
     one, controls, patient = model(modalities=["T1w", "FLAIR"]), people(6), person(9)
-    one.adapt(controls)
-    fitted = fit_normative(one, lambda: controls, tmp_path / "detector", "signs", folds=3)
+    one.view.adapt(controls)
+    fitted = fit_detector(one, lambda: controls, tmp_path / "detector", "signs", folds=3)
     at = tuple(np.argwhere(fitted.mask & patient.brain_mask)[30])
 
     def features(subject):
-        view = one.view(subject).image
+        view = one.view(subject)
         patch = np.pad(view, [(4, 4)] * 3 + [(0, 0)])[tuple(slice(a, a + 9) for a in at)]
         return [*view[at], float(one.head(one.encode(patch[None]))[0, 0])]
 
@@ -180,4 +186,4 @@ def test_the_signs_of_a_model_that_reads_deviations_are_these_and_its_logit(tmp_
     assert score[at] == pytest.approx((raw - fitted.mean[at]) / fitted.sd[at], rel=1e-3, abs=1e-3)
     assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction", "model"]
     np.testing.assert_allclose([parts[name][at] for name in parts], [-z[0], *z[1:]], rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(NormativeModel.load(tmp_path / "detector", one).score(patient), score)
+    np.testing.assert_array_equal(FittedDetector.load(tmp_path / "detector", one).score(patient), score)

@@ -9,10 +9,11 @@ import tensorflow as tf
 from typer.testing import CliRunner
 
 from epizoo import cli, models
-from epizoo.detection import create_detector, fit_normative
+from epizoo.detection import create_detector, fit_detector
 from epizoo.export import export_pipeline, export_run, pipeline, verify
 from epizoo.finished_run import normalisation_of
 from epizoo.outputs import score_cohort
+from epizoo.registry import MODELS
 from epizoo.run import Run
 from epizoo.run_folder import RunFolder
 from tests.consumer import run_consumer
@@ -27,13 +28,14 @@ from tfds_epilepsy.volumes import read_nifti
 def fitted(encoder, folder, detector, channels=2, **options):
     """A normative model of several slabs."""
     bytes_a_slice = 4 * SHAPE[0] * SHAPE[1] * CONTROLS * 5
-    return fit_normative(
+    return fit_detector(
         encoder,
         lambda: controls(channels),
         folder,
         detector,
         folds=3,
         slab_bytes=2 * bytes_a_slice,
+        modalities=["T1w", "FLAIR"][:channels],
         **options,
     )
 
@@ -72,7 +74,7 @@ def test_3d_patches_and_one_modality(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "detector", "reads"),
+    ("name", "shape", "detector", "view"),
     [
         ("vae", (7, 7), "reconstruction", "image"),
         ("vae", (7, 7), "reconstruction", "deviations"),
@@ -82,15 +84,15 @@ def test_3d_patches_and_one_modality(tmp_path):
         ("deviation", (9, 9, 9), "signs", "deviations"),
     ],
 )
-def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, reads):
-    channels = models.REGISTRY[name].config_for(["T1w", "FLAIR"], reads)["channels"]
-    model = models.create(name, patch_shape=shape, latent_dim=4, channels=channels, reads=reads)
-    model.adapt(controls(2))
+def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, view):
+    own = MODELS.get(name).config_for(["T1w", "FLAIR"], view)
+    model = models.create(name, patch_shape=shape, latent_dim=4, **own)
+    model.view.adapt(controls(2))
     normative = fitted(model, tmp_path / "detector", detector)
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
     patient, raw = scanned("p", 2, "patient", seed=99)
     expected = normative.score(patient)
-    rtol = 1e-4 if reads == "deviations" else 1e-7  # small differences over small deviations
+    rtol = 1e-4 if view == "deviations" else 1e-7  # small differences over small deviations
     np.testing.assert_allclose(score(folder, raw, patient.brain_mask), expected, rtol=rtol, atol=1e-4)
 
 

@@ -1,11 +1,11 @@
 import pytest
 import tensorflow as tf
 
-import epizoo
+from epizoo.registry import MODELS
 from tests import contract
 from tests.contract import Case
 
-NAMES = epizoo.list_models()
+NAMES = list(MODELS.own)
 PLANE = [Case(name) for name in NAMES]
 SOLID = [Case(name, (7, 7, 7), 3) for name in NAMES]
 SINGLE = [Case(name, (9, 9), 1) for name in NAMES]

@@ -9,7 +9,7 @@ import keras_tuner
 import pytest
 import tensorflow as tf
 
-from epizoo import models
+from epizoo.registry import MODELS
 from tests import contract
 from tuning import spaces
 
@@ -20,13 +20,12 @@ GUIDE = (Path(__file__).parents[1] / "docs" / "new_model.md").read_text()
 def case():
     """The model of the guide, registered as the guide says."""
     (code,) = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    name, class_name = re.search(r'`"(\w+)": (\w+),`', GUIDE).groups()
+    (name,) = re.findall(r'@register_model\("(\w+)"\)', code)
     module = types.ModuleType(f"epizoo.models.{name}")
     sys.modules[module.__name__] = module
     exec(code, module.__dict__)
-    models.REGISTRY[name] = getattr(module, class_name)
     yield contract.Case(name)
-    del models.REGISTRY[name], sys.modules[module.__name__]
+    del MODELS.registered[name], sys.modules[module.__name__]
 
 
 def test_model_of_the_guide_passes_the_contract(case, tmp_path):

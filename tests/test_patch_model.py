@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import epizoo
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from tfds_epilepsy.errors import InputError
 
 SHAPE = (5, 5, 1)
@@ -15,7 +15,7 @@ PATCHES = np.random.default_rng(0).random((6, *SHAPE), dtype=np.float32)
 DATA = tf.data.Dataset.from_tensors({"patch": PATCHES}).repeat()
 
 
-@register
+@register_model("small_of_tests")
 class Adversarial(PatchModel):
     """The smallest model with two optimisers and averages."""
 

@@ -276,7 +276,7 @@ def test_other_data_are_scored_with_a_finished_run(finished, cohort, data_dir, t
     [
         ({"detector": "head"}, "no head"),
         ({"detector": "gaussian", "detector_config": {"gamma": 1}}, "no option gamma"),
-        ({"model": "none", "detector": "signs", "detector_config": {"modalities": ["SWI"]}}, "SWI: 'signs'"),
+        ({"model": "siamese", "detector": "signs"}, "no head"),
     ],
 )
 def test_a_detector_that_cannot_do_it_is_refused_before_anything_is_written(
@@ -291,20 +291,20 @@ def test_signs_are_those_of_the_cohorts_modalities(cohort, data_dir, tmp_path):
     run = Run(short_run(cohort, model="none", detector="signs"), tmp_path / "run", data_dir=data_dir)
     run.fit()
     manifest = json.loads((run.folder.detector / "manifest.json").read_text())
-    assert manifest["config"] == {"modalities": list(run.builder.modalities)}
-    assert manifest["features"] == len(run.builder.modalities) + 1
+    assert manifest["modalities"] == list(run.builder.modalities) == ["T1w", "FLAIR"]
+    assert manifest["code_size"] == len(run.builder.modalities) + 1
     run.score()
     assert np.isfinite(run.score_map("p1")).all()
 
 
 def test_a_model_of_images_reads_deviations_where_it_is_told_to(cohort, data_dir, tmp_path):
-    settings = short_run(cohort, detector="gaussian", model_config={"reads": "deviations"}, epochs=1)
+    settings = short_run(cohort, detector="gaussian", model_config={"view": "deviations"}, epochs=1)
     run = Run(settings, tmp_path / "run", data_dir=data_dir)
     run.score()
     model = run.train()
     assert model.channels == len(run.builder.modalities) + 1
     control = next(iter(run.read("train")))
-    assert model.view(control).image[control.brain_mask].mean() == pytest.approx(0.5, abs=0.1)
+    assert model.view(control)[control.brain_mask].mean() == pytest.approx(0.5, abs=0.1)
     assert np.isfinite(run.score_map("p1")).all()
 
 

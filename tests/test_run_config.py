@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from epizoo.models import REGISTRY, PatchModel, create
+from epizoo.models import PatchModel, create
+from epizoo.registry import MODELS
 from epizoo.run_config import RunConfig, data_name
 from tfds_epilepsy.errors import InputError
 
@@ -35,7 +36,7 @@ def test_a_model_of_ones_own_has_its_own_settings(monkeypatch):
     class Own(PatchModel):
         run_defaults: ClassVar = {**PatchModel.run_defaults, "detector": "gaussian", "epochs": 2, "fwhm": 4.0}
 
-    monkeypatch.setitem(REGISTRY, "own", Own)
+    monkeypatch.setitem(MODELS.registered, "own", Own)
     run = resolve(model="own")
     assert (run.detector, run.epochs, run.batch_size, run.fwhm) == ("gaussian", 2, 256, 4.0)
 
@@ -57,7 +58,7 @@ def test_nothing_is_trained_for_a_detector_that_reads_images_alone():
         ({"model": "siamese", "detector": "zscore"}, ["model 'siamese': without effect"]),
         ({"model": "siamese", "model_config": {"patch_shape": [4, 4]}}, ["patch_shape (4, 4)"]),
         ({"model": "siamese", "model_config": {"colour": 1}}, ["colour"]),
-        ({"model": "deviation", "model_config": {"reads": "image"}}, ["reads 'image'"]),
+        ({"model": "deviation", "model_config": {"view": "image"}}, ["view 'image'"]),
         ({"model": "siamese", "detector": "knn", "detector_config": {"nu": 0.1}}, ["no option nu"]),
         ({"model": "siamese", "detector_config": {"k": 1}}, ["no option k"]),
         ({"epochs": 0, "fwhm": -1}, ["epochs 0", "fwhm -1"]),

@@ -15,8 +15,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import tfds_epilepsy
 from epizoo import models
 from epizoo.dense import DenseEncoder
-from epizoo.detection import NormativeModel
+from epizoo.detection import FittedDetector
 from epizoo.models.patch_model import PatchModel
+from epizoo.registry import MODELS
 from tests.small_cohort import write_cohort
 from tfds_epilepsy import phantom
 from tfds_epilepsy.errors import InputError
@@ -89,7 +90,7 @@ def test_a_model_knows_its_modalities_as_in_a_run():
 
 
 def test_the_context_gans_patch_holds_its_widest_surround():
-    config = models.REGISTRY["context_gan"].config_of_values({"centre": 5, "scales": "3 5", "position": "no"})
+    config = MODELS.get("context_gan").config_of_values({"centre": 5, "scales": "3 5", "position": "no"})
     assert config == {"scales": [3, 5], "patch_shape": [25, 25], "position": False}
 
 
@@ -122,7 +123,7 @@ def test_a_model_without_a_space_says_so(monkeypatch):
     class Own(PatchModel):
         pass
 
-    monkeypatch.setitem(models.REGISTRY, "own", Own)
+    monkeypatch.setitem(MODELS.registered, "own", Own)
     with pytest.raises(InputError, match="'own' has no search space"):
         spaces.space_of("own")
     with pytest.raises(InputError, match="'own' has no search space"):
@@ -249,7 +250,7 @@ def done(spec, tmp_path_factory):
 def test_a_trial_returns_the_mean_auc_of_the_cases(done, spec):
     folder, result = done
     assert result["status"] == "completed"
-    normative = NormativeModel.load(folder / "detector", models.load_model(folder / "model.keras"))
+    normative = FittedDetector.load(folder / "detector", models.load_model(folder / "model.keras"))
     aucs, precisions = [], []
     for case in cases.read_cases(trial.Path(spec.cases)):
         score_map = normative.score(trial._thinned(case, trial.SLICES))
@@ -279,8 +280,8 @@ def test_maps_of_a_brain_are_made_of_the_whole_brain(spec, tmp_path):
     values = {"cube": 15, "width": 4, "latent_dim": 4, "learning_rate": 1e-3, "detector": "signs", "fwhm": 4}
     deviation = dataclasses.replace(spec, model="deviation", values=values, epochs=1, batch_size=4)
     result = trial.run(deviation, tmp_path)
-    normative = NormativeModel.load(tmp_path / "detector", models.load_model(tmp_path / "model.keras"))
-    assert normative.manifest["features"] == normative.manifest["modalities"] + 2  # the junction, the logit
+    normative = FittedDetector.load(tmp_path / "detector", models.load_model(tmp_path / "model.keras"))
+    assert normative.manifest["code_size"] == normative.manifest["modalities"] + 2  # the junction, the logit
     aucs = []
     for case in cases.read_cases(trial.Path(spec.cases)):
         score_map = normative.score(case)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from epizoo import models
 from epizoo.models.search_space import CODE, DETECTOR, RATE
+from epizoo.registry import MODELS
 from epizoo.run import Run
 from epizoo.run_config import RunConfig
 from tests.scripts import run_script
@@ -47,7 +47,7 @@ def cohort(data, data_dir):
 @pytest.fixture
 def make(cohort, data, data_dir, monkeypatch):
     """Tuners whose trials cost nothing, on a small space: a Gaussian process takes its time."""
-    monkeypatch.setattr(models.REGISTRY["siamese"], "search_space", (CODE, RATE, *DETECTOR[:2]))
+    monkeypatch.setattr(MODELS.get("siamese"), "search_space", (CODE, RATE, *DETECTOR[:2]))
     monkeypatch.setattr(detection_tuner, "Visible", lambda *_: cohort)
     monkeypatch.setattr(detection_tuner, "supervise", cheap)
     opened = []
@@ -246,7 +246,7 @@ def test_another_space_cohort_or_objective_is_refused(make, cohort, tmp_path, mo
     for changes in ({"model": "wae"}, {"objective": "detection_auprc"}, {"epochs": 7}, {"seed": 3}):
         with pytest.raises(InputError, match="holds another search"):
             make(tmp_path, **changes)
-    monkeypatch.setattr(models.REGISTRY["siamese"], "search_space", (CODE, RATE))
+    monkeypatch.setattr(MODELS.get("siamese"), "search_space", (CODE, RATE))
     with pytest.raises(InputError, match="space"):
         make(tmp_path)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from epizoo.models.search_space import Choice, Space
+from epizoo.registry import MODELS
 from tfds_epilepsy.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,11 +26,10 @@ def space_of(model: str) -> Space:
     Raises:
         InputError: an unknown model, or one without a search space.
     """
-    from epizoo import models  # brings TensorFlow, which a command line's help need not wait for
 
-    if model not in models.REGISTRY:
-        raise InputError(f"unknown model {model!r}: choose one of {', '.join(models.REGISTRY)}.")
-    space = models.REGISTRY[model].search_space
+    if model not in MODELS:
+        raise InputError(f"unknown model {model!r}: choose one of {', '.join(MODELS)}.")
+    space = MODELS.get(model).search_space
     if not space:
         raise InputError(
             f"model {model!r} has no search space: give its class a 'search_space' "
@@ -70,7 +70,7 @@ def create(model: str, values: Mapping[str, Any], *, modalities: Sequence[str], 
     """The compiled model that values of its space describe; no values give the default architecture."""
     from epizoo import models
 
-    known = models.REGISTRY[model]
+    known = MODELS.get(model)
     values = without_tuner(values)
     config = {**known.config_for(modalities), **known.config_of_values(values)}
     created = models.create(model, seed=seed, **config)

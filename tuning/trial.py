@@ -175,8 +175,8 @@ def _train(
 
     from epizoo.models import callbacks
 
-    model.adapt(cohort.controls("train"))
-    train, validation = _patches(spec, cohort, model.patch_shape, model.sampling, model.view)
+    model.view.adapt(cohort.controls("train"))
+    train, validation = _patches(spec, cohort, model.patch_shape, model.sampling, model.view.seen)
     first = None
     if validation is not None:
         figures = model.evaluate(validation, verbose=0, return_dict=True)
@@ -303,20 +303,20 @@ def _detect(
     """Fit the detector on training controls, score the cases: the figures of each, and their means."""
     from rich.console import Console
 
-    from epizoo.detection import fit_normative
-    from epizoo.detection.detector import detector_of
+    from epizoo.detection import create_detector, fit_detector
     from tuning.spaces import detector_config
 
     name, options, fwhm = detector_config(spec.values)
-    detector = detector_of(cohort.modalities, name, **options)
-    whole = "image" in detector.reads or getattr(model, "deviations", None) is not None  # maps of the brain
+    detector = create_detector(name, **options)
+    whole = detector.codes(model, cohort.modalities).whole_brain
     thin = 1 if whole or spec.objective not in OBJECTIVES[:2] else SLICES
     with steps("fit"):
-        normative = fit_normative(
+        normative = fit_detector(
             model,
             lambda: (_thinned(control, thin) for control in cohort.controls("train")),
             folder / "detector",
             detector,
+            modalities=cohort.modalities,
             fwhm=fwhm,
             seed=spec.seed,
             slab_bytes=SLAB_BYTES,

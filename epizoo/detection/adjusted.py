@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.codes import Codes
-from epizoo.detection.detector import Detector, check_latents, create_detector
+from epizoo.detection.detector import Detector, check_codes, create_detector
 from epizoo.detection.gaussian import LocalGaussian
 from tfds_epilepsy.errors import InputError
 
@@ -25,8 +25,8 @@ class Adjusted(Detector):
 
     Example:
         >>> detector = Adjusted("gaussian", covariates=["age"])
-        >>> latents = np.random.default_rng(0).normal(size=(4, 20, 3))
-        >>> detector.fit(latents, age=np.linspace(20, 60, 20)).score(latents, age=np.full(20, 40.0)).shape
+        >>> codes = np.random.default_rng(0).normal(size=(4, 20, 3))
+        >>> detector.fit(codes, age=np.linspace(20, 60, 20)).score(codes, age=np.full(20, 40.0)).shape
         (4, 20)
 
     Args:
@@ -58,20 +58,24 @@ class Adjusted(Detector):
         self.detector, self.options, self.covariates, self.scale = detector, options, list(covariates), scale
         self._inner = create_detector(detector, **(options or {}))
 
-    def codes(self, encoder: Any) -> Codes:
-        return self._inner.codes(encoder)
+    def codes(self, model: Any, modalities: Sequence[str] | None = None) -> Codes:
+        return super().codes(model, modalities) if self.views else self._inner.codes(model, modalities)
 
-    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        latents = check_latents(latents)
-        n = latents.shape[1]
+    def told(self, codes: Codes) -> Self:
+        self._inner.told(codes)
+        return super().told(codes)
+
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        codes = check_codes(codes)
+        n = codes.shape[1]
         known = self._known(covariates, n)
         self._centre, self._spread = _mean_and_sd(known)
         design = np.column_stack([np.ones(n), self._standard(known)])
         if n < design.shape[1] + 3:
             design[:, 1:] = 0
         # (1 + c, n) x (v, n, d) -> (v, 1 + c, d); the pseudo-inverse gives 0 to what does not vary
-        self._effects = np.einsum("cn,vnd->vcd", np.linalg.pinv(design), latents).astype(np.float32)
-        rest = self._without_effects(latents, known)
+        self._effects = np.einsum("cn,vnd->vcd", np.linalg.pinv(design), codes).astype(np.float32)
+        rest = self._without_effects(codes, known)
         if self.scale == "standard":
             sd = rest.std(1, ddof=min(1, n - 1))
             floor = SMALLEST * sd.mean(1, keepdims=True)
@@ -81,10 +85,10 @@ class Adjusted(Detector):
         self._inner.fit(self._scaled(rest))
         return self
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        latents = check_latents(latents, len(self._effects))
-        known = self._known(covariates, latents.shape[1])
-        return self._inner.score(self._scaled(self._without_effects(latents, known)))
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        codes = check_codes(codes, len(self._effects))
+        known = self._known(covariates, codes.shape[1])
+        return self._inner.score(self._scaled(self._without_effects(codes, known)))
 
     def state(self) -> dict[str, NDArray[Any]]:
         state = {"effects": self._effects, "centre": self._centre, "spread": self._spread}
@@ -122,10 +126,10 @@ class Adjusted(Detector):
         return np.nan_to_num((known - self._centre) / self._spread)
 
     def _without_effects(
-        self, latents: NDArray[np.float32], known: NDArray[np.floating]
+        self, codes: NDArray[np.float32], known: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         design = np.column_stack([np.ones(len(known)), self._standard(known)]).astype(np.float32)
-        return latents - np.einsum("mc,vcd->vmd", design, self._effects)
+        return codes - np.einsum("mc,vcd->vmd", design, self._effects)
 
     def _scaled(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.scale == "standard":

@@ -1,24 +1,23 @@
 """The baselines that need no encoder: what voxels and tissue maps tell by themselves.
 
-They have the interface of every other detector; each says what it reads of a subject (``codes``).
+They have the interface of every other detector; each names the view that it reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from epizoo.detection.adjusted import Adjusted
-from epizoo.detection.codes import Codes, Intensities
-from epizoo.detection.detector import Detector, check_latents
-from epizoo.maps.smoothing import smooth
-from epizoo.maps.tissue import tissue_probabilities
+from epizoo.detection.detector import Detector, check_codes
+from epizoo.detection.scorer import Scorer
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class ZScore(Detector):
@@ -32,25 +31,30 @@ class ZScore(Detector):
     """
 
     name: ClassVar[str] = "zscore"
-    reads: ClassVar[frozenset[str]] = frozenset({"image"})
+    views: ClassVar[Sequence[str]] = ("image",)
+    reads_model: ClassVar[bool] = False
+    exportable: ClassVar[bool] = True
 
     def __init__(self, fwhm: float = 6.0):
         self.fwhm = fwhm
 
-    def codes(self, encoder: Any) -> Codes:
-        return Intensities(self.fwhm)
+    def view_options(self) -> dict[str, Any]:
+        return {"fwhm": self.fwhm}
 
-    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        latents = check_latents(latents)
-        n = latents.shape[1]
-        self.mean_ = latents.mean(1)
-        sd = latents.std(1, ddof=min(1, n - 1)) * np.sqrt(1 + 1 / n)
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        codes = check_codes(codes)
+        n = codes.shape[1]
+        self.mean_ = codes.mean(1)
+        sd = codes.std(1, ddof=min(1, n - 1)) * np.sqrt(1 + 1 / n)
         self.sd_ = np.maximum(sd, SMALLEST_SD).astype(np.float32)
         return self
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        latents = check_latents(latents, len(self.mean_))
-        return (np.abs(latents - self.mean_[:, None]) / self.sd_[:, None]).max(2)
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        codes = check_codes(codes, len(self.mean_))
+        return (np.abs(codes - self.mean_[:, None]) / self.sd_[:, None]).max(2)
+
+    def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
+        return ZScoreScorer(self, state, order)
 
 
 class FlairThreshold(Detector):
@@ -65,26 +69,29 @@ class FlairThreshold(Detector):
     """
 
     name: ClassVar[str] = "flair"
-    reads: ClassVar[frozenset[str]] = frozenset({"image"})
+    views: ClassVar[Sequence[str]] = ("image",)
+    reads_model: ClassVar[bool] = False
+    exportable: ClassVar[bool] = True
     calibration = "brain"
 
     def __init__(self, fwhm: float = 3.0, modality: int = 1):
         self.fwhm, self.modality = fwhm, modality
 
-    def codes(self, encoder: Any) -> Codes:
-        return Intensities(self.fwhm)
+    def view_options(self) -> dict[str, Any]:
+        return {"fwhm": self.fwhm}
 
-    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        latents = check_latents(latents)
-        if latents.shape[2] <= self.modality:
-            raise InputError(
-                f"modality {self.modality} of {latents.shape[2]}: there is no FLAIR to threshold."
-            )
-        self.voxels_ = np.array(len(latents))
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        codes = check_codes(codes)
+        if codes.shape[2] <= self.modality:
+            raise InputError(f"modality {self.modality} of {codes.shape[2]}: there is no FLAIR to threshold.")
+        self.voxels_ = np.array(len(codes))
         return self
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        return check_latents(latents, int(self.voxels_))[..., self.modality].copy()
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        return check_codes(codes, int(self.voxels_))[..., self.modality].copy()
+
+    def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
+        return FlairScorer(self, state, order)
 
 
 class JunctionExtension(Adjusted):
@@ -98,14 +105,12 @@ class JunctionExtension(Adjusted):
     """
 
     name: ClassVar[str] = "junction_extension"
-    reads: ClassVar[frozenset[str]] = frozenset({"image"})
+    views: ClassVar[Sequence[str]] = ("junction_extension",)
+    reads_model: ClassVar[bool] = False
 
     def __init__(self, nu: float = 0.03):
         self.nu = nu
         super().__init__("ocsvm", {"nu": nu}, scale="standard")
-
-    def codes(self, encoder: Any) -> Codes:
-        return JunctionExtensionMaps()
 
 
 class SPM(Adjusted):
@@ -120,53 +125,43 @@ class SPM(Adjusted):
     """
 
     name: ClassVar[str] = "spm"
-    reads: ClassVar[frozenset[str]] = frozenset({"image"})
+    views: ClassVar[Sequence[str]] = ("tissue",)
+    reads_model: ClassVar[bool] = False
 
     def __init__(self, fwhm: float = 8.0, covariates: Sequence[str] = ("age", "sex")):
         self.fwhm = fwhm
         super().__init__("zscore", {"fwhm": fwhm}, covariates=covariates)
 
-    def codes(self, encoder: Any) -> Codes:
-        return GreyMatter(self.fwhm)
+    def view_options(self) -> dict[str, Any]:
+        return {"tissues": ["gm"], "fwhm": self.fwhm}
 
 
-class JunctionExtensionMaps(Codes):
-    """Junction and extension ``(x, y, z, 2)`` of a subject, from its first modality, T1.
+class ZScoreScorer(Scorer):
+    """The largest ``|z|`` of the modalities."""
 
-    Junction: the share of voxels within 5 mm cubes whose T1 lies between grey and white matter (from half an
-    sd above the mean of grey to half an sd under that of white): high where the border is blurred.
-    Extension: grey matter smoothed over 6 mm: high where grey matter reaches into white.
-    """
+    def __init__(self, detector: ZScore, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]):
+        super().__init__(detector, state, order)
+        self.mean, self.sd = (self.keep(state[key][order]) for key in ("mean_", "sd_"))
 
-    def volume(self, subject: Subject) -> NDArray[np.float32]:
-        tissue = tissue_probabilities(subject)
-        t1, mask = subject.image[..., 0], subject.brain_mask
-        grey, white = (_mean_and_sd(t1[mask], tissue[mask][:, t]) for t in (0, 1))
-        between = (t1 > grey[0] + grey[1] / 2) & (t1 < white[0] - white[1] / 2) & mask
-        size = np.maximum(1, np.round(5 / np.linalg.norm(subject.affine[:3, :3], axis=0))).astype(int)
-        junction = ndimage.uniform_filter(between.astype(np.float32), size, mode="constant")
-        extension = smooth(tissue[..., 0], mask, subject.affine, 6.0)
-        return np.stack([np.where(mask, junction, 0), extension], -1)
+    def score(self, codes: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        import tensorflow as tf
+
+        return tf.reduce_max(tf.abs(self.z(codes, start, stop)), 1)
+
+    def z(self, codes: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        """Codes ``(v, d)`` in standard deviations from the controls' mean."""
+        return (codes - self.mean[start:stop]) / self.sd[start:stop]
 
 
-class GreyMatter(Codes):
-    """Smoothed grey-matter probability ``(x, y, z, 1)``.
+class FlairScorer(Scorer):
+    """One modality as it is."""
 
-    Args:
-        fwhm: millimetres.
-    """
+    def __init__(self, detector: FlairThreshold, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]):
+        super().__init__(detector, state, order)
+        self.modality = detector.modality
 
-    def __init__(self, fwhm: float):
-        self.fwhm = fwhm
-
-    def volume(self, subject: Subject) -> NDArray[np.float32]:
-        grey = tissue_probabilities(subject)[..., 0]
-        return smooth(grey, subject.brain_mask, subject.affine, self.fwhm)[..., None]
+    def score(self, codes: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        return codes[:, self.modality]
 
 
 SMALLEST_SD = 1e-3  # of intensities and probabilities in [0, 1]
-
-
-def _mean_and_sd(values: NDArray[np.floating], weights: NDArray[np.floating]) -> tuple[float, float]:
-    mean = np.average(values, weights=weights)
-    return float(mean), float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))

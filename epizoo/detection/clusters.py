@@ -171,7 +171,7 @@ def with_signs(
     Args:
         clusters: of a map.
         labels: ``(x, y, z)``, the rank of each voxel's cluster.
-        parts: ``(x, y, z)`` each (``NormativeModel.explain``); empty where the detector cannot say.
+        parts: ``(x, y, z)`` each (``FittedDetector.explain``); empty where the detector cannot say.
     """
     explained = []
     for cluster in clusters:

@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.maps.signs import directions, sign_names
-from epizoo.maps.smoothing import smooth
+from epizoo.maps.image import Image
+from epizoo.maps.view import View, create_view
 from tfds_epilepsy.volumes import Subject
 
 if TYPE_CHECKING:
     import keras
 
-    from epizoo.maps.deviations import Deviations
+Maps = NDArray[np.float32]
 
 
-class Codes:
-    """A code at every voxel, in two steps: one per subject for whole volumes, one per slab for the rest."""
+class Codes(ABC):
+    """A code at every voxel, in two steps: one per subject for whole volumes, one per slab for the rest.
 
-    version: ClassVar[int] = 1  # counts up when a class comes to compute other codes than before
+    Attributes:
+        views: whose maps are part of the code, before what an encoder adds.
+        encoded: the part of the code that an encoder makes; None without one.
+        has_graph: whether an exported pipeline can make the same codes.
+    """
 
-    def volume(self, subject: Subject) -> NDArray[np.float32]:
-        """What is kept of a subject: ``(x, y, z, c)`` float32, its image by default."""
-        return subject.image
+    views: Sequence[View] = ()
+    encoded: EncoderCodes | None = None
+    has_graph: ClassVar[bool] = False
 
-    def parts(self, volume: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Maps ``(x, y, z)`` that say what a score is due to, by name; none for most codes.
+    @abstractmethod
+    def volume(self, subject: Subject) -> Maps:
+        """What is kept of a subject: ``(x, y, z, c)`` float32."""
 
-        Args:
-            volume: ``(x, y, z, c)``.
-        """
-        return {}
-
-    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+    @abstractmethod
+    def at(self, volume: Maps, mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         """The codes ``(v, d)`` at the voxels of a mask in some axial slices.
 
         Args:
@@ -48,45 +50,75 @@ class Codes:
         Returns:
             in the order of ``np.nonzero(mask[:, :, z])``.
         """
-        return np.ascontiguousarray(volume[:, :, z][mask[:, :, z]])
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
-        """Equal for equal codes: class, its version and attributes."""
-        what = [type(self).__name__, self.version, vars(self)]
-        return _digest([json.dumps(what, sort_keys=True, default=_name).encode()])
+        """Equal for equal codes."""
+
+    def parts(self, volume: Maps) -> dict[str, Maps]:
+        """Maps ``(x, y, z)`` that say what a score is due to, by name (``View.parts``); none for most codes.
+
+        Args:
+            volume: ``(x, y, z, c)``.
+        """
+        return {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the maps of the views; empty where the modalities are not known."""
+        return tuple(name for view in self.views for name in view.names)
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        """What a lesion does to each of these maps, in words."""
+        return tuple(sign for view in self.views for sign in view.signs)
+
+    @property
+    def directions(self) -> tuple[int, ...]:
+        """How lesions change each of these maps: 1 up, -1 down, 0 where that is not known."""
+        return tuple(way for view in self.views for way in view.directions)
+
+    @property
+    def modalities(self) -> tuple[str, ...] | None:
+        """Names of the images' channels, where a view knows them."""
+        return next((view.modalities for view in self._all_views if view.modalities is not None), None)
+
+    @property
+    def whole_brain(self) -> bool:
+        """Whether a map at a voxel depends on more of the brain than the voxels of the patch around it."""
+        return any(view.whole_brain for view in self._all_views)
+
+    @property
+    def _all_views(self) -> Sequence[View]:
+        return [*self.views, *([] if self.encoded is None else [self.encoded.view])]
 
 
 class EncoderCodes(Codes):
-    """The latent code of an encoder's patch around each voxel.
+    """The code of the patch around each voxel.
 
     Args:
         encoder: functional Keras model.
-        model: the ``PatchModel`` that it is a part of, whose ``view`` says what its patches are cut from.
+        view: what its patches are cut from.
     """
 
-    def __init__(self, encoder: keras.Model, model: Any = None):
+    has_graph = True
+
+    def __init__(self, encoder: keras.Model, view: View):
         from epizoo.dense import DenseEncoder  # brings TensorFlow
 
         self.dense = DenseEncoder(encoder)
-        self.view: Callable[[Subject], Subject] | None = getattr(model, "view", None)
-        self.deviations: Deviations | None = getattr(model, "deviations", None)
-        self.modalities: Sequence[str] = getattr(model, "modalities", None) or ()
-        self._fingerprint = encoder_fingerprint(encoder)
-        if self.deviations is not None:
-            self._fingerprint = _digest([self._fingerprint.encode(), self.deviations.fingerprint.encode()])
+        self.view = view
+        self.encoded = self
+        self.encoder_fingerprint = encoder_fingerprint(encoder)
 
-    def volume(self, subject: Subject) -> NDArray[np.float32]:
-        return subject.image if self.view is None else self.view(subject).image
+    def volume(self, subject: Subject) -> Maps:
+        return self.view(subject)
 
-    def parts(self, volume: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """The deviations, in the direction of lesions, of scans whose modalities are known."""
-        if self.deviations is None or not self.modalities:
-            return {}
-        signs = zip(sign_names(self.modalities), directions(self.modalities), strict=True)
-        return {name: sign * volume[..., k] for k, (name, sign) in enumerate(signs) if sign}
+    def parts(self, volume: Maps) -> dict[str, Maps]:
+        return self.view.parts(volume)
 
-    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+    def at(self, volume: Maps, mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         halo = self.dense.patch_shape[2] // 2 if len(self.dense.patch_shape) == 3 else 0
         begin, end = max(z.start - halo, 0), min(z.stop + halo, volume.shape[2])
         return self.dense.latents(
@@ -95,23 +127,51 @@ class EncoderCodes(Codes):
 
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return _digest([self.encoder_fingerprint.encode(), self.view.fingerprint.encode()])
 
 
-class Intensities(Codes):
-    """The intensities of all modalities, smoothed inside the brain.
+class ViewCodes(Codes):
+    """The maps of views and, beside them, the code of an encoder.
+
+    Where the maps that the encoder is fed stand for a view's (``View.stands_for``: deviations of the signs,
+    for the signs), they are computed once and come first.
 
     Args:
-        fwhm: of the Gaussian, in millimetres; 0 leaves them as they are.
+        views: whose maps are read.
+        encoded: read after them, if any.
     """
 
-    def __init__(self, fwhm: float = 0.0):
-        self.fwhm = fwhm
+    has_graph = True
 
-    def volume(self, subject: Subject) -> NDArray[np.float32]:
-        if not self.fwhm:
-            return subject.image
-        return smooth(subject.image, subject.brain_mask, subject.affine, self.fwhm)
+    def __init__(self, views: Sequence[View], encoded: EncoderCodes | None = None):
+        self.encoded = encoded
+        others = [view for view in views if encoded is None or not encoded.view.stands_for(view)]
+        shared = [encoded.view] if encoded is not None and len(others) < len(views) else []
+        self.views = [*shared, *others]
+
+    def volume(self, subject: Subject) -> Maps:
+        """The maps that the encoder reads, then those of each further view."""
+        maps = [] if self.encoded is None else [self.encoded.volume(subject)]
+        maps += [view(subject) for view in self.views if not self._is_fed(view)]
+        return maps[0] if len(maps) == 1 else np.concatenate(maps, -1, dtype=np.float32)
+
+    def at(self, volume: Maps, mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+        first = 0 if self.encoded is None else self.encoded.dense.channels
+        begin = 0 if any(map(self._is_fed, self.views)) else first
+        maps = np.ascontiguousarray(volume[:, :, z, begin:][mask[:, :, z]])
+        if self.encoded is None:
+            return maps
+        own = self.encoded.at(volume[..., :first], mask, z)
+        return np.concatenate([maps, own], axis=1, dtype=np.float32)
+
+    @property
+    def fingerprint(self) -> str:
+        views = [view.fingerprint.encode() for view in self.views]
+        return _digest([*views, b"" if self.encoded is None else self.encoded.fingerprint.encode()])
+
+    def _is_fed(self, view: View) -> bool:
+        """Whether it is the view that the encoder reads."""
+        return self.encoded is not None and view is self.encoded.view
 
 
 class Homotopic(Codes):
@@ -121,35 +181,56 @@ class Homotopic(Codes):
     """
 
     def __init__(self, codes: Codes):
-        self.inner = codes
+        self.inner, self.encoded = codes, codes.encoded
 
-    def volume(self, subject: Subject) -> NDArray[np.float32]:
+    def volume(self, subject: Subject) -> Maps:
         return self.inner.volume(subject)
 
-    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
-        return self.inner.latents(volume, mask, z) - self.inner.latents(volume[::-1], mask, z)
+    def at(self, volume: Maps, mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+        return self.inner.at(volume, mask, z) - self.inner.at(volume[::-1], mask, z)
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest([b"homotopic", self.inner.fingerprint.encode()])
 
 
 class WithPosition(Codes):
     """A code and, beside it, the voxel's position on the grid, in [-1, 1] times a weight."""
 
     def __init__(self, codes: Codes, weight: float = 1.0):
-        self.inner, self.weight = codes, weight
+        self.inner, self.weight, self.encoded = codes, weight, codes.encoded
 
-    def volume(self, subject: Subject) -> NDArray[np.float32]:
+    def volume(self, subject: Subject) -> Maps:
         return self.inner.volume(subject)
 
-    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+    def at(self, volume: Maps, mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         indices = np.argwhere(mask[:, :, z]) + np.array([0, 0, z.start])
         position = self.weight * (2 * (indices + 0.5) / mask.shape - 1)
-        return np.concatenate([self.inner.latents(volume, mask, z), position], axis=1, dtype=np.float32)
+        return np.concatenate([self.inner.at(volume, mask, z), position], axis=1, dtype=np.float32)
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest([f"position {self.weight}".encode(), self.inner.fingerprint.encode()])
 
 
-def as_codes(encoder: Any) -> Codes:
-    """The codes of a Keras encoder or of a model that has one (``PatchModel``), or the codes themselves."""
-    if isinstance(encoder, Codes):
-        return encoder
-    return EncoderCodes(getattr(encoder, "encoder", encoder), encoder)
+def codes_of(
+    model: Any, *, network: keras.Model | None = None, modalities: Sequence[str] | None = None
+) -> EncoderCodes:
+    """The codes of a model.
+
+    Args:
+        model: a ``PatchModel``, whose view is read; or a Keras model with an ``encoder``, or an encoder
+            itself, which are fed intensities.
+        network: from ``patch`` to what is read of the model; its encoder if None.
+        modalities: names of the images' channels, for a model that does not know them.
+
+    Raises:
+        InputError: something else than a model.
+    """
+    from epizoo.models.patch_model import PatchModel, encoder_of  # brings TensorFlow
+
+    view = create_view(model.view if isinstance(model, PatchModel) else Image(), modalities)
+    return EncoderCodes(encoder_of(model) if network is None else network, view)
 
 
 def encoder_fingerprint(encoder: keras.Model) -> str:
@@ -202,7 +283,7 @@ def _nameless(config: Any) -> Any:
 
 
 def _name(value: Any) -> str:
-    return value.fingerprint if isinstance(value, Codes) else type(value).__name__
+    return type(value).__name__
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.codes import Codes, Intensities, as_codes
+from epizoo.detection.codes import Codes, ViewCodes, codes_of
+from epizoo.maps.image import Image
+from epizoo.maps.view import create_view
+from epizoo.registry import DETECTORS
 from tfds_epilepsy.errors import InputError
 
-# Name -> "module:class", imported when asked for.
-DETECTORS: dict[str, str] = {
-    "ocsvm": "epizoo.detection.ocsvm:LocalOneClassSVM",
-    "gaussian": "epizoo.detection.gaussian:LocalGaussian",
-    "knn": "epizoo.detection.knn:LocalKNN",
-    "pooled": "epizoo.detection.pooled:PooledOneClassSVM",
-    "patient": "epizoo.detection.pooled:PatientOneClassSVM",
-    "adjusted": "epizoo.detection.adjusted:Adjusted",
-    "reconstruction": "epizoo.detection.reconstruction:Reconstruction",
-    "head": "epizoo.detection.head:Head",
-    "signs": "epizoo.detection.signs:Signs",
-    "zscore": "epizoo.detection.classical:ZScore",
-    "flair": "epizoo.detection.classical:FlairThreshold",
-    "junction_extension": "epizoo.detection.classical:JunctionExtension",
-    "spm": "epizoo.detection.classical:SPM",
-}
+if TYPE_CHECKING:
+    import keras
+
+    from epizoo.detection.scorer import Scorer
 
 
 def create_detector(name: str, **config: Any) -> Detector:
@@ -41,37 +31,15 @@ def create_detector(name: str, **config: Any) -> Detector:
     Raises:
         InputError: an unknown name or option.
     """
-    detector = detector_class(name)
-    unknown = set(config) - set(detector.option_names())
+    detector_class = DETECTORS.get(name)
+    options = detector_class.option_names()
+    unknown = set(config) - set(options)
     if unknown:
         raise InputError(
             f"detector {name!r} has no option {', '.join(sorted(unknown))}: "
-            f"its options are {', '.join(detector.option_names()) or 'none'}."
+            f"its options are {', '.join(options) or 'none'}."
         )
-    return detector(**config)
-
-
-def detector_of(modalities: Sequence[str], name: str, /, **config: Any) -> Detector:
-    """A detector of images of some modalities; one that asks for their names is told them.
-
-    Raises:
-        InputError: see ``create_detector``; modalities of which the detector knows nothing.
-    """
-    if "modalities" in detector_class(name).option_names():
-        config.setdefault("modalities", list(modalities))
-    return create_detector(name, **config)
-
-
-def detector_class(name: str) -> type[Detector]:
-    """The class of a detector.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    if name not in DETECTORS:
-        raise InputError(f"unknown detector {name!r}: choose one of {', '.join(DETECTORS)}.")
-    module, _, attribute = DETECTORS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return detector_class(**config)
 
 
 class Detector:
@@ -79,23 +47,93 @@ class Detector:
 
     Sub-classes implement ``fit`` and ``score``; what they learn is kept in attributes that end in ``_``.
 
-    ``name``: the key in ``DETECTORS``.
-    ``sampled``: how many of a subject's voxels, from all over the brain, ``prepare`` wants to see; 0 for a
-    detector that learns each voxel by itself.
-    ``covariates``: of a subject, that ``fit``, ``cross_scores`` and ``score`` want to be given.
-    ``calibration``: of the map: with mean and deviation of each ``voxel``, or one of each for the ``brain``.
-    ``map_fwhm``: smoothing of its map in a run that names no other, millimetres.
-    ``working``: what a fit and its calibration hold at once beside the codes, in sizes of theirs.
-    ``reads``: ``codes`` of an encoder, the ``image`` itself (a baseline that needs no model), or both.
+    >>> class Farthest(Detector):
+    ...     name = "farthest"
+    ...
+    ...     def fit(self, codes, **covariates):
+    ...         self.mean_ = check_codes(codes).mean(1)
+    ...         return self
+    ...
+    ...     def score(self, codes, **covariates):
+    ...         return np.abs(check_codes(codes, len(self.mean_)) - self.mean_[:, None]).max(2)
+
+    Attributes:
+        name: what the registry calls it.
+        views: names of the views whose maps it reads, in place of a model's code or before it. A detector
+            with views is a baseline too: it can run without a model.
+        reads_model: whether it reads what a model makes of a voxel (``read_of``).
+        exportable: whether it has a form in TensorFlow operations (``graph``), for exported pipelines.
+        sampled: how many of a subject's voxels, from all over the brain, ``prepare`` wants to see; 0 for a
+            detector that learns each voxel by itself.
+        covariates: of a subject, that ``fit``, ``cross_scores`` and ``score`` want to be given.
+        calibration: of the map: with mean and deviation of each ``voxel``, or one of each for the ``brain``.
+        map_fwhm: smoothing of its map in a run that names no other, millimetres.
+        working: memory that fitting and calibrating a slab take beside the slab's codes, as a multiple of the
+            memory of these codes.
+        signs, directions: of the maps that it reads (``View.signs``, ``View.directions``); see ``told``.
     """
 
     name: ClassVar[str]
+    views: ClassVar[Sequence[str]] = ()
+    reads_model: ClassVar[bool] = True
+    exportable: ClassVar[bool] = False
     calibration: ClassVar[str] = "voxel"
     map_fwhm: ClassVar[float] = 0.0
     working: ClassVar[float] = 3.0
-    reads: ClassVar[frozenset[str]] = frozenset({"codes"})
     sampled: int = 0
     covariates: Sequence[str] = ()
+    _told: Codes | None = None
+
+    def codes(self, model: Any, modalities: Sequence[str] | None = None) -> Codes:
+        """What it reads of a subject: the maps of its views, what a model makes of them, or both.
+
+        Args:
+            model: a ``PatchModel``, a Keras encoder, codes (which are read as they are), or None: the views
+                alone, or the intensities for a detector that has none.
+            modalities: names of the images' channels.
+
+        Raises:
+            InputError: a model that lacks what the detector reads of it.
+        """
+        if isinstance(model, Codes):
+            return model
+        encoded = None
+        if model is not None and self.reads_model:
+            encoded = codes_of(model, network=self.read_of(model), modalities=modalities)
+            modalities = encoded.view.modalities
+        views = [create_view({"name": name, **self.view_options()}, modalities) for name in self.views]
+        if encoded is None:
+            return ViewCodes(views or [Image(modalities)])
+        return ViewCodes(views, encoded) if views else encoded
+
+    def view_options(self) -> dict[str, Any]:
+        """Options of its views."""
+        return {}
+
+    def read_of(self, model: Any) -> keras.Model | None:
+        """The Keras model from ``patch`` to what is read of a model; None for its encoder.
+
+        Raises:
+            InputError: the model lacks it.
+        """
+        return None
+
+    def told(self, codes: Codes) -> Self:
+        """Keep what the maps that it will be given are; returns the detector.
+
+        Raises:
+            InputError: maps that it can do nothing with.
+        """
+        self._told = codes
+        return self
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        return () if self._told is None else self._told.signs
+
+    @property
+    def directions(self) -> tuple[int, ...]:
+        return () if self._told is None else self._told.directions
 
     def prepare(self, sample: NDArray[np.float32], folds: NDArray[np.integer] | None = None) -> Self:
         """Learn from the whole brain, where ``sampled``; called before anything else.
@@ -106,11 +144,11 @@ class Detector:
         """
         return self
 
-    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         """Learn the controls.
 
         Args:
-            latents: ``(v, n, d)``: the code of n controls at v voxels.
+            codes: ``(v, n, d)``: the code of n controls at v voxels.
             **covariates: ``(n,)`` each, NaN where unknown, of a detector that names some.
 
         Returns:
@@ -118,57 +156,54 @@ class Detector:
         """
         raise NotImplementedError
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
         """How abnormal codes are; higher is more abnormal.
 
         Args:
-            latents: ``(v, m, d)``: m codes at each of the voxels that were fitted.
+            codes: ``(v, m, d)``: m codes at each of the voxels that were fitted.
 
         Returns:
             ``(v, m)`` float32.
         """
         raise NotImplementedError
 
-    def parts(self, latents: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
+    def parts(self, codes: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
         """What a score is made of, by name, for the reader of a cluster; empty where that cannot be said.
 
         Args:
-            latents: as of ``score``.
+            codes: as of ``score``.
 
         Returns:
             ``(v, m)`` float32 each, in standard deviations from the controls.
         """
         return {}
 
-    def codes(self, encoder: Any) -> Codes:
-        """What it reads of a subject.
-
-        Args:
-            encoder: a Keras encoder, a ``PatchModel``, other codes, or None: the intensities.
-        """
-        return Intensities() if encoder is None else as_codes(encoder)
-
     def cross_scores(
-        self, latents: NDArray[np.float32], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+        self, codes: NDArray[np.float32], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         """Scores of the controls, each by a detector that was fitted without its fold.
 
         Args:
-            latents: ``(v, n, d)``.
+            codes: ``(v, n, d)``.
             folds: ``(n,)``, the fold of each control.
             **covariates: ``(n,)`` each, of a detector that names some.
 
         Returns:
             ``(v, n)`` float32.
         """
-        scores = np.empty(latents.shape[:2], np.float32)
+        scores = np.empty(codes.shape[:2], np.float32)
         for fold in np.unique(folds):
             held_out = folds == fold
             rest = {name: values[~held_out] for name, values in covariates.items()}
-            detector = type(self)(**self.get_config()).fit(latents[:, ~held_out], **rest)
+            detector = self.unfitted().fit(codes[:, ~held_out], **rest)
             there = {name: values[held_out] for name, values in covariates.items()}
-            scores[:, held_out] = detector.score(latents[:, held_out], **there)
+            scores[:, held_out] = detector.score(codes[:, held_out], **there)
         return scores
+
+    def unfitted(self) -> Self:
+        """Another detector of the same configuration, told the same."""
+        detector = type(self)(**self.get_config())
+        return detector if self._told is None else detector.told(self._told)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What was learnt, as arrays that NumPy stores without pickle."""
@@ -181,6 +216,15 @@ class Detector:
         vars(detector).update(state)
         return detector
 
+    def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
+        """A fitted detector in TensorFlow operations, where it is ``exportable``; see :class:`Scorer`.
+
+        Args:
+            state: of ``Detector.state``; the detector itself is not fitted, but was told what it reads.
+            order: ``(v,)``: where in the state each voxel stands.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no form in TensorFlow operations.")
+
     @classmethod
     def option_names(cls) -> list[str]:
         """Names of the constructor's arguments."""
@@ -191,19 +235,19 @@ class Detector:
         return {name: getattr(self, name) for name in self.option_names()}
 
 
-def check_latents(latents: NDArray[np.floating], voxels: int | None = None) -> NDArray[np.float32]:
-    """Latents as C-ordered float32 ``(v, n, d)``.
+def check_codes(codes: NDArray[np.floating], voxels: int | None = None) -> NDArray[np.float32]:
+    """Codes as C-ordered float32 ``(v, n, d)``.
 
     Raises:
-        InputError: not 3-D, no control or feature, another number of voxels than was fitted, NaN or infinity.
+        InputError: not 3-D, no control or no number, other voxels than were fitted, NaN or infinity.
     """
-    array = np.ascontiguousarray(latents, dtype=np.float32)
+    array = np.ascontiguousarray(codes, dtype=np.float32)
     if array.ndim != 3 or 0 in array.shape[1:]:
-        raise InputError(f"latents of shape {array.shape}: (voxels, subjects, features) is needed.")
+        raise InputError(f"codes of shape {array.shape}: (voxels, subjects, numbers of a code) is needed.")
     if voxels is not None and len(array) != voxels:
-        raise InputError(f"latents at {len(array)} voxels: the detector was fitted at {voxels}.")
+        raise InputError(f"codes at {len(array)} voxels: the detector was fitted at {voxels}.")
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(array.sum()) or np.isfinite(array).all()  # the sum alone is quicker
     if not finite:
-        raise InputError("latents are NaN or infinite: the encoder or its input is broken.")
+        raise InputError("codes are NaN or infinite: the encoder or its input is broken.")
     return array

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.detector import Detector, check_latents
+from epizoo.detection.detector import Detector, check_codes
 from epizoo.detection.kernels import compiled, over_voxels
+from epizoo.detection.scorer import Scorer
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class LocalGaussian(Detector):
@@ -29,42 +33,43 @@ class LocalGaussian(Detector):
 
     name: ClassVar[str] = "gaussian"
     working: ClassVar[float] = 1.0
+    exportable: ClassVar[bool] = True
 
     def __init__(self, threads: int | None = None):
         self.threads = threads
 
-    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        latents = check_latents(latents)
-        voxels, _, d = latents.shape
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        codes = check_codes(codes)
+        voxels, _, d = codes.shape
         self.mean_ = np.empty((voxels, d), np.float32)
         self.factor_ = np.empty((voxels, d * (d + 1) // 2), np.float32)
-        arguments = (latents, self.mean_, self.factor_)
+        arguments = (codes, self.mean_, self.factor_)
         over_voxels(lambda start, stop: _fit(*arguments, start, stop), voxels, self.threads)
         return self
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        latents = check_latents(latents, len(self.mean_))
-        scores = np.empty(latents.shape[:2], np.float32)
-        arguments = (latents, self.mean_, self.factor_, scores)
-        over_voxels(lambda start, stop: _score(*arguments, start, stop), len(latents), self.threads)
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        codes = check_codes(codes, len(self.mean_))
+        scores = np.empty(codes.shape[:2], np.float32)
+        arguments = (codes, self.mean_, self.factor_, scores)
+        over_voxels(lambda start, stop: _score(*arguments, start, stop), len(codes), self.threads)
         return scores
 
-    def whiten(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
+    def whiten(self, codes: NDArray[np.floating]) -> NDArray[np.float32]:
         """Codes ``(v, m, d)`` about the mean, of unit covariance: their length is the score."""
-        latents = check_latents(latents, len(self.mean_))
-        white = np.empty_like(latents)
-        arguments = (latents, self.mean_, self.factor_, white)
-        over_voxels(lambda start, stop: _whiten(*arguments, start, stop), len(latents), self.threads)
+        codes = check_codes(codes, len(self.mean_))
+        white = np.empty_like(codes)
+        arguments = (codes, self.mean_, self.factor_, white)
+        over_voxels(lambda start, stop: _whiten(*arguments, start, stop), len(codes), self.threads)
         return white
 
     def cross_scores(
-        self, latents: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+        self, codes: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         """As the base class; the scatter of a fold is the whole's less that of those held out."""
-        latents = check_latents(latents)
-        scores = np.empty(latents.shape[:2], np.float32)
-        arguments = (latents, np.unique(folds, return_inverse=True)[1].astype(np.int64), scores)
-        over_voxels(lambda start, stop: _cross(*arguments, start, stop), len(latents), self.threads)
+        codes = check_codes(codes)
+        scores = np.empty(codes.shape[:2], np.float32)
+        arguments = (codes, np.unique(folds, return_inverse=True)[1].astype(np.int64), scores)
+        over_voxels(lambda start, stop: _cross(*arguments, start, stop), len(codes), self.threads)
         return scores
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -83,13 +88,38 @@ class LocalGaussian(Detector):
         detector.factor_ = state["factor"].astype(np.float32) * state["scale"][:, None]
         return detector
 
+    def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
+        return GaussianScorer(self, state, order)
+
+
+class GaussianScorer(Scorer):
+    """``|U^-T (x - mean)|``."""
+
+    def __init__(self, detector: Detector, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]):
+        super().__init__(detector, state, order)
+        self.mean, self.scale, self.factor = (self.keep(state[k][order]) for k in ("mean", "scale", "factor"))
+
+    def score(self, codes: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        import tensorflow as tf
+
+        rows = tf.cast(self.factor[start:stop], tf.float32) * self.scale[start:stop, tf.newaxis]
+        rest = codes - self.mean[start:stop]
+        total, position = tf.zeros_like(rest[:, :1]), 0
+        while rest.shape[1]:  # forward substitution along the rows of U, all voxels at once
+            row = rows[:, position : position + rest.shape[1]]
+            position += rest.shape[1]
+            y = rest[:, :1] / row[:, :1]
+            total += tf.square(y)
+            rest = rest[:, 1:] - y * row[:, 1:]
+        return tf.sqrt(total[:, 0])
+
 
 @compiled
-def _fit(latents, means, factors, start, stop):
-    _, n, d = latents.shape
+def _fit(codes, means, factors, start, stop):
+    _, n, d = codes.shape
     mean, scatter, row = np.empty(d), np.empty((d, d)), np.empty(d)
     for voxel in range(start, stop):
-        _scatter(latents[voxel], mean, scatter, row)
+        _scatter(codes[voxel], mean, scatter, row)
         _factorise(scatter, n, 0.0)
         position = 0
         for k in range(d):
@@ -100,12 +130,12 @@ def _fit(latents, means, factors, start, stop):
 
 
 @compiled
-def _score(latents, means, factors, scores, start, stop):
-    _, m, d = latents.shape
+def _score(codes, means, factors, scores, start, stop):
+    _, m, d = codes.shape
     white = np.empty(d, np.float32)
     for voxel in range(start, stop):
         for i in range(m):
-            _solve(latents[voxel, i], means[voxel], factors[voxel], white)
+            _solve(codes[voxel, i], means[voxel], factors[voxel], white)
             total = np.float32(0)
             for k in range(d):
                 total += white[k] * white[k]
@@ -113,10 +143,10 @@ def _score(latents, means, factors, scores, start, stop):
 
 
 @compiled
-def _whiten(latents, means, factors, white, start, stop):
+def _whiten(codes, means, factors, white, start, stop):
     for voxel in range(start, stop):
-        for i in range(latents.shape[1]):
-            _solve(latents[voxel, i], means[voxel], factors[voxel], white[voxel, i])
+        for i in range(codes.shape[1]):
+            _solve(codes[voxel, i], means[voxel], factors[voxel], white[voxel, i])
 
 
 @compiled
@@ -136,12 +166,12 @@ def _solve(x, mean, factor, white):
 
 
 @compiled
-def _cross(latents, folds, scores, start, stop):
-    _, n, d = latents.shape
+def _cross(codes, folds, scores, start, stop):
+    _, n, d = codes.shape
     mean, scatter, row = np.empty(d), np.empty((d, d)), np.empty(d)
     shift, left = np.empty(d), np.empty((d, d))
     for voxel in range(start, stop):
-        x = latents[voxel]
+        x = codes[voxel]
         _scatter(x, mean, scatter, row)
         trace = 0.0
         for k in range(d):

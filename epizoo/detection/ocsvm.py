@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.detector import Detector, check_latents
+from epizoo.detection.detector import Detector, check_codes
 from epizoo.detection.kernels import LANES, buffers, compiled, distances, over_voxels, packed, unpacked
+from epizoo.detection.scorer import Scorer
 from tfds_epilepsy.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class LocalOneClassSVM(Detector):
@@ -26,8 +30,8 @@ class LocalOneClassSVM(Detector):
     (``sum alpha = nu * n``).
 
     Example:
-        >>> latents = np.random.default_rng(0).normal(size=(5, 30, 8))  # voxels, controls, features
-        >>> LocalOneClassSVM(nu=0.1).fit(latents).score(latents).shape
+        >>> codes = np.random.default_rng(0).normal(size=(5, 30, 8))  # voxels, controls, features
+        >>> LocalOneClassSVM(nu=0.1).fit(codes).score(codes).shape
         (5, 30)
 
     Args:
@@ -51,6 +55,7 @@ class LocalOneClassSVM(Detector):
 
     name: ClassVar[str] = "ocsvm"
     working: ClassVar[float] = 1.0
+    exportable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -65,51 +70,51 @@ class LocalOneClassSVM(Detector):
             raise InputError(f"gamma={gamma!r}: 'scale' or a positive number is needed.")
         self.nu, self.gamma, self.tol, self.threads = nu, gamma, tol, threads
 
-    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        latents = check_latents(latents)
-        voxels, n, _ = latents.shape
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        codes = check_codes(codes)
+        voxels, n, _ = codes.shape
         alpha = np.zeros((voxels, n), np.float32)
         self.rho_ = np.zeros(voxels, np.float32)
         self.gamma_ = np.full(voxels, self._fixed_gamma, np.float64)
         over_voxels(
-            lambda start, stop: _fit(latents, self.nu, self.tol, alpha, self.rho_, self.gamma_, start, stop),
+            lambda start, stop: _fit(codes, self.nu, self.tol, alpha, self.rho_, self.gamma_, start, stop),
             voxels,
             self.threads,
         )
         chosen = alpha > 0
         self.first_ = np.concatenate([[0], np.cumsum(chosen.sum(1))]).astype(np.int64)
         self.alpha_ = alpha[chosen]
-        self.support_ = latents[chosen]
+        self.support_ = codes[chosen]
         return self
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        latents = check_latents(latents, len(self.rho_))
-        scores = np.empty(latents.shape[:2], np.float32)
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        codes = check_codes(codes, len(self.rho_))
+        scores = np.empty(codes.shape[:2], np.float32)
         over_voxels(
             lambda start, stop: _score(
-                latents, self.support_, self.alpha_, self.first_, self.rho_, self.gamma_, scores, start, stop
+                codes, self.support_, self.alpha_, self.first_, self.rho_, self.gamma_, scores, start, stop
             ),
-            len(latents),
+            len(codes),
             self.threads,
         )
         return scores
 
     def cross_scores(
-        self, latents: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+        self, codes: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         """As the base class, with the distances of a voxel computed once for all folds.
 
         A decision value grows with the number of controls (``sum alpha = nu * n``), so those of a fold are
         multiplied by n over the number of controls that it was fitted on.
         """
-        latents = check_latents(latents)
-        scores = np.empty(latents.shape[:2], np.float32)
+        codes = check_codes(codes)
+        scores = np.empty(codes.shape[:2], np.float32)
         folds = np.unique(folds, return_inverse=True)[1].astype(np.int64)
         over_voxels(
             lambda start, stop: _cross(
-                latents, folds, self.nu, self.tol, self._fixed_gamma, scores, start, stop
+                codes, folds, self.nu, self.tol, self._fixed_gamma, scores, start, stop
             ),
-            len(latents),
+            len(codes),
             self.threads,
         )
         return scores
@@ -137,9 +142,44 @@ class LocalOneClassSVM(Detector):
         detector.support_ = unpacked(state, detector.first_, detector.threads)
         return detector
 
+    def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
+        return OneClassSVMScorer(self, state, order)
+
     @property
     def _fixed_gamma(self) -> float:
         return 0.0 if self.gamma == "scale" else float(self.gamma)
+
+
+class OneClassSVMScorer(Scorer):
+    """``rho - sum alpha exp(-gamma |x - y|^2)``."""
+
+    def __init__(self, detector: Detector, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]):
+        super().__init__(detector, state, order)
+        first, rows = _reordered(np.cumsum(state["count"], dtype=np.int64), order)
+        self.first = self.keep(first)
+        self.support, self.alpha = self.keep(state["packed"][rows]), self.keep(state["alpha"][rows])
+        self.low, self.step, self.rho = (self.keep(state[key][order]) for key in ("lowest", "step", "rho"))
+        self.gamma = self.keep(state["gamma"][order].astype(np.float32))
+
+    def score(self, codes: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        import tensorflow as tf
+
+        first = self.first[start : stop + 1]
+        a, b = first[0], first[-1]
+        voxel = tf.repeat(tf.range(stop - start), tf.cast(first[1:] - first[:-1], tf.int32))  # (s,)
+        low, step = (tf.gather(v[start:stop], voxel)[:, tf.newaxis] for v in (self.low, self.step))
+        support = low + step * tf.cast(self.support[a:b], tf.float32)  # (s, d)
+        distance = tf.reduce_sum(tf.square(tf.gather(codes, voxel) - support), 1)
+        kernel = self.alpha[a:b] * tf.exp(-tf.gather(self.gamma[start:stop], voxel) * distance)
+        return self.rho[start:stop] - tf.math.unsorted_segment_sum(kernel, voxel, stop - start)
+
+
+def _reordered(ends: NDArray[np.int64], order: NDArray[np.int64]) -> tuple[Any, Any]:
+    """Runs of rows that end at ``ends``, in another order: their first rows, and which rows they are."""
+    first = np.concatenate([[0], ends])
+    counts = np.diff(first)[order]
+    new = np.concatenate([[0], np.cumsum(counts)])
+    return new, np.repeat(first[order] - new[:-1], counts) + np.arange(new[-1])
 
 
 # === Kernels over voxels ===
@@ -150,14 +190,14 @@ BIG = 1e30
 
 
 @compiled
-def _fit(latents, nu, tol, alpha, rho, gammas, start, stop):
-    _, n, d = latents.shape
+def _fit(codes, nu, tol, alpha, rho, gammas, start, stop):
+    _, n, d = codes.shape
     everyone = np.arange(n)
     distance, buffer = buffers(n, d)
     kernel, powers = np.zeros(distance.shape, np.float32), np.empty(len(distance), np.int32)
     means, squares, weights = np.empty(n), np.empty(n), np.empty(n)
     for voxel in range(start, stop):
-        x = latents[voxel]
+        x = codes[voxel]
         _moments(x, means, squares)
         if gammas[voxel] == 0:
             gammas[voxel] = _scale_gamma(means, squares, everyone, d)
@@ -169,14 +209,14 @@ def _fit(latents, nu, tol, alpha, rho, gammas, start, stop):
 
 
 @compiled
-def _cross(latents, folds, nu, tol, fixed_gamma, scores, start, stop):
-    _, n, d = latents.shape
+def _cross(codes, folds, nu, tol, fixed_gamma, scores, start, stop):
+    _, n, d = codes.shape
     everyone = np.arange(n)
     distance, buffer = buffers(n, d)
     kernel, powers = np.zeros(distance.shape, np.float32), np.empty(len(distance), np.int32)
     means, squares, all_weights = np.empty(n), np.empty(n), np.empty(n)
     for voxel in range(start, stop):
-        x = latents[voxel]
+        x = codes[voxel]
         _moments(x, means, squares)
         distances(x, buffer, distance)
         gamma = fixed_gamma if fixed_gamma > 0 else _scale_gamma(means, squares, everyone, d)
@@ -199,12 +239,12 @@ def _cross(latents, folds, nu, tol, fixed_gamma, scores, start, stop):
 
 
 @compiled
-def _score(latents, support, alpha, first, rho, gammas, scores, start, stop):
-    _, m, d = latents.shape
+def _score(codes, support, alpha, first, rho, gammas, scores, start, stop):
+    _, m, d = codes.shape
     for voxel in range(start, stop):
         root = np.float32(math.sqrt(gammas[voxel]))
         for i in range(m):
-            x = latents[voxel, i]
+            x = codes[voxel, i]
             value = np.float64(rho[voxel])
             for s in range(first[voxel], first[voxel + 1]):
                 y = support[s]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.codes import Codes, WithPosition
-from epizoo.detection.detector import Detector, check_latents
+from epizoo.detection.detector import Detector, check_codes
 from epizoo.detection.ocsvm import LocalOneClassSVM
 
 
@@ -25,8 +25,8 @@ class _BrainOneClassSVM(Detector):
         self.nu, self.gamma, self.samples, self.position, self.seed = nu, gamma, samples, position, seed
         self._svm = LocalOneClassSVM(nu, gamma)
 
-    def codes(self, encoder: Any) -> Codes:
-        codes = super().codes(encoder)
+    def codes(self, model: Any, modalities: Sequence[str] | None = None) -> Codes:
+        codes = super().codes(model, modalities)
         return WithPosition(codes, self.position) if self.position else codes
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -47,7 +47,7 @@ class PooledOneClassSVM(_BrainOneClassSVM):
     Args:
         nu, gamma: see ``LocalOneClassSVM``.
         samples: codes that it is fitted on, drawn evenly from the controls.
-        position: weight of the position (three features in [-1, 1]) beside the code, in units of the code; 0
+        position: weight of the position (three numbers in [-1, 1]) beside the code, in units of the code; 0
             leaves it out.
         seed: of the draw.
     """
@@ -62,33 +62,33 @@ class PooledOneClassSVM(_BrainOneClassSVM):
     def prepare(self, sample: NDArray[np.floating], folds: NDArray[np.integer] | None = None) -> Self:
         if folds is None:  # a subject that is scored: nothing is learnt from it
             return self
-        sample = check_latents(sample)
+        sample = check_codes(sample)
         self._svm = self._learn(sample)
         self._folds = {int(fold): self._learn(sample[:, folds != fold]) for fold in np.unique(folds)}
         return self
 
-    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        latents = check_latents(latents)
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        codes = check_codes(codes)
         if self._folds is None:
-            self._svm = self._learn(latents)
+            self._svm = self._learn(codes)
         return self
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        return _score_all(self._svm, check_latents(latents))
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        return _score_all(self._svm, check_codes(codes))
 
     def cross_scores(
-        self, latents: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+        self, codes: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         if self._folds is None:
-            return super().cross_scores(latents, folds)
-        scores = np.empty(latents.shape[:2], np.float32)
+            return super().cross_scores(codes, folds)
+        scores = np.empty(codes.shape[:2], np.float32)
         for fold, svm in self._folds.items():
-            scores[:, folds == fold] = _score_all(svm, check_latents(latents[:, folds == fold]))
+            scores[:, folds == fold] = _score_all(svm, check_codes(codes[:, folds == fold]))
         return scores
 
-    def _learn(self, latents: NDArray[np.float32]) -> LocalOneClassSVM:
+    def _learn(self, codes: NDArray[np.float32]) -> LocalOneClassSVM:
         """On a draw of the codes ``(v, n, d)``; all of the voxels count as one."""
-        codes = latents.reshape(-1, latents.shape[2])
+        codes = codes.reshape(-1, codes.shape[2])
         if len(codes) > self.samples:
             codes = codes[np.random.default_rng(self.seed).choice(len(codes), self.samples, replace=False)]
         svm = LocalOneClassSVM(self.nu, self.gamma).fit(codes[None])
@@ -115,23 +115,23 @@ class PatientOneClassSVM(_BrainOneClassSVM):
         return self.samples
 
     def prepare(self, sample: NDArray[np.floating], folds: NDArray[np.integer] | None = None) -> Self:
-        own = LocalOneClassSVM(self.nu, self.gamma).fit(check_latents(sample).transpose(1, 0, 2))
+        own = LocalOneClassSVM(self.nu, self.gamma).fit(check_codes(sample).transpose(1, 0, 2))
         self._own = own  # a subject each, where a local one has a voxel each
         return self
 
-    def fit(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        check_latents(latents)
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        check_codes(codes)
         return self
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        by_subject = check_latents(latents).transpose(1, 0, 2)
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        by_subject = check_codes(codes).transpose(1, 0, 2)
         own = self._own or LocalOneClassSVM(self.nu, self.gamma).fit(by_subject)
         return np.ascontiguousarray(own.score(by_subject).T)
 
     def cross_scores(
-        self, latents: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+        self, codes: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
-        return self.score(latents)
+        return self.score(codes)
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {}
@@ -141,7 +141,7 @@ class PatientOneClassSVM(_BrainOneClassSVM):
         return cls(**config)
 
 
-def _score_all(svm: LocalOneClassSVM, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+def _score_all(svm: LocalOneClassSVM, codes: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scores ``(v, m)`` of one SVM at all voxels."""
-    voxels, m, d = latents.shape
-    return svm.score(latents.reshape(1, -1, d)).reshape(voxels, m)
+    voxels, m, d = codes.shape
+    return svm.score(codes.reshape(1, -1, d)).reshape(voxels, m)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.classical import ZScore
+from epizoo.detection.classical import ZScore, ZScoreScorer
 from epizoo.detection.codes import Codes
-from epizoo.detection.detector import check_latents
-from epizoo.detection.head import Head
-from epizoo.maps.signs import directions, sign_maps, sign_names
+from epizoo.detection.detector import check_codes
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import DIRECTIONS
-from tfds_epilepsy.volumes import Subject
 
 if TYPE_CHECKING:
-    from epizoo.maps.deviations import Deviations
+    import keras
+    import tensorflow as tf
+
+    from epizoo.detection.scorer import Scorer
 
 
 class Signs(ZScore):
@@ -34,105 +34,89 @@ class Signs(ZScore):
     any form, as the locally most powerful test does; a model that was taught sees strong ones in the form of
     a lesion.
 
-    Args:
-        modalities: names of the image's channels; those that ``DIRECTIONS`` does not know add no sign.
+    It reads the view ``signs``, or the deviations of a model that reads these; modalities whose direction is
+    not known (``tfds_epilepsy.lesions.DIRECTIONS``) add no sign.
 
     Attributes:
         mean_, sd_: ``(v, k)`` float32, of the controls; an sd under 1e-3 is raised to it.
-
-    Raises:
-        InputError: no modality whose direction is known.
     """
 
     name: ClassVar[str] = "signs"
-    reads: ClassVar[frozenset[str]] = frozenset({"codes", "image"})
+    views: ClassVar[Sequence[str]] = ("signs",)
+    reads_model: ClassVar[bool] = True
     map_fwhm: ClassVar[float] = 8.0
 
-    def __init__(self, modalities: Sequence[str] = ("T1w", "FLAIR")):
-        self.modalities = list(modalities)
-        if not any(name in DIRECTIONS for name in self.modalities):
-            raise InputError(
-                f"modalities {', '.join(self.modalities) or 'none'}: 'signs' knows how a lesion changes "
-                f"{', '.join(DIRECTIONS)}; take another detector ('head', for a model that has one)."
-            )
+    def __init__(self) -> None:
+        pass
 
-    @property
-    def directions(self) -> NDArray[np.float32]:
-        """Of the features that come from the image: the modalities, then the junction."""
-        return np.array(directions(self.modalities), np.float32)
+    def view_options(self) -> dict[str, Any]:
+        return {}
 
-    def codes(self, encoder: Any) -> Codes:
-        """The signs, and of a ``PatchModel`` what its head makes of a voxel.
+    def read_of(self, model: Any) -> keras.Model:
+        """The model's ``head``.
 
         Raises:
-            InputError: a model without a head.
+            InputError: a model without one.
         """
-        if isinstance(encoder, Codes):
-            return encoder
-        return SignMaps(None if encoder is None else Head().codes(encoder))
+        from epizoo.detection.head import Head  # brings TensorFlow
 
-    def score(self, latents: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        return self._z(latents) @ self.weights(latents.shape[2])
+        return Head().read_of(model)
 
-    def parts(self, latents: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
+    def told(self, codes: Codes) -> Self:
+        """Keep the signs and their directions.
+
+        Raises:
+            InputError: no modality whose direction is known.
+        """
+        if not any(codes.directions[:-1]):  # the last is the junction
+            raise InputError(
+                f"modalities {', '.join(codes.names[:-1]) or 'none'}: 'signs' knows how a lesion changes "
+                f"{', '.join(DIRECTIONS)}; name the modalities, or take another detector ('head', for a "
+                "model that has one)."
+            )
+        return super().told(codes)
+
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        return self._z(codes) @ self.weights(codes.shape[2])
+
+    def parts(self, codes: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
         """The z of each sign in its direction; the score is their weighted sum, see above."""
-        z = self._z(latents)
-        signs = np.sign(self.weights(z.shape[2]))
-        named = zip([*sign_names(self.modalities), "model"], signs, strict=False)
+        z = self._z(codes)
+        weights = self.weights(z.shape[2])
+        named = zip([*self.signs, "model"], np.sign(weights), strict=False)
         return {name: sign * z[..., k] for k, (name, sign) in enumerate(named) if sign}
 
-    def _z(self, latents: NDArray[np.floating]) -> NDArray[np.float32]:
-        latents = check_latents(latents, len(self.mean_))
-        return (latents - self.mean_[:, None]) / self.sd_[:, None]
+    def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
+        return SignsScorer(self, state, order)
 
-    def weights(self, features: int) -> NDArray[np.float32]:
-        """What each feature's z counts for, with its direction; after the signs, a model's own score.
+    def weights(self, numbers: int) -> NDArray[np.float32]:
+        """What the z of each number of a code counts for, with its direction; a model's own score comes last.
 
         Raises:
-            InputError: fewer features than signs.
+            InputError: a code of fewer numbers than there are signs.
         """
-        own = features - len(self.directions)
+        own = numbers - len(self.directions)
         if own < 0:
             raise InputError(
-                f"{features} features: modalities {', '.join(self.modalities)} and their junction are "
-                f"{len(self.directions)}."
+                f"codes of {numbers} numbers: there are {len(self.directions)} signs, "
+                f"{', '.join(self.signs)}."
             )
-        signs = np.concatenate([self.directions, np.ones(own, np.float32)])
+        signs = np.concatenate([np.array(self.directions, np.float32), np.ones(own, np.float32)])
         return signs / np.linalg.norm(signs)
 
+    def _z(self, codes: NDArray[np.floating]) -> NDArray[np.float32]:
+        codes = check_codes(codes, len(self.mean_))
+        return (codes - self.mean_[:, None]) / self.sd_[:, None]
 
-class SignMaps(Codes):
-    """Each modality less its surround and the width of the junction; then what a model makes of the voxel.
 
-    Of a model that reads the deviations of these signs from the controls', the deviations are taken.
+class SignsScorer(ZScoreScorer):
+    """The sum of the signs, each in z units and in its direction."""
 
-    Args:
-        inner: of the model; None for the signs alone.
-    """
+    def __init__(self, detector: Signs, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]):
+        super().__init__(detector, state, order)
+        self.weights = detector.weights(state["mean_"].shape[1])
 
-    version: ClassVar[int] = 3  # 1 held the gradient in place of the width, 2 counted a model's opinion half
+    def score(self, codes: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        import tensorflow as tf
 
-    def __init__(self, inner: Codes | None = None):
-        self.inner = inner
-
-    @property
-    def deviations(self) -> Deviations | None:
-        """Of the signs, where the model reads them."""
-        return getattr(self.inner, "deviations", None)
-
-    def volume(self, subject: Subject) -> NDArray[np.float32]:
-        """``(x, y, z, 2 m + 1)``: the image, which the model reads, and the signs; or ``(x, y, z, m + 1)``,
-        their deviations, which it reads."""
-        if self.inner is not None and self.deviations is not None:
-            return self.inner.volume(subject)
-        signs = sign_maps(subject.image, subject.brain_mask, subject.affine)
-        return np.concatenate([subject.image, signs], -1, dtype=np.float32)
-
-    def latents(self, volume: NDArray[np.float32], mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
-        m = volume.shape[-1] // 2
-        first, read = (m, slice(m)) if self.deviations is None else (0, slice(None))
-        signs = volume[:, :, z, first:][mask[:, :, z]]
-        if self.inner is None:
-            return signs
-        own = self.inner.latents(volume[..., read], mask, z)
-        return np.concatenate([signs, own], axis=1, dtype=np.float32)
+        return tf.linalg.matvec(self.z(codes, start, stop), self.weights)

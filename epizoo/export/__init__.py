@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from epizoo.detection import NormativeModel
+from epizoo.detection import FittedDetector
 from epizoo.export.encoder import export_encoder
 from epizoo.export.folder import check_target
 from epizoo.export.made_from import facts_of
 from epizoo.export.pipeline import export_pipeline
 from epizoo.finished_run import open_run
-from epizoo.maps.signs import JUNCTION
+from epizoo.maps.image import Image
 from epizoo.run_config import NORMATIVE
 from tfds_epilepsy.errors import InputError
 
@@ -81,11 +81,12 @@ def export_run(
                 f"{run.folder.path}: a baseline on intensities has no encoder to export; "
                 "export its pipeline (--what pipeline)."
             )
-        from_image = model.reads == "image"
+        view = model.view_of(model.view, run.modalities)
+        from_image = isinstance(view, Image)
         return export_encoder(
             model,
             folder,
-            modalities=run.modalities if from_image else [*run.modalities, JUNCTION],
+            modalities=view.names,
             normalisation=how if from_image else "none",
             voxel_size=run.voxel_size,
             format=format,
@@ -94,7 +95,7 @@ def export_run(
             overwrite=overwrite,
         )
     detector = run.detector
-    assert isinstance(detector, NormativeModel)  # a supervised one is refused above
+    assert isinstance(detector, FittedDetector)  # a supervised one is refused above
     return export_pipeline(
         detector,
         folder,

@@ -19,6 +19,7 @@ from epizoo.export import folder as folders
 from epizoo.export import intensities
 from epizoo.export.folder import Export
 from epizoo.export.signature import Signature
+from epizoo.models.patch_model import PatchModel, encoder_of
 from tfds_epilepsy import volumes
 from tfds_epilepsy.errors import InputError
 
@@ -89,14 +90,14 @@ def export_encoder(
         problems.append(f"precision {precision!r}: choose one of {', '.join(folders.TOLERANCE)}.")
     if precision == "bfloat16" and format != "savedmodel":
         problems.append(f"precision 'bfloat16' with format {format!r}: it is a SavedModel's alone.")
-    encoder = getattr(model, "encoder", model)
-    channels = getattr(encoder, "input_shape", [None])[-1]
-    if modalities is not None and channels is not None and len(modalities) != channels:
-        problems.append(f"modalities {list(modalities)}: the encoder takes {channels} channels.")
+    encoder = encoder_of(model)
+    about = model.view.about if isinstance(model, PatchModel) else ""
     if problems:
         raise InputError(problems)
     fingerprint = encoder_fingerprint(encoder)
     dense = DenseEncoder(in_precision(encoder, precision))
+    if modalities is not None and len(modalities) != dense.channels:
+        raise InputError(f"modalities {list(modalities)}: the encoder takes {dense.channels} channels.")
     names = list(modalities or (f"channel_{i}" for i in range(dense.channels)))
     with dilating_in_3d(format == "onnx"):  # a SavedModel runs wherever TensorFlow does
         export = Export(
@@ -117,7 +118,7 @@ def export_encoder(
                 "parameters": dense.encoder.count_params(),
             },
             run=run or {},
-            notes=[*_notes(dense, format, precision), *_reads(model)],
+            notes=[*_notes(dense, format, precision), *([about] if about else [])],
         )
         return folders.write(export, folder)
 
@@ -319,13 +320,3 @@ def _notes(dense: DenseEncoder, format: str, precision: str) -> list[str]:
             "float32 with the same rounded weights. Codes differ from float32 by about 1 %."
         )
     return notes
-
-
-def _reads(model: keras.Model) -> list[str]:
-    if getattr(model, "reads", "image") == "image":
-        return []
-    scale = f", as .5 + z / {2 * model.spread:g}, 0 outside the brain" if model.spread else ""
-    return [
-        "Channels are not intensities but deviation maps, in standard deviations from the controls of the "
-        f"run{scale}; the pipeline (--what pipeline) makes them of scans itself."
-    ]

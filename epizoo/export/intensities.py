@@ -1,22 +1,9 @@
-"""Intensities in TensorFlow operations: what ``volumes.normalise`` and the rooms of ``maps`` do."""
+"""Normalisation of intensities in TensorFlow operations: what ``tfds_epilepsy.volumes.normalise`` does."""
 
 from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
-
-from epizoo.maps.junction import (
-    EDGE_FWHM,
-    LITTLE,
-    NARROW,
-    SMALLEST_SPAN,
-    USUAL_WIDTH,
-    WIDE,
-    WINDOW_FWHM,
-)
-from epizoo.maps.signs import SURROUND_FWHM
-from epizoo.maps.smoothing import gaussian_matrices
 
 METHODS = ("unit", "zscore")  # others are learnt from a cohort
 
@@ -79,67 +66,6 @@ def of_finite(patch: tf.Tensor, code: tf.Tensor, *, checks: bool = True) -> tf.T
     axes = list(range(1, len(patch.shape)))
     finite = tf.reduce_all(tf.abs(patch) <= tf.float32.max, axes)  # TFLite has no test for it
     return tf.where(tf.reshape(finite, (-1, *[1] * (len(code.shape) - 1))), code, np.nan)
-
-
-def smooth(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], fwhm: float) -> tf.Tensor:
-    """As ``maps.smoothing.smooth``: ``(x, y, z)`` or ``(x, y, z, c)``, inside a mask; ``fwhm`` in mm."""
-    if len(volume.shape) == 3:
-        return smooth(volume[..., tf.newaxis], mask, affine, fwhm)[..., 0]
-    inside = tf.cast(mask, tf.float32)[..., tf.newaxis]
-    blurred = tf.concat([volume * inside, inside], -1)
-    for matrix in reversed(gaussian_matrices(mask.shape, affine, fwhm)):
-        blurred = tf.tensordot(matrix, blurred, [[1], [2]])  # the last of x, y, z becomes the first
-    return tf.where(inside > 0, blurred[..., :-1] / tf.maximum(blurred[..., -1:], 1e-6), 0.0)
-
-
-def signs(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], weights: tf.Tensor) -> tf.Tensor:
-    """The signs ``(x, y, z, m + 1)`` of ``maps.signs.sign_maps``, of a normalised volume.
-
-    Args:
-        volume, mask, affine: of the subject.
-        weights: ``maps.junction.tissue_weights`` of the grid.
-    """
-    relative = tf.where(mask[..., tf.newaxis], volume - smooth(volume, mask, affine, SURROUND_FWHM), 0.0)
-    junction = junction_width(volume[..., 0], mask, affine, weights)
-    return tf.concat([relative, junction[..., tf.newaxis]], -1)
-
-
-def junction_width(
-    t1: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating], weights: tf.Tensor
-) -> tf.Tensor:
-    """As ``maps.junction.junction_width``."""
-    shares = tf.cast((weights + 1e-6) * tf.cast(mask, tf.float32), tf.float64)
-    total = tf.reduce_sum(shares * tf.cast(t1, tf.float64), [1, 2, 3])
-    grey, white = tf.unstack(tf.cast(total / tf.reduce_sum(shares, [1, 2, 3]), tf.float32))
-    span = white - grey
-    span = tf.where(tf.abs(span) < SMALLEST_SPAN, SMALLEST_SPAN, span)
-    middle = (t1 - grey) / span - 0.5
-    slope = gradient(smooth(t1, mask, affine, EDGE_FWHM), mask, affine) / tf.abs(span)
-    measures = tf.stack([_band(middle, NARROW), _band(middle, WIDE) * slope], -1)
-    volume, area = tf.unstack(smooth(measures, mask, affine, WINDOW_FWHM), axis=-1)
-    return tf.where(mask, tf.math.log((volume + LITTLE) / (area + LITTLE / USUAL_WIDTH)), 0.0)
-
-
-def gradient(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating]) -> tf.Tensor:
-    """As ``maps.junction.gradient``."""
-    zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
-    inside = tf.cast(mask, tf.float32)
-    squares = []
-    for axis, zoom in enumerate(zooms):
-        pads = [[side if i == axis else (0, 0) for i in range(3)] for side in ((1, 0), (0, 1))]
-        rise = _steps(volume, axis) * tf.cast(tf.equal(_steps(inside, axis), 0), tf.float32)
-        squares.append(tf.square(tf.add_n([tf.pad(rise, pad) for pad in pads]) / (2 * zoom)))
-    return tf.where(mask, tf.sqrt(tf.add_n(squares)), 0.0)
-
-
-def _steps(volume: tf.Tensor, axis: int) -> tf.Tensor:
-    """From each voxel to the next along an axis."""
-    size = volume.shape[axis]
-    return tf.gather(volume, tf.range(1, size), axis=axis) - tf.gather(volume, tf.range(size - 1), axis=axis)
-
-
-def _band(off: tf.Tensor, sd: float) -> tf.Tensor:
-    return tf.exp(-0.5 * tf.square(off / sd)) / (sd * np.sqrt(2 * np.pi))
 
 
 def _unit(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

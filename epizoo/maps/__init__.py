@@ -1,1 +1,5 @@
-"""Maps of a subject, voxel by voxel, that models and detectors read beside its image."""
+"""Views: what models and detectors read of a subject, one file each, with its form in an exported graph."""
+
+from epizoo.maps.view import Graph, View, create_view
+
+__all__ = ["Graph", "View", "create_view"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.maps.smoothing import smooth
+from epizoo.maps.smoothing import smooth, smooth_in_graph
 from epizoo.maps.tissue import template_priors
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 EDGE_FWHM = 2.0  # millimetres, before the gradient is taken
 WINDOW_FWHM = 6.0  # millimetres, over which the junction is measured
@@ -19,7 +23,7 @@ SMALLEST_SPAN = 1e-3  # between white and grey matter, of intensities in [0, 1]
 
 
 def junction_width(
-    t1: NDArray[np.floating], mask: NDArray[np.bool_], affine: NDArray[np.floating]
+    t1: NDArray[np.floating[Any]], mask: NDArray[np.bool_], affine: NDArray[np.floating[Any]]
 ) -> NDArray[np.float32]:
     """Log of the width, in millimetres, of the junction of grey and white matter around each voxel.
 
@@ -58,8 +62,8 @@ def junction_width(
 
 
 def gradient(
-    volume: NDArray[np.floating], mask: NDArray[np.bool_], affine: NDArray[np.floating]
-) -> NDArray[np.floating]:
+    volume: NDArray[np.floating[Any]], mask: NDArray[np.bool_], affine: NDArray[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
     """Size of the gradient of ``(x, y, z)``, a millimetre: central differences inside the mask, 0 outside.
 
     A neighbour outside the mask counts as the voxel itself: the border of the brain is no edge.
@@ -84,5 +88,47 @@ def tissue_weights(shape: tuple[int, ...], affine: tuple[float, ...]) -> NDArray
     return np.moveaxis(priors[..., :2], -1, 0).astype(np.float32) ** 4
 
 
-def _band(off: NDArray[np.floating], sd: float) -> NDArray[np.floating]:
+def _band(off: NDArray[np.floating[Any]], sd: float) -> NDArray[np.floating[Any]]:
     return np.exp(-0.5 * np.square(off / sd)) / (sd * np.sqrt(2 * np.pi))
+
+
+# === In TensorFlow operations ===
+
+
+def junction_width_in_graph(
+    t1: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating[Any]], weights: tf.Tensor
+) -> tf.Tensor:
+    """``junction_width``; ``weights`` are ``tissue_weights`` of the grid."""
+    import tensorflow as tf
+
+    shares = tf.cast((weights + 1e-6) * tf.cast(mask, tf.float32), tf.float64)
+    total = tf.reduce_sum(shares * tf.cast(t1, tf.float64), [1, 2, 3])
+    grey, white = tf.unstack(tf.cast(total / tf.reduce_sum(shares, [1, 2, 3]), tf.float32))
+    span = white - grey
+    span = tf.where(tf.abs(span) < SMALLEST_SPAN, SMALLEST_SPAN, span)
+    middle = (t1 - grey) / span - 0.5
+    slope = gradient_in_graph(smooth_in_graph(t1, mask, affine, EDGE_FWHM), mask, affine) / tf.abs(span)
+    bands = [tf.exp(-0.5 * tf.square(middle / sd)) / (sd * np.sqrt(2 * np.pi)) for sd in (NARROW, WIDE)]
+    measures = tf.stack([bands[0], bands[1] * slope], -1)
+    volume, area = tf.unstack(smooth_in_graph(measures, mask, affine, WINDOW_FWHM), axis=-1)
+    return tf.where(mask, tf.math.log((volume + LITTLE) / (area + LITTLE / USUAL_WIDTH)), 0.0)
+
+
+def gradient_in_graph(volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating[Any]]) -> tf.Tensor:
+    """``gradient``, of a volume of known shape."""
+    import tensorflow as tf
+
+    def steps(values: tf.Tensor, axis: int) -> tf.Tensor:
+        """From each voxel to the next along an axis."""
+        size = values.shape[axis]
+        after = tf.gather(values, tf.range(1, size), axis=axis)
+        return after - tf.gather(values, tf.range(size - 1), axis=axis)
+
+    zooms = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    inside = tf.cast(mask, tf.float32)
+    squares = []
+    for axis, zoom in enumerate(zooms):
+        pads = [[side if i == axis else (0, 0) for i in range(3)] for side in ((1, 0), (0, 1))]
+        rise = steps(volume, axis) * tf.cast(tf.equal(steps(inside, axis), 0), tf.float32)
+        squares.append(tf.square(tf.add_n([tf.pad(rise, pad) for pad in pads]) / (2 * zoom)))
+    return tf.where(mask, tf.sqrt(tf.add_n(squares)), 0.0)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
 def smooth(
-    volume: NDArray[np.floating], mask: NDArray[np.bool_], affine: NDArray[np.floating], fwhm: float
+    volume: NDArray[np.floating[Any]], mask: NDArray[np.bool_], affine: NDArray[np.floating[Any]], fwhm: float
 ) -> NDArray[np.float32]:
     """Gaussian smoothing that takes nothing from outside the mask (normalised convolution); 0 outside it.
 
@@ -37,8 +41,23 @@ def smooth(
     return smoothed
 
 
+def smooth_in_graph(
+    volume: tf.Tensor, mask: tf.Tensor, affine: NDArray[np.floating[Any]], fwhm: float
+) -> tf.Tensor:
+    """``smooth`` in TensorFlow operations: ``(x, y, z)`` or ``(x, y, z, c)`` inside a mask of known shape."""
+    import tensorflow as tf
+
+    if len(volume.shape) == 3:
+        return smooth_in_graph(volume[..., tf.newaxis], mask, affine, fwhm)[..., 0]
+    inside = tf.cast(mask, tf.float32)[..., tf.newaxis]
+    blurred = tf.concat([volume * inside, inside], -1)
+    for matrix in reversed(gaussian_matrices(mask.shape, affine, fwhm)):
+        blurred = tf.tensordot(matrix, blurred, [[1], [2]])  # the last of x, y, z becomes the first
+    return tf.where(inside > 0, blurred[..., :-1] / tf.maximum(blurred[..., -1:], 1e-6), 0.0)
+
+
 def gaussian_matrices(
-    shape: Sequence[int], affine: NDArray[np.floating], fwhm: float
+    shape: Sequence[int], affine: NDArray[np.floating[Any]], fwhm: float
 ) -> list[NDArray[np.float32]]:
     """Gaussian smoothing along each axis as a matrix ``(n, n)``, zeros beyond the ends.
 

@@ -1,11 +1,17 @@
-"""Tissue probabilities of a volume: a Gaussian mixture with the template's priors."""
+"""The view ``tissue``: probabilities of grey matter, white matter and CSF."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from epizoo.maps.smoothing import smooth
+from epizoo.maps.view import View
+from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject, load_template
 
 TISSUES = ("gm", "wm", "csf")
@@ -13,6 +19,42 @@ ITERATIONS = 20
 EM_VOXELS = 200_000  # that the mixture is fitted on; more do not move it
 SMALLEST_VARIANCE = 1e-5  # of intensities in [0, 1]
 PRIOR_FLOOR = 0.05  # a tissue may be where the template has none: a thick cortex, a large ventricle
+
+
+class Tissue(View):
+    """Tissue probabilities, smoothed inside the brain; see ``tissue_probabilities``.
+
+    Args:
+        modalities: see :class:`View`; the first is T1.
+        tissues: which of ``TISSUES``, in this order.
+        fwhm: of the Gaussian, millimetres; 0 leaves the probabilities as they are.
+
+    Raises:
+        InputError: an unknown tissue.
+    """
+
+    name: ClassVar[str] = "tissue"
+
+    def __init__(
+        self,
+        modalities: Sequence[str] | None = None,
+        tissues: Sequence[str] = TISSUES,
+        fwhm: float = 0.0,
+    ):
+        super().__init__(modalities)
+        if not tissues or set(tissues) - set(TISSUES):
+            raise InputError(f"tissues {', '.join(tissues) or 'none'}: choose of {', '.join(TISSUES)}.")
+        self.tissues, self.fwhm = list(tissues), fwhm
+
+    def __call__(self, subject: Subject) -> NDArray[np.float32]:
+        """``(x, y, z, k)``, a map for each of ``tissues``."""
+        chosen = [TISSUES.index(tissue) for tissue in self.tissues]
+        maps = np.ascontiguousarray(tissue_probabilities(subject)[..., chosen])
+        return smooth(maps, subject.brain_mask, subject.affine, self.fwhm) if self.fwhm else maps
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.tissues)
 
 
 def tissue_probabilities(subject: Subject) -> NDArray[np.float32]:

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from epizoo.models.autoencoder import Autoencoder
-from epizoo.models.bigan import BiGAN
-from epizoo.models.context_gan import ContextGAN
-from epizoo.models.dcgan import DCGAN, OriginalDCGAN
-from epizoo.models.deviation import Deviation
-from epizoo.models.f_anogan import FAnoGAN
-from epizoo.models.masked import Masked
-from epizoo.models.patch_model import PatchModel
-from epizoo.models.siamese import DeepSiamese, Siamese
-from epizoo.models.synthetic import Synthetic
-from epizoo.models.vae import VAE
-from epizoo.models.wae import WAE
+from epizoo.models.patch_model import PatchModel, register_model
+from epizoo.registry import MODELS
 from tfds_epilepsy.errors import InputError
 
-REGISTRY: dict[str, type[PatchModel]] = {
-    "autoencoder": Autoencoder,
-    "masked": Masked,
-    "vae": VAE,
-    "wae": WAE,
-    "siamese": Siamese,
-    "deep_siamese": DeepSiamese,
-    "dcgan": DCGAN,
-    "original_dcgan": OriginalDCGAN,
-    "f_anogan": FAnoGAN,
-    "bigan": BiGAN,
-    "context_gan": ContextGAN,
-    "synthetic": Synthetic,
-    "deviation": Deviation,
-}
+__all__ = [
+    "MODELS",
+    "PatchModel",
+    "create",
+    "describe",
+    "from_preset",
+    "list_models",
+    "load_model",
+    "model_class",
+    "register_model",
+]
 
 
 def list_models() -> list[str]:
     """Names that :func:`create` knows."""
-    return list(REGISTRY)
+    return list(MODELS)
 
 
 def describe() -> list[dict[str, str]]:
@@ -56,7 +43,7 @@ def describe() -> list[dict[str, str]]:
             "FLOPs per voxel": f"{model.flops_per_voxel():,}",
             "paper": model.paper,
         }
-        for name, model in ((name, create(name)) for name in REGISTRY)
+        for name, model in ((name, create(name)) for name in MODELS)
     ]
 
 
@@ -73,10 +60,9 @@ def create(name: str, **config: Any) -> PatchModel:
     Raises:
         InputError: an unknown name, or arguments that the model does not take.
     """
-    if name not in REGISTRY:
-        raise InputError(f"unknown model {name!r}: choose one of {', '.join(REGISTRY)}.")
+    model = MODELS.get(name)
     try:
-        return REGISTRY[name](**config)
+        return model(**config)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -93,6 +79,7 @@ def load_model(path: str | Path) -> PatchModel:
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
     try:
+        model_class(_stored_class(path))  # Keras must know the class before it reads the file
         model = keras.saving.load_model(path)
     except Exception as error:  # zip, HDF5, JSON and Keras each raise their own
         raise InputError(f"{path}: cannot be read as a model of the zoo ({error}).") from error
@@ -113,10 +100,11 @@ def from_preset(folder: str | Path) -> PatchModel:
         name, config = preset["model"], preset["config"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: not a preset; its config.json cannot be read ({error}).") from error
-    known = keras.saving.get_registered_object(name)
+    known = model_class(name)
     if known is None:
         raise InputError(
-            f"{folder}: holds a {name!r}, which is not known; import the module that registers it."
+            f"{folder}: holds a {name!r}, which is not known; install the package, or import the module, "
+            "that registers it."
         )
     model: PatchModel = known.from_config(config)
     try:
@@ -124,3 +112,25 @@ def from_preset(folder: str | Path) -> PatchModel:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: model.weights.h5 cannot be read ({error}).") from error
     return model
+
+
+def model_class(stored: str) -> type[PatchModel] | None:
+    """The class that Keras stored under a name, such as ``epizoo>Siamese``; None for one that is not known.
+
+    Args:
+        stored: what ``keras.saving.get_registered_name`` gave.
+    """
+    package = stored.partition(">")[0]
+    if package == "epizoo":
+        for name in MODELS.own:
+            MODELS.get(name)
+    elif keras.saving.get_registered_object(stored) is None:
+        MODELS.load_installed()
+    known = keras.saving.get_registered_object(stored)
+    return known if isinstance(known, type) and issubclass(known, PatchModel) else None
+
+
+def _stored_class(path: Path) -> str:
+    """The registered name of the class in a ``.keras`` file."""
+    with zipfile.ZipFile(path) as stored, stored.open("config.json") as file:
+        return str(json.load(file).get("registered_name"))

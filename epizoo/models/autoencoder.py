@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Space
 
 
-@register
+@register_model("autoencoder")
 class Autoencoder(PatchModel):
     """The siamese's networks on single patches: ``L = ||x - x̂||^2``.
 

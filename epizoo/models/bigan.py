@@ -10,11 +10,11 @@ import tensorflow as tf
 from keras import layers
 
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, CYCLE, DETECTOR, PATCH, R1, STAGES, TWO_RATES, Space
 
 
-@register
+@register_model("bigan")
 class BiGAN(PatchModel):
     """A generator, its inverse, and a discriminator that judges a patch together with its code.
 

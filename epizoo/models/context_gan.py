@@ -12,14 +12,14 @@ from keras import layers
 from numpy.typing import ArrayLike, NDArray
 
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, CYCLE, DETECTOR, R1, STAGES, TWO_RATES, Choice, Space
 from tfds_epilepsy.errors import InputError
 
 POSITION_KNOWN = 0.75  # share of the training patches whose position G and D are told
 
 
-@register
+@register_model("context_gan")
 class ContextGAN(PatchModel):
     """A BiGAN of the centre of a patch, given its surround and its place in the brain.
 

@@ -13,13 +13,13 @@ from keras import layers
 from numpy.typing import NDArray
 
 from epizoo.models import blocks, losses, training
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, DETECTOR, PATCH, R1, STAGES, TWO_RATES, Space
 
 MMD_SAMPLES = 64  # patches of a batch that are compared, each with each
 
 
-@register
+@register_model("dcgan")
 class DCGAN(PatchModel):
     """A convolutional GAN whose discriminator's features are the code.
 
@@ -156,7 +156,7 @@ class DCGAN(PatchModel):
         return keras.Model(patch, layers.Concatenate()(features), name="features")
 
 
-@register
+@register_model("original_dcgan")
 class OriginalDCGAN(DCGAN):
     """The recipe of Radford et al. 2016, arXiv 1511.06434, section 3.
 

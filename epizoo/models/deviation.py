@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
-from epizoo.maps.signs import directions, sign_names
-from epizoo.models.patch_model import register
+from epizoo.models.patch_model import register_model
 from epizoo.models.synthetic import Synthetic
 
 WEAKEST, STRONGEST = 0.4, 4.0  # changes, in standard deviations of the controls
@@ -17,7 +16,7 @@ PRESENT = 0.6  # share of the maps that change together
 AS_IN_LESIONS = 6 / 7  # share of the changes that go the way lesions change a map, where it is known
 
 
-@register
+@register_model("deviation")
 class Deviation(Synthetic):
     """It finds alterations as :class:`Synthetic` does, on deviation maps in place of images.
 
@@ -35,39 +34,19 @@ class Deviation(Synthetic):
     In :class:`Synthetic` the edits must look like real tissue, or the network finds them by what gives them
     away; here a change of the maps is all that there is to find.
 
-    Fed single patches of deviation maps: ``model.adapt(controls)``, then ``model.view(subject)`` gives a
-    subject whose image they are.
+    Fed single patches of deviation maps: ``model.view.adapt(controls)``, then ``model.view.seen(subject)``
+    gives a subject whose image they are.
 
-    >>> model = Deviation(channels=3)  # doctest: +SKIP
-    >>> model.adapt(controls)  # doctest: +SKIP
-    >>> model.fit(patch_dataset([model.view(s) for s in controls], (33, 33, 33)))  # doctest: +SKIP
+    >>> model = Deviation(channels=3, modalities=["T1w", "FLAIR"])  # doctest: +SKIP
+    >>> model.view.adapt(controls)  # doctest: +SKIP
+    >>> model.fit(patch_dataset([model.view.seen(s) for s in controls], (33, 33, 33)))  # doctest: +SKIP
 
-    Args:
-        patch_shape, latent_dim, filters, **kwargs: see :class:`Synthetic`.
-        channels: maps: one more than modalities.
-        modalities: their names, which say in which direction lesions change them
-            (``tfds_epilepsy.lesions.DIRECTIONS``); all may go either way if None.
-
-    Raises:
-        InputError: see :class:`Synthetic`; names for another number of modalities.
+    The arguments are those of :class:`Synthetic`; ``channels`` is one more than the number of modalities.
     """
 
     paper = "Edited deviation maps: Marquand et al. 2016 (normative model), Tan et al. 2020 (edits)"
-    spread: ClassVar[float] = 0.0  # its changes are in standard deviations
-
-    def __init__(
-        self,
-        patch_shape: Sequence[int] = (33, 33, 33),
-        channels: int = 2,
-        latent_dim: int = 64,
-        *,
-        modalities: Sequence[str] | None = None,
-        **kwargs: Any,
-    ):
-        known = None if modalities is None else directions(modalities)
-        kwargs["reads"] = "deviations"
-        super().__init__(patch_shape, channels, latent_dim, directions=known, **kwargs)
-        self.modalities = None if modalities is None else list(modalities)
+    views: ClassVar[tuple[str, ...]] = ("deviations",)
+    view_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # its changes are in standard deviations
 
     def relight(self, x: Any, training: bool = True) -> Any:
         """Leave the maps as they are: the brightness of each scan is in its deviations already."""
@@ -89,12 +68,3 @@ class Deviation(Synthetic):
         brain = tf.cast(tf.reduce_any(x != 0, -1, keepdims=True), tf.float32)
         changed = tf.reduce_any(amount != 0, -1, keepdims=True)
         return x + weight * amount * brain, tf.cast((weight > 0.3) & changed, tf.float32)
-
-    def get_config(self) -> dict[str, Any]:
-        config = {**super().get_config(), "modalities": self.modalities}
-        del config["directions"]  # the modalities say them
-        return config
-
-    @classmethod
-    def config_for(cls, modalities: Sequence[str], reads: str = "deviations") -> dict[str, Any]:
-        return {"channels": len(sign_names(modalities)), "modalities": list(modalities)}

@@ -10,11 +10,11 @@ import tensorflow as tf
 from keras import layers
 
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, DETECTOR, PATCH, STAGES, Choice, Log, Space
 
 
-@register
+@register_model("f_anogan")
 class FAnoGAN(PatchModel):
     """A WGAN-GP of healthy patches and an ``izi_f`` encoder, trained together.
 

@@ -9,12 +9,12 @@ import tensorflow as tf
 
 from epizoo.models import blocks, losses
 from epizoo.models.autoencoder import Autoencoder
-from epizoo.models.patch_model import register
+from epizoo.models.patch_model import register_model
 from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Choice, Log, Space
 from tfds_epilepsy.errors import InputError
 
 
-@register
+@register_model("masked")
 class Masked(Autoencoder):
     """The autoencoder's networks see patches in which blocks are hidden, and must make the hidden blocks.
 

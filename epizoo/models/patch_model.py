@@ -10,28 +10,27 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import GeneratorType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
-from epizoo.maps.deviations import FARTHEST, Deviations
-from epizoo.maps.signs import sign_names
+from epizoo.maps.view import View, create_view
 from epizoo.models import training
 from epizoo.models.blocks import Stage
 from epizoo.models.search_space import Space, arguments
+from epizoo.registry import MODELS
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject
 
 Model = TypeVar("Model", bound="PatchModel")
-READS = ("image", "deviations")  # what patches are cut from
-DEVIATIONS = "deviations_"  # before the names of their arrays, in a saved model
+VIEW_STATE = "view_"  # before the names of a view's arrays, in a saved model
+EARLIER_VIEW_STATE = "deviations_"  # the same, of models saved before there were views
 EXPORTS = {"tf_saved_model": "savedmodel", "onnx": "onnx", "litert": "tflite"}  # Keras' names, and ours
 NEARLY = 1e-3  # outside the intensities that a model reads: rounding
 
@@ -41,7 +40,7 @@ class PatchModel(keras.Model):
 
     A new model is one file: class attributes that say what it is, the networks in ``__init__``, and a loss.
 
-    >>> @register
+    >>> @register_model("autoencoder")
     ... class Autoencoder(PatchModel):
     ...     paper = "Hinton & Salakhutdinov 2006"
     ...     tracked = ("loss",)
@@ -110,18 +109,21 @@ class PatchModel(keras.Model):
             abnormal, or None.
         patch_shape, channels, latent_dim, seed: as given.
         stages: the architecture that was asked for, as ``blocks.Stage``; None for the model's own.
-        reads: as given.
+        view: what its patches are cut from: ``model.view.adapt(controls)``, then ``model.view.seen(subject)``
+            is the subject as the model reads it.
+        modalities: as given.
         epochs, steps: epochs and batches that ``fit`` has trained so far; saved with the model.
 
     Args:
         patch_shape: odd sizes in voxels, rank 2 (axial) or 3.
-        channels: number of modalities, or of deviation maps: one more.
+        channels: number of the view's maps: of modalities for ``image``, one more for ``deviations``.
         latent_dim: size of the code.
         seed: of initial weights and noise.
         stages: another stack of convolutions than the model's own: ``(filters, kernel, stride, pool)`` each,
             the last three 3, 1, 1 where left out (``blocks.Stage``).
-        reads: what its patches are cut from: the ``image``, or ``deviations``, maps of what differs from the
-            controls that the model was adapted to (``adapt``, ``view``), .5 where nothing does.
+        view: what its patches are cut from, a view or its name: the ``image``, or ``deviations``, maps of
+            what differs from the controls that the view is adapted to, .5 where nothing does.
+        modalities: names of the scans' channels, where they are known.
         **kwargs: ``name``, ``dtype``: float32 whatever Keras is set to, or ``mixed_bfloat16`` or
             ``mixed_float16`` for half the memory traffic on accelerators.
 
@@ -143,15 +145,16 @@ class PatchModel(keras.Model):
     }
     search_space: ClassVar[Space] = ()
     averages: ClassVar[Mapping[str, str]] = {}
-    spread: ClassVar[float] = 5.0  # of the deviation maps that it may read: see ``Deviations``
+    # Views that it can read, the first by default; if empty any, and ``image`` by default.
+    views: ClassVar[tuple[str, ...]] = ()
+    # Options of views by name: models of images read values in [0, 1].
+    view_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"deviations": {"spread": 5.0}}
     average_decay: ClassVar[float] = 0.999
     generates: ClassVar[bool] = False  # it makes patches of codes drawn from N(0, I)
 
     encoder: keras.Model
     decoder: Any = None
     head: Any = None
-    deviations: Deviations | None = None  # from the controls that it was adapted to
-    modalities: Sequence[str] | None = None  # names of the scans' channels, where it knows them
 
     def __init__(
         self,
@@ -161,12 +164,14 @@ class PatchModel(keras.Model):
         *,
         seed: int = 0,
         stages: Sequence[Sequence[int]] | None = None,
-        reads: str = "image",
+        view: str | Mapping[str, Any] | View | None = None,
+        modalities: Sequence[str] | None = None,
         **kwargs: Any,
     ):
         kwargs["name"] = kwargs.get("name") or type(self).__name__
         kwargs["dtype"] = kwargs.get("dtype") or "float32"
-        _check_arguments(patch_shape, channels, latent_dim, stages, reads, kwargs["dtype"])
+        made = self.view_of(view, modalities)
+        _check_arguments(patch_shape, channels, latent_dim, stages, made, kwargs["dtype"])
         super().__init__(**kwargs)
         # === Config ===
         self.patch_shape = tuple(int(n) for n in patch_shape)
@@ -174,7 +179,7 @@ class PatchModel(keras.Model):
         self.latent_dim = int(latent_dim)
         self.seed = int(seed)
         self.stages = None if stages is None else tuple(Stage(*stage) for stage in stages)
-        self.reads = reads
+        self.view = made
         self.epochs = 0
         self.steps = 0
         self._trackers = [training.Figure(name) for name in self.tracked]
@@ -227,33 +232,41 @@ class PatchModel(keras.Model):
         """
         return self.generate(len(np.asarray(patches)), seed)
 
-    def adapt(self, controls: Iterable[Subject]) -> None:
-        """Before training: learn what ``view`` needs to know of the training controls, if anything.
-
-        Raises:
-            InputError: too few controls, or grids that differ.
-        """
-        if self.reads == "deviations":
-            self.deviations = Deviations.of_controls(controls, self.spread)
-
-    def view(self, subject: Subject) -> Subject:
-        """A subject as the model reads it, ``image (x, y, z, channels)``: as it is, or its deviation maps.
-
-        Raises:
-            InputError: the model reads deviation maps and is not adapted to controls; another grid.
-        """
-        if self.reads == "image":
-            return subject
-        if self.deviations is None:
-            raise InputError(f"{self.name} reads deviations from controls: call adapt(controls) first.")
-        return dataclasses.replace(subject, image=self.deviations(subject))
+    @property
+    def modalities(self) -> tuple[str, ...] | None:
+        return self.view.modalities
 
     @classmethod
-    def config_for(cls, modalities: Sequence[str], reads: str = "image") -> dict[str, Any]:
-        """The arguments that follow from the names of the channels, and from what the model is to read."""
-        if reads == "image":
-            return {"channels": len(modalities)}
-        return {"channels": len(sign_names(modalities)), "reads": reads}
+    def view_of(
+        cls, view: str | Mapping[str, Any] | View | None = None, modalities: Sequence[str] | None = None
+    ) -> View:
+        """The view that a model of this class reads.
+
+        Args:
+            view: its name, configuration or itself; the class's own if None.
+            modalities: names of the scans' channels.
+
+        Raises:
+            InputError: an unknown view, or one that the class cannot read.
+        """
+        chosen = (cls.views or ("image",))[0] if view is None else view
+        made = create_view(
+            {"name": chosen, **cls.view_options.get(chosen, {})} if isinstance(chosen, str) else chosen,
+            modalities,
+        )
+        if cls.views and made.name not in cls.views:
+            raise InputError(f"view {made.name!r}: {cls.__name__} reads {' or '.join(cls.views)} alone.")
+        return made
+
+    @classmethod
+    def config_for(cls, modalities: Sequence[str], view: str | None = None) -> dict[str, Any]:
+        """The arguments that follow from the names of the scans' channels and from what the model is to read.
+
+        Raises:
+            InputError: see ``view_of``.
+        """
+        made = cls.view_of(view, modalities)
+        return {"channels": len(made.names), "modalities": list(modalities), "view": made.name}
 
     @classmethod
     def config_of_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,7 +394,8 @@ class PatchModel(keras.Model):
         }
         plain = type(self).from_config(self.get_config())  # not compiled: no optimiser states
         plain.set_weights(self.get_weights())
-        plain.epochs, plain.steps, plain.deviations = self.epochs, self.steps, self.deviations
+        plain.epochs, plain.steps = self.epochs, self.steps
+        plain.view.set_state(self.view.state())
         partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
         partial.mkdir(parents=True)
         try:
@@ -447,7 +461,7 @@ class PatchModel(keras.Model):
     @property
     def intensities(self) -> tuple[float, float]:
         """The lowest and the highest value that a patch has."""
-        return (0.0, 1.0) if self.reads == "image" or self.spread else (-FARTHEST, FARTHEST)
+        return self.view.limits
 
     @property
     def made_shape(self) -> tuple[int, ...]:
@@ -480,8 +494,18 @@ class PatchModel(keras.Model):
             "stages": None
             if self.stages is None
             else [list(dataclasses.astuple(stage)) for stage in self.stages],
-            "reads": self.reads,
+            "view": self.view.get_config(),
+            "modalities": None if self.modalities is None else list(self.modalities),
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> PatchModel:
+        """A model of ``get_config``, or of that of an earlier version, which said ``reads`` for ``view``."""
+        if "reads" in config:
+            config = dict(config)
+            config["view"] = config.pop("reads")
+        model: PatchModel = super().from_config(config, custom_objects)
+        return model
 
     # === What a model's own steps use ===
 
@@ -632,17 +656,18 @@ class PatchModel(keras.Model):
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         store["counters"] = np.asarray([self.epochs, self.steps])
-        if self.deviations is not None:
-            for name, array in self.deviations.arrays().items():
-                store[f"{DEVIATIONS}{name}"] = array
+        for name, array in self.view.state().items():
+            store[f"{VIEW_STATE}{name}"] = array
 
     def load_own_variables(self, store: Any) -> None:
         values = {key: store[key] for key in store.keys()}  # noqa: SIM118 (not a dict)
         self.epochs, self.steps = (int(n) for n in np.asarray(values.pop("counters")))
-        names = [key for key in values if key.startswith(DEVIATIONS)]
-        arrays: Any = {name.removeprefix(DEVIATIONS): np.asarray(values.pop(name)) for name in names}
-        spread = float(arrays.pop("spread", 0))
-        self.deviations = Deviations(**arrays, spread=spread) if arrays else None
+        state = {}
+        for prefix in (VIEW_STATE, EARLIER_VIEW_STATE):
+            for key in [key for key in values if key.startswith(prefix)]:
+                state[key.removeprefix(prefix)] = np.asarray(values.pop(key))
+        state.pop("spread", None)  # of an earlier version; the view's configuration holds it now
+        self.view.set_state(state)
         super().load_own_variables(values)
 
     # === Helpers ===
@@ -730,9 +755,43 @@ class PatchModel(keras.Model):
             tf.__internal__.distribute.interim.maybe_merge_call(move, self.distribute_strategy)
 
 
-def register(model: type[Model]) -> type[Model]:
-    """Class decorator: ``keras.saving.load_model`` then knows the class."""
-    return keras.saving.register_keras_serializable("epizoo")(model)
+def encoder_of(model: Any) -> keras.Model:
+    """The encoder of a model: of a ``PatchModel``, of a Keras model with an attribute ``encoder``, or itself.
+
+    Raises:
+        InputError: not a Keras model.
+    """
+    if isinstance(model, HasEncoder):
+        return model.encoder
+    if not isinstance(model, keras.Model):
+        raise InputError(
+            f"{type(model).__name__}: a Keras model is needed, an encoder or one that has an encoder."
+        )
+    return model
+
+
+@runtime_checkable
+class HasEncoder(Protocol):
+    """Any model with an encoder, from ``patch`` to ``latent``."""
+
+    encoder: keras.Model
+
+
+def register_model(name: str) -> Callable[[type[Model]], type[Model]]:
+    """Class decorator: gives a model its name in runs, and lets ``keras.saving.load_model`` know the class.
+
+    Keras knows a class by its module, so that one of another package can be called as one of epizoo's is.
+
+    Raises:
+        InputError: another model has the name.
+    """
+
+    def add(model: type[Model]) -> type[Model]:
+        module = model.__module__
+        package = "epizoo" if module.partition(".")[0] == "epizoo" else module
+        return MODELS.register(name)(keras.saving.register_keras_serializable(package)(model))
+
+    return add
 
 
 def _kernel_size(model: keras.Model) -> int:
@@ -752,7 +811,7 @@ def _check_arguments(
     channels: int,
     latent_dim: int,
     stages: Sequence[Sequence[int]] | None,
-    reads: str,
+    view: View,
     dtype: Any,
 ) -> None:
     problems = training.policy_problems(dtype)
@@ -767,7 +826,10 @@ def _check_arguments(
         problems.append(f"latent_dim {latent_dim}: at least 1 is needed.")
     if stages is not None and (not stages or any(not 1 <= len(s) <= 4 or min(s) < 1 for s in stages)):
         problems.append(f"stages {stages}: (filters, kernel, stride, pool) each, 1 or more, are needed.")
-    if reads not in READS:
-        problems.append(f"reads {reads!r}: choose one of {', '.join(READS)}.")
+    if view.names and len(view.names) != channels:
+        problems.append(
+            f"channels {channels}: view {view.name!r} of {', '.join(view.modalities or ())} has "
+            f"{len(view.names)} maps ({', '.join(view.names)})."
+        )
     if problems:
         raise InputError(problems)

@@ -9,11 +9,11 @@ import keras
 import tensorflow as tf
 
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Log, Space
 
 
-@register
+@register_model("siamese")
 class Siamese(PatchModel):
     """One autoencoder sees two controls at the same voxel, and their codes are drawn together.
 
@@ -74,7 +74,7 @@ class Siamese(PatchModel):
         return {**super().get_config(), "alpha": self.alpha, "norm": self.norm}
 
 
-@register
+@register_model("deep_siamese")
 class DeepSiamese(Siamese):
     """The later variant: strided, four convolutions, GELU and batch normalisation, a code of 16.
 

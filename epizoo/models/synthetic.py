@@ -13,10 +13,9 @@ from keras import layers
 from numpy.typing import NDArray
 
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, FWHM, NU, RATE, Choice, Space
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.lesions import DIRECTIONS
 
 SCALE = 3  # the context is seen 3 times coarser
 QUARTILE = 0.3186  # a quarter of standard normal values are nearer to 0
@@ -24,7 +23,7 @@ AS_IN_LESIONS = 0.86  # share of the changes that go the way lesions change a mo
 LOCAL_DEPTH = 4  # convolutions at full resolution, at most: they look at 9 voxels
 
 
-@register
+@register_model("synthetic")
 class Synthetic(PatchModel):
     """It finds alterations that were made in healthy tissue; the code is what it tells them by.
 
@@ -60,14 +59,15 @@ class Synthetic(PatchModel):
             each patch at once.
         channels, latent_dim, **kwargs: see :class:`PatchModel`.
         filters: number of filters of each convolution.
-        directions: of the change of each modality in lesions, as readers know it (FLAIR 1, T1w -1; see
-            ``tfds_epilepsy.lesions.DIRECTIONS``): 1 brighter, -1 darker, 0 either; all 0 if None.
+        directions: of the change of each channel in lesions, as readers know it (FLAIR 1, T1w -1): 1 up, -1
+            down, 0 either; those of the view if None, and 0 where it knows none.
 
     Raises:
         InputError: ``stages`` were given; not one direction per channel.
     """
 
     paper = "Edited tissue: Tan et al. 2020, arXiv 2011.04197; two pathways: Kamnitsas et al. 2017"
+    views: ClassVar[tuple[str, ...]] = ("image",)  # Deviation is its form on deviation maps
     trains: ClassVar = {"optimizer": ("encoder", "head")}
     # A patch holds 36 000 voxels, and 729 of them are judged.
     run_defaults: ClassVar = {
@@ -93,6 +93,8 @@ class Synthetic(PatchModel):
         **kwargs: Any,
     ):
         super().__init__(patch_shape, channels, latent_dim, **kwargs)
+        if directions is None:
+            directions = self.view.directions or None
         if self.stages is not None:
             raise InputError("synthetic has two pathways of its own: give 'filters', not 'stages'.")
         if directions is not None and (len(directions) != channels or not {-1, 0, 1}.issuperset(directions)):
@@ -253,12 +255,6 @@ class Synthetic(PatchModel):
         if "cube" in config:
             config |= {"patch_shape": [config.pop("cube")] * 3, "filters": config.pop("width")}
         return config
-
-    @classmethod
-    def config_for(cls, modalities: Sequence[str], reads: str = "image") -> dict[str, Any]:
-        if reads != "image":
-            raise InputError(f"synthetic alters images: 'deviation' is its form for {reads}.")
-        return {**super().config_for(modalities), "directions": [DIRECTIONS.get(m, 0) for m in modalities]}
 
 
 # === Edits: patches (n, *shape, m), the blob's weight (n, *shape, 1) and their own values, to patches ===

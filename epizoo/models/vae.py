@@ -10,11 +10,11 @@ import tensorflow as tf
 from keras import layers
 
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Log, Space
 
 
-@register
+@register_model("vae")
 class VAE(PatchModel):
     """Each code is a distribution, and all are held to a standard normal prior.
 

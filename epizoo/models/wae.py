@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from epizoo.models import blocks, losses
-from epizoo.models.patch_model import PatchModel, register
+from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.models.search_space import CODE, DETECTOR, NORM, PATCH, RATE, STAGES, Log, Space
 
 
-@register
+@register_model("wae")
 class WAE(PatchModel):
     """A deterministic autoencoder whose codes, as a cloud, match a standard normal prior.
 

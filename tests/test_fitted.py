@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console
 from scipy import ndimage
 
-from epizoo.detection import NormativeModel, create_detector, fit_normative, normative
-from epizoo.detection.codes import Homotopic, Intensities, encoder_fingerprint
+from epizoo.detection import FittedDetector, create_detector, fit_detector
+from epizoo.detection import fitted as fitted_module
+from epizoo.detection.codes import Homotopic, ViewCodes, encoder_fingerprint
 from epizoo.detection.ocsvm import LocalOneClassSVM
+from epizoo.maps.image import Image
 from epizoo.maps.smoothing import smooth
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
@@ -39,7 +41,7 @@ def controls(n=12):
 
 def fit(folder, encoder=None, subjects=None, **options):
     options = {"console": Console(file=StringIO()), "detector": LocalOneClassSVM(nu=0.1), **options}
-    return fit_normative(encoder, lambda: subjects or controls(), folder, **options)
+    return fit_detector(encoder, lambda: subjects or controls(), folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def test_a_killed_fit_goes_on_at_its_slab(model, tmp_path, monkeypatch):
     killed = f"""
 import os, signal
 from epizoo.detection.ocsvm import LocalOneClassSVM
-from tests.test_normative import fit
+from tests.test_fitted import fit
 fitted, original = [], LocalOneClassSVM.fit
 def until_killed(self, latents):
     if len(fitted) == 3:
@@ -148,7 +150,7 @@ fit({str(tmp_path / "detector")!r}, slab_bytes=1)
 """
     assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -signal.SIGKILL
     with pytest.raises(InputError, match="no fitted detector"):
-        NormativeModel.load(tmp_path / "detector", None)
+        FittedDetector.load(tmp_path / "detector", None)
     fitted, original = [], LocalOneClassSVM.fit
 
     def counted(self, latents):
@@ -164,7 +166,7 @@ fit({str(tmp_path / "detector")!r}, slab_bytes=1)
 
 
 def test_a_finished_fit_is_loaded_and_not_fitted_again(model, monkeypatch):
-    monkeypatch.setattr(normative._Fit, "slab", None)
+    monkeypatch.setattr(fitted_module._Fit, "slab", None)
     again = fit(model.folder)
     assert again.subjects == [s.subject for s in controls()]
 
@@ -183,10 +185,10 @@ def test_files_hold_no_pickle_and_load_in_another_process(model, tmp_path):
     np.savez(tmp_path / "patient.npz", image=patient.image, mask=patient.brain_mask)
     code = f"""
 import numpy as np
-from epizoo.detection import NormativeModel
+from epizoo.detection import FittedDetector
 from tfds_epilepsy.volumes import Subject
 stored = np.load("patient.npz")
-model = NormativeModel.load({str(model.folder)!r}, None)
+model = FittedDetector.load({str(model.folder)!r}, None)
 s = Subject("x", "patient", stored["image"], stored["mask"], stored["mask"], model.affine)
 np.save("score.npy", model.score(s))
 """
@@ -205,12 +207,12 @@ def test_a_damaged_file_is_named(model, tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    damaged = NormativeModel.load(folder, None)
+    damaged = FittedDetector.load(folder, None)
     with pytest.raises(InputError, match=r"slab-000\.npz: missing or damaged"):
         damaged.score(subject(99))
     (folder / "manifest.json").write_text(json.dumps({"version": 99}))
     with pytest.raises(InputError, match="format version 99"):
-        NormativeModel.load(folder, None)
+        FittedDetector.load(folder, None)
 
 
 def test_another_grid_or_other_modalities_are_refused(model):
@@ -224,7 +226,7 @@ def test_another_grid_or_other_modalities_are_refused(model):
 
 def test_other_codes_are_refused(model):
     with pytest.raises(InputError, match="another encoder"):
-        NormativeModel.load(model.folder, Intensities(fwhm=4.0))
+        FittedDetector.load(model.folder, ViewCodes([Image(fwhm=4.0)]))
 
 
 def test_all_problems_of_the_controls_are_listed_at_once(tmp_path):
@@ -285,10 +287,10 @@ def test_codes_of_an_encoder_are_those_of_its_patches(tmp_path, patch_shape):
     z = (raw - thick.mean[voxel]) / thick.sd[voxel]
     np.testing.assert_allclose(thick.score(subject(99))[voxel], z, atol=1e-2)
 
-    NormativeModel.load(thick.folder, keras.models.clone_model(encoder, clone_function=lambda layer: layer))
+    FittedDetector.load(thick.folder, keras.models.clone_model(encoder, clone_function=lambda layer: layer))
     assert encoder_fingerprint(build(0)) == encoder_fingerprint(encoder)
     with pytest.raises(InputError, match="another encoder"):
-        NormativeModel.load(thick.folder, build(1))
+        FittedDetector.load(thick.folder, build(1))
 
 
 @pytest.mark.parametrize("name", ["pooled", "patient"])
@@ -298,7 +300,7 @@ def test_detectors_of_the_whole_brain_do_not_depend_on_the_slabs(tmp_path, name)
     score = thick.score(subject(99))
     thin = fit(tmp_path / "thin", detector=create_detector(name, samples=200), slab_bytes=1)
     np.testing.assert_allclose(thin.score(subject(99)), score, atol=1e-4)
-    loaded = NormativeModel.load(tmp_path / "thick", None)
+    loaded = FittedDetector.load(tmp_path / "thick", None)
     np.testing.assert_array_equal(loaded.score(subject(99)), score)
     image = subject(99).image.copy()
     image[4, 5, 3] += 3
@@ -341,11 +343,11 @@ def test_neighbours_are_further_samples_of_a_voxel(tmp_path):
 
 def test_homotopic_codes_are_zero_in_symmetric_brains_and_turn_with_the_mirror():
     person = subject(0, wobble=0)
-    codes, z = Homotopic(Intensities()), slice(1, 5)
+    codes, z = Homotopic(ViewCodes([Image()])), slice(1, 5)
     symmetric = person.image + person.image[::-1]
-    assert (codes.latents(symmetric, person.brain_mask, z) == 0).all()
+    assert (codes.at(symmetric, person.brain_mask, z) == 0).all()
     volume = np.zeros((*SHAPE, 2), np.float32)
-    volume[:, :, z][person.brain_mask[:, :, z]] = codes.latents(person.image, person.brain_mask, z)
+    volume[:, :, z][person.brain_mask[:, :, z]] = codes.at(person.image, person.brain_mask, z)
     np.testing.assert_array_equal(volume, -volume[::-1])
 
 
@@ -383,7 +385,7 @@ def test_the_residual_at_the_centre_of_each_patch_is_scored(tmp_path):
     model.encoder, model.decoder, model.name = encoder, decoder, "autoencoder"
     person, voxel = subject(0), (4, 5, 3)
     codes = Reconstruction().codes(model)
-    residuals = codes.latents(person.image, person.brain_mask, slice(3, 4))
+    residuals = codes.at(person.image, person.brain_mask, slice(3, 4))
     where = np.argwhere(person.brain_mask[:, :, 3]).tolist().index([4, 5])
     made = decoder(encoder(person.image[2:7, 3:8, 3][None])).numpy()[0, 2, 2]
     np.testing.assert_allclose(residuals[where], person.image[voxel] - made, atol=1e-5)
@@ -399,7 +401,7 @@ def test_the_logit_of_the_model_itself_is_scored(tmp_path):
 
     model = epizoo.create("synthetic", patch_shape=(9, 9, 9), latent_dim=4, filters=4)
     person = subject(0)
-    logits = Head().codes(model).latents(person.image, person.brain_mask, slice(3, 4))
+    logits = Head().codes(model).at(person.image, person.brain_mask, slice(3, 4))
     where = np.argwhere(person.brain_mask[:, :, 3])
     padded = np.pad(person.image, [(4, 4)] * 3 + [(0, 0)])
     patches = np.stack([padded[i : i + 9, j : j + 9, 3:12] for i, j in where])

@@ -1,4 +1,4 @@
-"""A normative model: a detector at every voxel of the brain, calibrated on controls, in a folder.
+"""A fitted detector: one at every voxel of the brain, calibrated on controls, in a folder.
 
 The work goes slab by slab over axial slices, so that memory is bounded by the slab and not by the cohort.
 What is kept of the controls lies in a scratch file each, read a slab at a time and deleted at the end.
@@ -13,7 +13,7 @@ import os
 import shutil
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,28 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from epizoo.detection import version_1
 from epizoo.detection.codes import Codes, check_grid
 from epizoo.detection.detector import Detector, create_detector
 from epizoo.maps.deviations import PRIOR_FWHM, moderated
 from epizoo.maps.smoothing import smooth
+from epizoo.registry import DETECTORS
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
 from tfds_epilepsy.volumes import Subject
 
-VERSION = 1
+VERSION = 2
 SLAB_BYTES = 2 * 2**30  # of codes; larger slabs do not make it faster
 HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
 
 
-def fit_normative(
-    encoder: Any,
+def fit_detector(
+    model: Any,
     subjects: Callable[[], Iterable[Subject]],
     folder: str | Path,
     detector: str | Detector = "ocsvm",
     *,
+    modalities: Sequence[str] | None = None,
     folds: int = 10,
     fwhm: float = 0.0,
     neighbours: bool = False,
@@ -49,7 +52,7 @@ def fit_normative(
     slab_bytes: int | None = None,
     overwrite: bool = False,
     console: Console | None = None,
-) -> NormativeModel:
+) -> FittedDetector:
     """Fit a detector at every voxel on controls, and calibrate its scores on them by cross-fitting.
 
     The mask is where at least half of the controls have brain. Each control is scored by detectors that did
@@ -61,12 +64,13 @@ def fit_normative(
     A killed fit, called again with the same arguments, goes on at its slab; a finished one is loaded.
 
     Args:
-        encoder: a Keras encoder, a ``PatchModel`` (for ``reconstruction``, which needs the decoder too) or
-            other ``Codes``; None for a detector that says what it reads, and with any other for the
-            intensities.
+        model: a ``PatchModel``, whose view is read; a Keras encoder, which is fed the images; other
+            ``Codes``; or None: the detector's own views, or the intensities where it has none.
         subjects: called once, gives the training controls.
         folder: where the model is kept.
-        detector: its name in ``DETECTORS``, or a configured one.
+        detector: its name in the registry, or a configured one.
+        modalities: names of the images' channels, such as ``("T1w", "FLAIR")``: views say by them what
+            lesions change. Those that the model knows by default.
         folds: of the calibration; with fewer controls than folds, each control is a fold. Ten leave the
             detectors of the folds nine tenths of the controls: with 75, the z of new controls then has mean
             -0.05 and deviation 0.95 (five folds: -0.1 and 0.9; three: -0.2 and 0.8), at each voxel alike.
@@ -86,7 +90,8 @@ def fit_normative(
     """
     console = console or Console(stderr=True)
     chosen = create_detector(detector) if isinstance(detector, str) else detector
-    codes = chosen.codes(encoder)
+    codes = chosen.codes(model, modalities)
+    chosen = chosen.unfitted().told(codes)
     folder = Path(folder)
     fit = _Fit(codes, chosen, folder, folds=folds, fwhm=fwhm, seed=seed, neighbours=neighbours)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -104,11 +109,11 @@ def fit_normative(
             fit.calibrate()
     finally:
         fit.tidy()
-    return NormativeModel(folder, codes, _read_json(folder / "manifest.json"))
+    return FittedDetector(folder, codes, fit.manifest)
 
 
-class NormativeModel:
-    """A fitted detector that scores whole subjects; made by ``fit_normative`` or ``load``.
+class FittedDetector:
+    """A fitted detector that scores whole subjects; made by ``fit_detector`` or ``load``.
 
     Attributes:
         subjects: labels of the controls that it was fitted on.
@@ -131,31 +136,36 @@ class NormativeModel:
         self._slabs: dict[int, Detector] = {}
 
     @classmethod
-    def load(cls, folder: str | Path, encoder: Any) -> NormativeModel:
-        """A fitted model, in any process.
+    def load(cls, folder: str | Path, model: Any) -> FittedDetector:
+        """A fitted detector, in any process.
 
         Args:
-            folder: where ``fit_normative`` wrote it.
-            encoder: what ``fit_normative`` was given.
+            folder: where ``fit_detector`` wrote it.
+            model: what ``fit_detector`` was given.
 
         Raises:
-            InputError: no finished model there, a later version, another encoder, damaged files.
+            InputError: no finished fit there, a later version, another model, damaged files.
         """
         folder = Path(folder)
         path = folder / "manifest.json"
         if not path.is_file():
             raise InputError(f"{folder}: no fitted detector (no manifest.json); fit it first.")
         manifest = _read_json(path)
-        if manifest.get("version") != VERSION:
+        earlier = manifest.get("version") == 1
+        if earlier:
+            manifest = version_1.upgraded(manifest)
+        elif manifest.get("version") != VERSION:
             raise InputError(
                 f"{path}: format version {manifest.get('version')!r}, this epizoo reads {VERSION}: "
                 "fit the detector again."
             )
-        codes = create_detector(manifest["detector"], **manifest["config"]).codes(encoder)
-        if codes.fingerprint != manifest["encoder"]:
+        detector = create_detector(manifest["detector"], **manifest["config"])
+        codes = detector.codes(model, manifest["modalities"])
+        found = version_1.fingerprint(codes) if earlier else codes.fingerprint
+        if found != manifest["codes"]:
             raise InputError(
-                f"{folder} was fitted on the codes of another encoder ({manifest['encoder']}, this one is "
-                f"{codes.fingerprint}): load the encoder of its run, or fit the detector again."
+                f"{folder} was fitted on the codes of another encoder or on other maps ({manifest['codes']}, "
+                f"these are {found}): load the model of its run, or fit the detector again."
             )
         return cls(folder, codes, manifest)
 
@@ -180,7 +190,7 @@ class NormativeModel:
             subject,
             self.mask.shape,
             self.affine,
-            self.manifest["modalities"],
+            self.manifest["channels"],
             f"the detector in {self.folder}",
         )
         if problems:
@@ -195,12 +205,12 @@ class NormativeModel:
                 if sample is None:
                     sample = _sample(self.codes, volume, self.mask, detector.sampled, self.manifest["seed"])
                 detector.prepare(sample[:, None])
-            latents = self.codes.latents(volume, self.mask, slice(start, stop))
+            codes = self.codes.at(volume, self.mask, slice(start, stop))
             known = covariates_of(subject, detector.covariates)
-            scores = detector.score(latents[:, None], **known)[:, 0]
+            scores = detector.score(codes[:, None], **known)[:, 0]
             here = self.mask[:, :, start:stop]
             raw[:, :, start:stop][here] = scores
-            for name, values in detector.parts(latents[:, None]).items():
+            for name, values in detector.parts(codes[:, None]).items():
                 parts[name][:, :, start:stop][here] = values[:, 0]
         for name, values in self.codes.parts(volume).items():
             parts[name] = np.where(self.mask, values, 0)
@@ -220,6 +230,11 @@ class NormativeModel:
         p[inside] = self._survival[np.clip(index, 0, len(self._survival) - 1)]
         return p
 
+    @property
+    def detector(self) -> Detector:
+        """The detector's name and options, told what it reads; not fitted."""
+        return create_detector(self.manifest["detector"], **self.manifest["config"]).told(self.codes)
+
     def state(self, number: int) -> dict[str, NDArray[Any]]:
         """``Detector.state`` of a slab: ``manifest["slabs"][number]`` are its first slice and its end."""
         return self._read(_slab_name(number))
@@ -227,8 +242,8 @@ class NormativeModel:
     def _slab(self, number: int) -> Detector:
         if number in self._slabs:
             return self._slabs[number]
-        detector_class = type(create_detector(self.manifest["detector"]))
-        detector = detector_class.from_state(self.state(number), **self.manifest["config"])
+        detector_class = DETECTORS.get(self.manifest["detector"])
+        detector = detector_class.from_state(self.state(number), **self.manifest["config"]).told(self.codes)
         if self._keep:
             self._slabs[number] = detector
         return detector
@@ -245,7 +260,7 @@ class NormativeModel:
 
 
 class _Fit:
-    """The steps of one fit; see ``fit_normative``."""
+    """The steps of one fit; see ``fit_detector``."""
 
     def __init__(
         self,
@@ -281,9 +296,9 @@ class _Fit:
             name = f"sub-{subject.subject}"
             if not self.subjects:
                 self.shape, self.affine = subject.image.shape[:3], np.asarray(subject.affine, np.float64)
-                self.modalities, first = subject.image.shape[3], name
+                self.channels, first = subject.image.shape[3], name
                 votes = np.zeros(self.shape, np.int32)
-            found = check_grid(subject, self.shape, self.affine, self.modalities, first)
+            found = check_grid(subject, self.shape, self.affine, self.channels, first)
             if subject.group != "control":
                 found.append(f"{name} is a {subject.group}: a normative model is fitted on controls alone.")
             if subject.subject in self.subjects:
@@ -317,18 +332,20 @@ class _Fit:
         """Cut the brain into slabs, or take up the plan of a killed fit."""
         slices = np.nonzero(self.mask.any((0, 1)))[0]
         middle = int(slices[len(slices) // 2])
-        self.width = self._latents(0, slice(middle, middle + 1)).shape[1]
+        self.width = self._codes_of(0, slice(middle, middle + 1)).shape[1]
         free = psutil.virtual_memory().available / 2
         room = slab_bytes or min(SLAB_BYTES, int(free / (1 + self.detector.working)))
         plan = {
             "version": VERSION,
             "detector": self.detector.name,
             "config": self.detector.get_config(),
-            "encoder": self.codes.fingerprint,
+            "codes": self.codes.fingerprint,
+            "encoder": None if self.codes.encoded is None else self.codes.encoded.encoder_fingerprint,
             "shape": list(self.shape),
             "affine": self.affine.tolist(),
-            "modalities": self.modalities,
-            "features": self.width,
+            "channels": self.channels,
+            "modalities": None if self.codes.modalities is None else list(self.codes.modalities),
+            "code_size": self.width,
             "subjects": self.subjects,
             "images": self.checksum,
             "covariates": {
@@ -341,10 +358,12 @@ class _Fit:
             "slabs": self._cut(room, 4 * self.width * len(self.subjects) * (7 if self.neighbours else 1)),
         }
         self.manifest = json.loads(json.dumps(plan))
-        for name in ("manifest.json", "plan.json"):
-            if (self.folder / name).is_file():
-                self._take_up(name)
-                return
+        if (self.folder / "manifest.json").is_file():
+            return self._take_up("manifest.json")
+        if (self.folder / "plan.json").is_file():
+            if _read_json(self.folder / "plan.json").get("version") == VERSION:
+                return self._take_up("plan.json")
+            self.clear()  # what an earlier version had not finished
         _write(self.folder / "plan.json", json.dumps(self.manifest, indent=1).encode())
 
     @property
@@ -356,7 +375,7 @@ class _Fit:
         voxels = max(np.count_nonzero(self.mask[:, :, a:b]) for a, b in self.slabs)
         return (
             f"{self.detector.name} on {len(self.subjects)} controls at {np.count_nonzero(self.mask)} voxels, "
-            f"{self.width} features: {len(self.slabs)} slabs, the largest holds "
+            f"{self.width} numbers each: {len(self.slabs)} slabs, the largest holds "
             f"{4 * voxels * self.width * len(self.subjects) / 2**30:.2f} GiB of codes"
         )
 
@@ -375,16 +394,16 @@ class _Fit:
         if path.is_file() and scores_path.is_file():
             return
         z = slice(*self.slabs[number])
-        latents, folds, known = self._controls_at(z), self._fold_of_controls(), self.covariates
+        codes, folds, known = self._controls_at(z), self._fold_of_controls(), self.covariates
         if self.neighbours:
-            latents = self._with_neighbours(latents, z)
-            repeats = latents.shape[1] // len(folds)
+            codes = self._with_neighbours(codes, z)
+            repeats = codes.shape[1] // len(folds)
             folds, known = np.tile(folds, repeats), {k: np.tile(v, repeats) for k, v in known.items()}
-        scores = self.detector.cross_scores(latents, folds, **known)[:, : len(self.subjects)]
+        scores = self.detector.cross_scores(codes, folds, **known)[:, : len(self.subjects)]
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(scores.T))
         _write(scores_path, buffer.getvalue())
-        _write_arrays(path, self.detector.fit(latents, **known).state())
+        _write_arrays(path, self.detector.fit(codes, **known).state())
 
     def calibrate(self) -> None:
         """Mean and deviation of the controls' cross-fitted scores; then the manifest, last of all."""
@@ -444,12 +463,12 @@ class _Fit:
     def _controls_at(self, z: slice) -> NDArray[np.float32]:
         """Codes ``(v, n, d)`` of all controls at the mask's voxels in some slices."""
         voxels = np.count_nonzero(self.mask[:, :, z])
-        latents = np.empty((voxels, len(self.subjects), self.width), np.float32)
+        codes = np.empty((voxels, len(self.subjects), self.width), np.float32)
         for control in range(len(self.subjects)):
-            latents[:, control] = self._latents(control, z)
-        return latents
+            codes[:, control] = self._codes_of(control, z)
+        return codes
 
-    def _with_neighbours(self, latents: NDArray[np.float32], z: slice) -> NDArray[np.float32]:
+    def _with_neighbours(self, codes: NDArray[np.float32], z: slice) -> NDArray[np.float32]:
         """Beside each voxel's ``(v, n, d)`` those of its six neighbours: ``(v, 7 n, d)``.
 
         Past the mask the voxel itself stands in.
@@ -463,18 +482,18 @@ class _Fit:
         own = row[tuple(voxels.T)]
         steps = np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)])
         rows = [row[tuple((voxels + step).T)] for step in steps]
-        return np.concatenate([latents, *(around[np.where(r < 0, own, r)] for r in rows)], axis=1)
+        return np.concatenate([codes, *(around[np.where(r < 0, own, r)] for r in rows)], axis=1)
 
     def _volume(self, control: int) -> NDArray[np.float32]:
         return np.load(self._volume_path(control), mmap_mode="r")
 
-    def _latents(self, control: int, z: slice) -> NDArray[np.float32]:
-        latents = self.codes.latents(self._volume(control), self.mask, z)
-        if not np.isfinite(latents).all():
+    def _codes_of(self, control: int, z: slice) -> NDArray[np.float32]:
+        codes = self.codes.at(self._volume(control), self.mask, z)
+        if not np.isfinite(codes).all():
             raise InputError(
                 f"sub-{self.subjects[control]}: its codes are NaN or infinite; is the encoder trained?"
             )
-        return latents
+        return codes
 
     def _score_map(self, maps: list[NDArray[np.float32]], control: int) -> NDArray[np.float32]:
         scores = np.zeros(self.shape, np.float32)
@@ -507,6 +526,10 @@ class _Fit:
 
     def _take_up(self, name: str) -> None:
         stored = _read_json(self.folder / name)
+        if stored.get("version") == 1:
+            stored = version_1.upgraded(stored)
+            self.manifest["codes"] = version_1.fingerprint(self.codes)
+            self.manifest |= {name: stored[name] for name in ("encoder", "modalities")}
         different = [key for key in self.manifest if key != "slabs" and stored.get(key) != self.manifest[key]]
         if different:
             raise InputError(
@@ -537,7 +560,7 @@ def _sample(
     chosen = np.random.default_rng(seed).choice(voxels, min(size, len(voxels)), replace=False)
     where = np.zeros(mask.size, bool)
     where[chosen] = True
-    return codes.latents(volume, where.reshape(mask.shape), slice(0, mask.shape[2]))
+    return codes.at(volume, where.reshape(mask.shape), slice(0, mask.shape[2]))
 
 
 def _slab_name(number: int) -> str:
