@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -49,7 +50,13 @@ Preset = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where prepared data sets live (default: TFDS's own).")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where prepared data sets live (default: TFDS's own).",
+        callback=lambda path: path and path.expanduser(),  # no shell does it in --data-dir=~/x
+    ),
+]
 Modality = Annotated[
     list[str] | None,
     typer.Option(help="Only this file suffix (T1w, SWI, ...), of every subject; several times for several."),
@@ -82,16 +89,27 @@ def start(app: typer.Typer) -> None:
     try:
         app()
     except InputError as error:
-        from rich.console import Console
+        _refuse(error.problems)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        _refuse([f"{where}cannot be written to ({error.strerror})."])
 
-        console = Console(stderr=True, highlight=False)
-        count = len(error.problems)
-        console.print(
-            f"[bold red]error[/]: {'the input cannot be used' if count == 1 else f'{count} problems'}"
-        )
-        for problem in error.problems:
-            console.print(f"  - {problem}", markup=False, soft_wrap=True)
-        sys.exit(2)
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _refuse(problems: Sequence[str]) -> NoReturn:
+    """List problems of the input and exit with 2."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    count = len(problems)
+    console.print(f"[bold red]error[/]: {'the input cannot be used' if count == 1 else f'{count} problems'}")
+    for problem in problems:
+        console.print(f"  - {problem}", markup=False, soft_wrap=True)
+    sys.exit(2)
 
 
 @app.command()
@@ -293,6 +311,7 @@ def check(
 ) -> None:
     """List the subjects of a data set, their files, and every problem."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from tfds_epilepsy import bids
@@ -306,7 +325,7 @@ def check(
         groups=_groups(group),
         require_controls=training,
     )
-    table = Table(*(found.rows[0] if found.rows else ()), title=f"{bids_dir}: {found.kind}")
+    table = Table(*(found.rows[0] if found.rows else ()), title=escape(f"{bids_dir}: {found.kind}"))
     for row in found.rows:
         table.add_row(*row.values())
     Console().print(table)

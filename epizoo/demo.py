@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from epizoo.evaluation import RANKS, Interval, Metrics
@@ -43,7 +44,7 @@ def comparison(results: Mapping[str, Metrics]) -> Table:
     """A table of the main figures, with a column for each method."""
     found = list(results.values())
     patients = ", ".join({str(metrics.patients) for metrics in found})
-    table = Table("figure", *results, title=f"{patients} patients, 95 % intervals")
+    table = Table("figure", *map(escape, results), title=f"{patients} patients, 95 % intervals")
 
     def add(name: str, figures: Iterable[Interval], digits: int = 2) -> None:
         table.add_row(name, *(f"{figure:.{digits}f}" for figure in figures))

@@ -20,7 +20,17 @@ from epizoo.run_folder import RunFolder
 from epizoo.run_metadata import SPLITS
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import LOCK, PARTIAL, hold, plain, read_json, replacing, write_json, write_text
+from tfds_epilepsy.files import (
+    LOCK,
+    PARTIAL,
+    check_writable,
+    hold,
+    plain,
+    read_json,
+    replacing,
+    write_json,
+    write_text,
+)
 from tfds_epilepsy.volumes import Subject, write_nifti
 
 MAPS = "epizoo score maps"  # begins the name of a folder of them
@@ -204,8 +214,7 @@ def _check_folder(folder: Path) -> None:
     Raises:
         InputError: raw data, a derivative, a run, anything else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file; give a folder for the score maps.")
+    check_writable(folder)
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     names = {name for name in names if name != LOCK and not name.startswith(PARTIAL)}
     if names and not str(_stored(folder / "dataset_description.json").get("Name")).startswith(MAPS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import resource
 import time
@@ -26,7 +25,7 @@ from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
 from epizoo.run_metadata import SPLITS, Metadata, Step
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import LOCK, hold, write_json
+from tfds_epilepsy.files import LOCK, check_writable, hold, write_json
 from tfds_epilepsy.volumes import Subject, read_nifti
 
 if TYPE_CHECKING:
@@ -228,9 +227,7 @@ class Run:
             )
         if not is_run and path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
             raise InputError(f"{path}: not empty and not a run (no config.json); choose another folder.")
-        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise InputError(f"{path}: {existing} cannot be written; choose another folder.")
+        check_writable(path)
 
     def _check_data(self, overwrite: bool) -> None:
         if self.folder.metadata.is_file() and not overwrite:

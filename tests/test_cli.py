@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 
@@ -46,6 +47,7 @@ def test_help_needs_nothing_heavy():
         (["evaluate", "OUT"], "config.json"),
         (["info", "OUT"], "config.json"),
         (["score", "OUT", "data"], "OUT_DIR"),
+        (["score", "OUT", "--native"], "--native without DATA"),
         (["check", "nowhere"], "nowhere"),
         (["preprocess", "nowhere", "OUT"], "nowhere"),
     ],
@@ -82,6 +84,46 @@ def test_run_hands_its_settings_on(monkeypatch):
         seed=2,
     )
     assert made == [expected]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "phantom_2mm", "FILE/out", "--model", "none"],
+        ["train", "phantom_2mm", "FILE", "--model", "none"],
+        ["demo", "--output", "FILE/demo"],
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(arguments, monkeypatch, capsys, tmp_path):
+    (tmp_path / "FILE").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tfds_epilepsy.load", lambda *_, **__: pytest.fail("work has begun"))
+    assert run_main(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr().err
+    assert "FILE" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_full_disk_exits_with_2(monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "scratch/volume-0000.npy")
+
+    monkeypatch.setattr("epizoo.demo.run", full)
+    assert run_main(monkeypatch, "demo") == 2
+    assert "scratch/volume-0000.npy: cannot be written to (No space left" in capsys.readouterr().err
+
+
+def test_home_is_known_in_data_dir_and_brackets_are_no_markup(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = []
+    monkeypatch.setattr("epizoo.outputs.score_cohort", lambda *_, **options: given.append(options))
+    assert run_main(monkeypatch, "score", "run", "data", "out", "--data-dir=~/x") == 0
+    assert given[0]["data_dir"] == tmp_path / "x"
+    folder = tmp_path / "der[a]"
+    write_nifti(folder / "sub-a" / "anat" / "sub-a_T1w.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+    monkeypatch.setenv("COLUMNS", "300")
+    run_main(monkeypatch, "check", str(folder))
+    assert "der[a]" in capsys.readouterr().out
 
 
 def test_check_takes_other_columns_words_and_files(monkeypatch, capsys, tmp_path):

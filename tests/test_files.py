@@ -142,3 +142,11 @@ def test_a_full_disk_names_the_file_and_leaves_what_stood_there(tmp_path, monkey
 def test_an_input_that_is_missing_is_no_fault_of_the_output(tmp_path):
     with pytest.raises(FileNotFoundError, match="source"), files.replacing(tmp_path / "copy") as partial:
         shutil.copyfile(tmp_path / "source", partial)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(tmp_path):
+    files.check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/out: .*file cannot be written to \(Not a directory\)"):
+        files.check_writable(tmp_path / "file" / "out")

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -58,6 +59,23 @@ def hold(folder: str | Path, *, shared: bool = False, wait: float = 2) -> IO[byt
     except OSError:
         pass  # no locks here
     return file
+
+
+def check_writable(folder: str | Path) -> None:
+    """Try, before any work, whether a folder can be made, or be written to where it is there.
+
+    Raises:
+        InputError: it cannot.
+    """
+    folder = Path(folder).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=PARTIAL):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: {existing} cannot be written to ({error.strerror}); choose another folder."
+        ) from error
 
 
 def _lock(file: IO[bytes], kind: int) -> bool:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from epizoo.export import card, formats, verify
 from epizoo.export.signature import Signature
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import plain, write_json, write_text
+from tfds_epilepsy.files import check_writable, plain, write_json, write_text
 
 VERSION = 2  # of metadata.json
 # Of the largest expected value, or of 1. What bfloat16 gives differs between processors.
@@ -60,9 +60,10 @@ def check_target(folder: Path, format: str, overwrite: bool) -> list[str]:
         and (not folder.is_dir() or any(folder.iterdir()))
     ):
         problems.append(f"{folder}: not an export (no metadata.json), so it is not overwritten.")
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(existing, os.W_OK):
-        problems.append(f"{folder}: {existing} cannot be written; choose another folder.")
+    try:
+        check_writable(folder)
+    except InputError as error:
+        problems += error.problems
     if format not in formats.WRITERS:
         problems.append(f"format {format!r}: choose one of {', '.join(formats.WRITERS)}.")
     return problems
