@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import json
 import pickle
-import subprocess
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,8 +25,7 @@ import keras_tuner
 
 from epizoo.models.patch_model import PatchModel
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json, write_json
-from tuning.process import environment, last_line
+from tfds_epilepsy.files import write_json
 
 KINDS = "a function of hp, or a keras_tuner.HyperModel"
 
@@ -144,43 +140,6 @@ def load(path: Path) -> keras_tuner.HyperModel:
         package, _, own_name = name.rpartition(">")
         keras.saving.register_keras_serializable(package or "Custom", own_name)(value)
     return hypermodel
-
-
-def try_out(hypermodel: keras_tuner.HyperModel, packed: bytes, channels: int) -> None:
-    """Make the model of the default values here and in a process like a trial's.
-
-    Raises:
-        InputError: it cannot be made there, is another one there, or no trial could use it.
-    """
-    model, _ = make(hypermodel, {})
-    check(model, channels)
-    with tempfile.TemporaryDirectory() as folder:
-        path, answer, log = (Path(folder) / name for name in ("build.pkl", "answer.json", "log.txt"))
-        path.write_bytes(packed)
-        with log.open("wb") as output:
-            subprocess.run(
-                [sys.executable, "-m", "tuning.builds", str(path), str(answer)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment(),
-                check=False,
-            )
-        if not answer.is_file():
-            raise InputError(
-                f"build fails in the process of a trial ({last_line(log)}): a trial imports anew what build "
-                "reads of other modules, and does not run this script. Let build read only what it can "
-                "import, its arguments, and the variables and functions of this script."
-            )
-        there, here = read_json(answer), describe(model)
-    if there != here:
-        pairs = itertools.zip_longest(there, here, fillvalue="nothing")
-        first = next(f"{one!r} there, {other!r} here" for one, other in pairs if one != other)
-        raise InputError(
-            f"build makes another model in the process of a trial than here ({first}): a trial imports anew "
-            "what build reads of other modules, and begins with Keras' default settings. Set inside build "
-            "what it relies on, or give it as an argument (functools.partial)."
-        )
 
 
 def describe(model: keras.Model) -> list[str]:

@@ -38,7 +38,7 @@ from tuning import builds, leaderboard, spaces
 from tuning.cases import Visible, write_cases
 from tuning.confirmation import comparison
 from tuning.oracles import TUNERS, failing, make_oracle
-from tuning.process import INSIDE, supervise
+from tuning.process import INSIDE, supervise, try_out
 from tuning.trial import OBJECTIVES, Result, SearchFailed, Spec
 
 CONFIRMATION_SEEDS = 3
@@ -140,7 +140,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         )
         super().__init__(oracle, hypermodel=hypermodel, directory=str(self.folder), project_name="oracle")
         if hypermodel is not None and self._packed is not None and not self._is_worker():
-            builds.try_out(hypermodel, self._packed, len(self.cohort.modalities))
+            try_out(hypermodel, self._packed, len(self.cohort.modalities))
         self._space = list(oracle.hyperparameters.space)
         self.spec = Spec(
             data=data if not Path(data).is_dir() else str(Path(data).absolute()),

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
+from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
 from tuning.trial import Result, Spec, cost
+
+if TYPE_CHECKING:
+    import keras_tuner
 
 POLL_SECONDS = 0.25
 INSIDE = "EPIZOO_TRIAL"  # set in the environment of a trial's process
@@ -91,6 +98,45 @@ def supervise(
     (folder / "stage").unlink(missing_ok=True)
     shutil.rmtree(folder / "detector", ignore_errors=True)
     return dict(read_json(result_path))
+
+
+def try_out(hypermodel: keras_tuner.HyperModel, packed: bytes, channels: int) -> None:
+    """Make the model of the default values here and in a process like a trial's.
+
+    Raises:
+        InputError: it cannot be made there, is another one there, or no trial could use it.
+    """
+    from tuning import builds  # brings TensorFlow, which this process need not wait for
+
+    model, _ = builds.make(hypermodel, {})
+    builds.check(model, channels)
+    with tempfile.TemporaryDirectory() as folder:
+        path, answer, log = (Path(folder) / name for name in ("build.pkl", "answer.json", "log.txt"))
+        path.write_bytes(packed)
+        with log.open("wb") as output:
+            subprocess.run(
+                [sys.executable, "-m", "tuning.builds", str(path), str(answer)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                check=False,
+            )
+        if not answer.is_file():
+            raise InputError(
+                f"build fails in the process of a trial ({last_line(log)}): a trial imports anew what build "
+                "reads of other modules, and does not run this script. Let build read only what it can "
+                "import, its arguments, and the variables and functions of this script."
+            )
+        there, here = read_json(answer), builds.describe(model)
+    if there != here:
+        pairs = itertools.zip_longest(there, here, fillvalue="nothing")
+        first = next(f"{one!r} there, {other!r} here" for one, other in pairs if one != other)
+        raise InputError(
+            f"build makes another model in the process of a trial than here ({first}): a trial imports anew "
+            "what build reads of other modules, and begins with Keras' default settings. Set inside build "
+            "what it relies on, or give it as an argument (functools.partial)."
+        )
 
 
 def environment() -> dict[str, str]:
