@@ -20,7 +20,8 @@ from scipy import ndimage
 from benchmarks.contrast import first_five, fitted, score, score_patients
 from epizoo.evaluation import AnnotatedRow, bootstrap_mean, evaluate
 from tfds_epilepsy import phantom
-from tfds_epilepsy.lesions import EDGE, estimate_tissue, irregular_ball
+from tfds_epilepsy.lesions import EDGE, irregular_ball
+from tfds_epilepsy.tissue import estimate_tissue
 from tfds_epilepsy.volumes import Subject
 
 COHORT = phantom.PhantomConfig(

@@ -204,23 +204,6 @@ def test_implant_at_contrast_0_gives_the_volume_back(scan):
         np.testing.assert_array_equal(changed[name], volume)
 
 
-def test_tissue_of_a_t1w_agrees_with_what_made_it(scan):
-    tissue = lesions.estimate_tissue(scan[0]["T1w"], scan[1].brain_mask, scan[1].affine)
-    truth = phantom._anatomy(phantom.PhantomConfig(), "control004").tissue
-    for share, true in zip(tissue, truth, strict=True):
-        coarse = phantom._coarsen(true, 2)
-        dice = 2 * np.minimum(share, coarse).sum() / (share + coarse).sum()
-        assert dice > 0.6  # soft Dice of probabilities, not of labels
-
-
-def test_without_priors_the_mixture_still_orders_the_tissues():
-    rng = np.random.default_rng(0)
-    classes = rng.integers(0, 3, (14, 15, 16))
-    volume = np.array([60.0, 100.0, 20.0])[classes] + rng.normal(scale=4, size=classes.shape)
-    tissue = lesions.estimate_tissue(volume, np.ones(volume.shape, bool), np.diag([3.0, 3, 3, 1]))
-    assert (tissue.argmax(0) == classes).mean() > 0.98
-
-
 def test_bad_input_is_named(scan):
     volumes, subject = scan
     with pytest.raises(InputError, match="one shape"):

@@ -1,13 +1,21 @@
-"""Tissue maps of volumes made from the template."""
+"""Tissue: the template's priors, the mixture that maps are made of, and the one that lesions are put in."""
 
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from scipy import stats
 
-from epizoo.maps.tissue import _posterior, template_priors, tissue_probabilities
+from epizoo.maps.tissue import _posterior, tissue_probabilities
 from tests.people import INTENSITY, SLICES, from_template
+from tfds_epilepsy import phantom
+from tfds_epilepsy.tissue import estimate_tissue, template_priors
 from tfds_epilepsy.volumes import load_template
+
+
+@pytest.fixture(scope="module")
+def scan():
+    return phantom.subject(phantom.PhantomConfig(), "control004")
 
 
 def test_priors_on_another_grid_are_those_of_the_template():
@@ -39,3 +47,42 @@ def test_tissue_follows_the_volume_and_not_the_template_alone():
     image[20:26, 40:46, 1:5, 0] = INTENSITY["t1"][0]  # grey matter, whatever the template has there
     tissue = tissue_probabilities(replace(person, image=image))
     assert np.median(tissue[21:25, 41:45, 2:4, 0]) > 0.8
+
+
+def test_tissue_of_a_t1w_agrees_with_what_made_it(scan):
+    tissue = estimate_tissue(scan.image[..., 0], scan.brain_mask, scan.affine)
+    truth = phantom._anatomy(phantom.PhantomConfig(), "control004").tissue
+    for share, true in zip(tissue, truth, strict=True):
+        coarse = phantom._coarsen(true, 2)
+        dice = 2 * np.minimum(share, coarse).sum() / (share + coarse).sum()
+        assert dice > 0.6  # soft Dice of probabilities, not of labels
+
+
+def test_without_priors_the_mixture_still_orders_the_tissues():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, (14, 15, 16))
+    volume = np.array([60.0, 100.0, 20.0])[classes] + rng.normal(scale=4, size=classes.shape)
+    tissue = estimate_tissue(volume, np.ones(volume.shape, bool), np.diag([3.0, 3, 3, 1]))
+    assert (tissue.argmax(0) == classes).mean() > 0.98
+
+
+def test_both_mixtures_give_the_numbers_that_they_always_gave(scan):
+    """Scores of baselines and the places of lesions depend on them: means of gm, wm and csf in the brain."""
+    thin = from_template()  # not on the template's grid
+    for subject, probabilities, estimate in (
+        (
+            thin,
+            [0.48145410418510437, 0.32192152738571167, 0.19662120938301086],
+            [0.4199897050857544, 0.38527852296829224, 0.19474659860134125],
+        ),
+        (
+            scan,
+            [0.5076279640197754, 0.3492782711982727, 0.14315849542617798],
+            [0.5171293020248413, 0.34675857424736023, 0.136189267039299],
+        ),
+    ):
+        mask = subject.brain_mask
+        maps = tissue_probabilities(subject)[mask].mean(0)
+        np.testing.assert_allclose(maps, probabilities, rtol=1e-6)
+        tissue = estimate_tissue(subject.image[..., 0], mask, subject.affine)[:, mask].mean(1)
+        np.testing.assert_allclose(tissue, estimate, rtol=1e-6)

@@ -25,15 +25,13 @@ from scipy import ndimage
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError, words
 from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_table, write_text
-from tfds_epilepsy.volumes import Subject, load_template, read_nifti, same_grid, voxel_to_world, write_nifti
+from tfds_epilepsy.tissue import Tissue, estimate_tissue
+from tfds_epilepsy.volumes import Subject, read_nifti, voxel_to_world, write_nifti
 
 KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
-TISSUES = ("gm", "wm", "csf")
 DIRECTIONS = {"T1w": -1, "FLAIR": 1, "T2w": 1, "pet": -1}  # of the signal in a lesion: 1 brighter, -1 darker
 EDGE = 0.3  # weight of the lesion above which a voxel belongs to its mask
 HIPPOCAMPUS = (27.0, -20.0, -17.0)  # template mm, right side
-
-Tissue = NDArray[np.float32]  # (3, x, y, z): probabilities of gm, wm, csf
 
 
 @dataclass(frozen=True)
@@ -479,51 +477,6 @@ def _tissue_of(
     return estimate_tissue(volumes[name], mask, affine, modality=name)
 
 
-def estimate_tissue(
-    volume: NDArray[np.floating], mask: NDArray[np.bool_], affine: ArrayLike, *, modality: str = "T1w"
-) -> Tissue:
-    """Tissue probabilities ``(3, x, y, z)`` of gm, wm, csf: a Gaussian mixture on the intensities.
-
-    On the template's grid its tissue maps are the priors of every voxel (Ashburner & Friston 2005, without
-    the deformation); elsewhere the priors are the same everywhere.
-
-    Args:
-        volume: ``(x, y, z)``.
-        mask: ``(x, y, z)`` brain mask, not empty.
-        affine: ``(4, 4)``.
-        modality: orders the classes where there are no priors: T1w (csf < gm < wm) or others (csf < wm < gm).
-
-    Raises:
-        InputError: an empty mask.
-    """
-    values = volume[mask].astype(np.float64)
-    if values.size == 0:
-        raise InputError("the brain mask is empty: no tissue to estimate.")
-    priors = _template_priors(mask, affine)
-    if priors is None:
-        priors = np.full((3, values.size), 1 / 3)
-        low, middle, high = np.percentile(values, [8, 45, 85])
-        means = np.array([middle, high, low] if modality == "T1w" else [high, middle, low])
-        weights = np.ones(3) / 3
-    else:
-        means = (priors * values).sum(1) / priors.sum(1)
-        weights = np.ones(3)
-    variances = np.full(3, values.var() / 9)
-    for _ in range(20):
-        density = np.exp(-0.5 * (values - means[:, None]) ** 2 / variances[:, None]) / np.sqrt(
-            variances[:, None]
-        )
-        posterior = weights[:, None] * priors * density + 1e-12
-        posterior /= posterior.sum(0)
-        total = posterior.sum(1)
-        means = (posterior * values).sum(1) / total
-        variances = (posterior * (values - means[:, None]) ** 2).sum(1) / total
-        variances = np.maximum(variances, 1e-6 * values.var() + 1e-12)
-    tissue = np.zeros((3, *mask.shape), np.float32)
-    tissue[:, mask] = posterior
-    return tissue
-
-
 def _tissue_mean(
     volume: NDArray[np.floating], share: NDArray[np.float32], mask: NDArray[np.bool_], box: tuple[slice, ...]
 ) -> float:
@@ -533,18 +486,6 @@ def _tissue_mean(
         if weights.sum() > 50:
             break
     return float((weights * volume[part]).sum() / max(float(weights.sum()), 1e-6))
-
-
-def _template_priors(mask: NDArray[np.bool_], affine: ArrayLike) -> NDArray[np.float64] | None:
-    size = round(float(np.linalg.norm(np.asarray(affine)[:3, 0])))
-    if size not in (1, 2):
-        return None
-    template = load_template(size)
-    if not same_grid(mask.shape, affine, template.shape, template.affine):
-        return None
-    priors = np.stack([getattr(template, name)[mask] for name in TISSUES]).astype(np.float64)
-    priors = np.maximum(priors, 0.02)
-    return priors / priors.sum(0)
 
 
 def _draw_centre(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.maps.smoothing import smooth, smooth_in_graph
-from epizoo.maps.tissue import template_priors
+from tfds_epilepsy.tissue import template_priors
 
 if TYPE_CHECKING:
     import tensorflow as tf

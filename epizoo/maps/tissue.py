@@ -7,14 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from epizoo.maps.smoothing import smooth
 from epizoo.maps.view import View
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject, load_template
+from tfds_epilepsy.tissue import TISSUES, template_priors
+from tfds_epilepsy.volumes import Subject
 
-TISSUES = ("gm", "wm", "csf")
 ITERATIONS = 20
 EM_VOXELS = 200_000  # that the mixture is fitted on; more do not move it
 SMALLEST_VARIANCE = 1e-5  # of intensities in [0, 1]
@@ -85,20 +84,6 @@ def tissue_probabilities(subject: Subject) -> NDArray[np.float32]:
     result = np.zeros((*mask.shape, 3), np.float32)
     result[mask] = _posterior(intensities[:, None], priors, means, variances)
     return result
-
-
-def template_priors(shape: tuple[int, ...], affine: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The template's tissue maps ``(x, y, z, 3)`` on another grid of its space."""
-    template = load_template(1 if np.abs(np.linalg.det(affine[:3, :3])) < 3 else 2)
-    maps = [template.gm, template.wm, template.csf]
-    if tuple(shape) == template.shape and np.allclose(affine, template.affine):
-        return np.stack(maps, -1).astype(np.float64)
-    to_template = np.linalg.inv(template.affine) @ affine
-    resampled = [
-        ndimage.affine_transform(m, to_template[:3, :3], to_template[:3, 3], output_shape=shape, order=1)
-        for m in maps
-    ]
-    return np.stack(resampled, -1).astype(np.float64)
 
 
 def _posterior(
