@@ -103,7 +103,7 @@ class Run:
 
     @property
     def space(self) -> str:
-        return self.builder.info.metadata["space"]
+        return str(self.builder.info.metadata["space"])
 
     def __call__(self) -> Metrics:
         """Do every step that is not done yet.

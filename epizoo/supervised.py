@@ -457,4 +457,4 @@ def _around(volume: NDArray[Any], centre: Sequence[Any], half: int) -> NDArray[A
     inside = [(at >= 0) & (at < n) for at, n in zip(places, volume.shape, strict=False)]
     cube = volume[np.ix_(*(at.clip(0, n - 1) for at, n in zip(places, volume.shape, strict=False)))]
     keep = inside[0][:, None, None] & inside[1][:, None] & inside[2]
-    return cube * keep.reshape(*keep.shape, *[1] * (volume.ndim - 3))
+    return np.asarray(cube * keep.reshape(*keep.shape, *[1] * (volume.ndim - 3)))

@@ -141,15 +141,16 @@ class Implant:
             grey_over_white: ratio of the two tissues' signals in this modality.
         """
         spec = self.spec
-        both = np.maximum(self.weight[self.box], self.tail[self.box])
+        both: NDArray[np.float32] = np.maximum(self.weight[self.box], self.tail[self.box])
         _, white, fluid = self.tissue[(slice(None), *self.box)]
+        gain = np.ones_like(both)
         if modality in ("FLAIR", "T2w"):
-            return 1 + spec.contrast * spec.flair * both * (1 - fluid)
-        if modality == "T1w":
-            return 1 + spec.contrast * spec.t1 * both * white * (grey_over_white - 1)
-        if modality == "pet":
-            return 1 - min(spec.contrast * spec.pet, 1.0) * both * (1 - fluid)
-        return np.ones_like(both)
+            gain = 1 + spec.contrast * spec.flair * both * (1 - fluid)
+        elif modality == "T1w":
+            gain = 1 + spec.contrast * spec.t1 * both * white * (grey_over_white - 1)
+        elif modality == "pet":
+            gain = 1 - min(spec.contrast * spec.pet, 1.0) * both * (1 - fluid)
+        return gain
 
 
 def implant_in_tissue(
@@ -466,7 +467,8 @@ def _implant_in_files(
             write_nifti(copies[path], limited, affine)
         write_nifti(lesion, lesion_mask, affine, dtype=np.uint8)
         write_json(record, {"Type": "Lesion", "Implanted": done.row()})
-    return json.loads(record.read_text())["Implanted"]
+    row: dict[str, Any] = json.loads(record.read_text())["Implanted"]
+    return row
 
 
 def _tissue_of(
@@ -492,7 +494,7 @@ def _draw_centre(
     tissue: Tissue,
     brain: NDArray[np.bool_],
     depth: NDArray[np.floating],
-    affine: NDArray,
+    affine: NDArray[np.floating],
     spec: LesionSpec,
     rng: np.random.Generator,
 ) -> tuple[int, ...]:
@@ -530,17 +532,17 @@ def _draw_centre(
 
 
 def irregular_ball(
-    offsets: NDArray, radius: float, zooms: NDArray, rng: np.random.Generator
+    offsets: NDArray[Any], radius: float, zooms: NDArray[Any], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """A soft ball with a bumpy border: 1 inside, 0 outside, over a rim of a third of the radius."""
     noise = rng.normal(size=offsets.shape[:3])
     noise = ndimage.gaussian_filter(noise, np.maximum(radius / 2.5, 1.5) / zooms)
     noise *= 0.25 * radius / max(float(noise.std()), 1e-6)
     distance = np.linalg.norm(offsets, axis=-1) + noise
-    return np.clip((radius - distance) / (0.35 * radius) + 0.5, 0, 1).astype(np.float32)
+    return np.asarray(np.clip((radius - distance) / (0.35 * radius) + 0.5, 0, 1), np.float32)
 
 
-def _thicken(tissue: Tissue, thickness: NDArray, zooms: NDArray) -> Tissue:
+def _thicken(tissue: Tissue, thickness: NDArray[Any], zooms: NDArray[Any]) -> Tissue:
     """Cortex grows into the white matter by ``thickness`` mm, voxel by voxel."""
     depth = ndimage.distance_transform_edt(tissue[1] > tissue[0], sampling=zooms) - zooms.min() / 2
     grown = np.clip((thickness - np.maximum(depth, 0)) / zooms.min() + 0.5, 0, 1) * np.clip(
@@ -550,7 +552,7 @@ def _thicken(tissue: Tissue, thickness: NDArray, zooms: NDArray) -> Tissue:
     return _convert(tissue, (grown * near_cortex).astype(np.float32), 1, 0)
 
 
-def _blur_junction(tissue: Tissue, weight: NDArray, sigma: float, zooms: NDArray) -> Tissue:
+def _blur_junction(tissue: Tissue, weight: NDArray[Any], sigma: float, zooms: NDArray[Any]) -> Tissue:
     """Grey and white matter run into each other; the border to the fluid stays."""
     if sigma <= 0:
         return tissue
@@ -563,7 +565,7 @@ def _blur_junction(tissue: Tissue, weight: NDArray, sigma: float, zooms: NDArray
     return np.where(weight > 0, blurred, tissue).astype(np.float32)
 
 
-def _convert(tissue: Tissue, amount: NDArray, source: int, target: int) -> Tissue:
+def _convert(tissue: Tissue, amount: NDArray[Any], source: int, target: int) -> Tissue:
     changed = tissue.copy()
     moved = np.clip(amount, 0, 1) * tissue[source]
     changed[source] -= moved
@@ -571,7 +573,7 @@ def _convert(tissue: Tissue, amount: NDArray, source: int, target: int) -> Tissu
     return changed
 
 
-def _transmantle(offsets: NDArray, centre_mm: NDArray, spec: LesionSpec) -> NDArray[np.float32]:
+def _transmantle(offsets: NDArray[Any], centre_mm: NDArray[Any], spec: LesionSpec) -> NDArray[np.float32]:
     """A band from the cortex toward the lateral ventricle of the same side, tapering."""
     ventricle = np.array([math.copysign(12, centre_mm[0]), np.clip(centre_mm[1], -45, 25), 15])
     direction = ventricle - centre_mm

@@ -28,11 +28,11 @@ from tfds_epilepsy.lesions import (
     KINDS,
     Implant,
     LesionSpec,
-    Tissue,
     implant_in_tissue,
     open_dataset,
     write_tables,
 )
+from tfds_epilepsy.tissue import Tissue
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, Template, load_template, normalise, write_nifti
 
 # Signal of gm, wm, csf, white matter = 1 (3 T; FLAIR: cortex is brighter than white matter, fluid is dark).

@@ -503,7 +503,7 @@ def match_deciles(volume: NDArray[np.floating], own: ArrayLike, standard: ArrayL
     steps = np.maximum.accumulate(
         np.asarray(own) + np.arange(len(np.asarray(own))) * 1e-9
     )  # ties stay in order
-    return np.interp(volume, steps, np.asarray(standard)).astype(np.float32)
+    return np.asarray(np.interp(volume, steps, np.asarray(standard)), np.float32)
 
 
 def _preprocessed(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.bool_], Path]]:
@@ -517,7 +517,7 @@ def _preprocessed(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[
 
 
 def _voxel_size(folder: Path) -> int:
-    return (_read_record(folder) or {})["Settings"]["voxel_size"]
+    return int((_read_record(folder) or {})["Settings"]["voxel_size"])
 
 
 def _trains(participant: bids.Participant) -> bool:
@@ -617,7 +617,7 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
 def _nearer_to(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Voxels, inside the whole or outside, whose nearest voxel of the whole belongs to the part."""
     nearest = ndimage.distance_transform_edt(~whole, return_distances=False, return_indices=True)
-    return part[tuple(nearest)]
+    return np.asarray(part[tuple(nearest)])
 
 
 def _place(options: Options) -> dict[str, str]:
@@ -641,7 +641,7 @@ def _sidecar(name: str, fitted: Mapping[str, float | str], options: Options) -> 
 
 def _lesion_voxels(share: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Voxels at least half lesion; of a lesion too small for any, the ones that hold the most of it."""
-    return share >= min(0.5, max(float(share.max()), 0.01))
+    return np.asarray(share >= min(0.5, max(float(share.max()), 0.01)))
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -664,7 +664,7 @@ def _way_back(folder: Path) -> Path:
 def _read_record(folder: Path) -> dict[str, Any] | None:
     """The T1w's sidecar of a finished subject: it says from what and how the folder was made."""
     for path in folder.glob(f"anat/*_desc-preproc_{REFERENCE}.json"):
-        record = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text())
         if "Settings" in record:
             return record
     return None

@@ -48,7 +48,7 @@ class Scan:
     @property
     def spacing(self) -> NDArray[np.float64]:
         """Millimetres between voxels along each axis."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0), np.float64)
 
     def with_array(self, array: ArrayLike) -> Scan:
         return Scan(np.asarray(array, dtype=np.float32), self.affine)
@@ -154,16 +154,19 @@ def stripped_brain_mask(scan: Scan) -> NDArray[np.bool_]:
     inner = np.pad(tissue[box], [(n, n) for n in pad])
     closed = grown(grown(inner, 3, scan.spacing), -3, scan.spacing)
     filled = ndimage.binary_fill_holes(largest_piece(closed))
-    mask = np.zeros_like(tissue)
+    mask: NDArray[np.bool_] = np.zeros_like(tissue)
     mask[box] = filled[tuple(slice(n, -n) for n in pad)]
     return mask
 
 
 def grown(mask: NDArray[np.bool_], distance: float, spacing: ArrayLike) -> NDArray[np.bool_]:
     """A mask grown by ``distance`` millimetres, shrunk where it is negative; exact Euclidean distances."""
+    result: NDArray[np.bool_]
     if distance >= 0:
-        return ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance
-    return ndimage.distance_transform_edt(mask, sampling=spacing) > -distance
+        result = ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance
+    else:
+        result = ndimage.distance_transform_edt(mask, sampling=spacing) > -distance
+    return result
 
 
 def largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -171,7 +174,8 @@ def largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     pieces, count = ndimage.label(mask)
     if count < 2:
         return mask
-    return pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    largest: NDArray[np.bool_] = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    return largest
 
 
 def background(array: NDArray[np.float32]) -> float:
@@ -363,7 +367,8 @@ def _to_the_tissue(mask: NDArray[np.bool_], head: Scan) -> NDArray[np.bool_]:
     opened = tissue & grown(core, 2.9, spacing)
     room = np.pad(opened, 5)
     closed = grown(grown(room, 6, spacing), -4, spacing)
-    return ndimage.binary_fill_holes(closed)[5:-5, 5:-5, 5:-5]
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(closed)
+    return filled[5:-5, 5:-5, 5:-5]
 
 
 def _find_brain(head: Scan) -> NDArray[np.float64]:

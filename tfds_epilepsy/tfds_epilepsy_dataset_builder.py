@@ -87,7 +87,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     @property
     def fingerprint(self) -> str:
         """Hash of the source that was prepared."""
-        return self.info.metadata["fingerprint"]
+        return str(self.info.metadata["fingerprint"])
 
     def prepare(
         self, *, require_controls: bool = False, beam_options: Sequence[str] | None = None
@@ -137,7 +137,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def lesions(self) -> dict[str, dict[str, str]]:
         """What is known of patients' lesions, by subject: ``type`` and ``contrast``, for strata."""
-        return self.info.metadata["lesions"]
+        return dict(self.info.metadata["lesions"])
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(

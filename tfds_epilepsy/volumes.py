@@ -241,16 +241,17 @@ def normalise(
 
 def voxel_to_world(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
     """World millimetres ``(n, 3)`` of voxel indices ``(n, 3)``."""
-    return nib.affines.apply_affine(np.asarray(affine), np.asarray(indices, dtype=np.float64))
+    places = nib.affines.apply_affine(np.asarray(affine), np.asarray(indices, dtype=np.float64))
+    return np.asarray(places, np.float64)
 
 
 def world_to_voxel(positions: ArrayLike, affine: ArrayLike) -> NDArray[np.int64]:
     """Indices ``(n, 3)`` of the voxels nearest to world millimetres ``(n, 3)``; they may lie off the grid."""
     inverse = np.linalg.inv(np.asarray(affine))
-    return np.rint(nib.affines.apply_affine(inverse, np.asarray(positions))).astype(np.int64)
+    return np.asarray(np.rint(nib.affines.apply_affine(inverse, np.asarray(positions))), np.int64)
 
 
 def scaled_position(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float32]:
     """World position of voxels scaled to [-1, 1] over ``TEMPLATE_BOX``: ``(n, 3)`` float32."""
     low, high = np.transpose(TEMPLATE_BOX)
-    return ((voxel_to_world(indices, affine) - low) / (high - low) * 2 - 1).astype(np.float32)
+    return np.asarray((voxel_to_world(indices, affine) - low) / (high - low) * 2 - 1, np.float32)

@@ -129,7 +129,8 @@ class Adjusted(Detector):
         self, codes: NDArray[np.float32], known: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         design = np.column_stack([np.ones(len(known)), self._standard(known)]).astype(np.float32)
-        return codes - np.einsum("mc,vcd->vmd", design, self._effects)
+        rest: NDArray[np.float32] = codes - np.einsum("mc,vcd->vmd", design, self._effects)
+        return rest
 
     def _scaled(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.scale == "standard":

@@ -51,7 +51,7 @@ class ZScore(Detector):
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
         codes = check_codes(codes, len(self.mean_))
-        return (np.abs(codes - self.mean_[:, None]) / self.sd_[:, None]).max(2)
+        return np.asarray((np.abs(codes - self.mean_[:, None]) / self.sd_[:, None]).max(2), np.float32)
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
         return ZScoreScorer(self, state, order)

@@ -380,7 +380,7 @@ def _triple(position: ArrayLike) -> tuple[float, float, float]:
 
 
 @numba.njit(cache=True)
-def _flood(order, shape, min_voxels):
+def _flood(order: NDArray[np.int64], shape: tuple[int, int, int], min_voxels: int) -> NDArray[np.int64]:
     """Clusters of at least ``min_voxels`` after each voxel of ``order`` (flat indices) has joined."""
     nx, ny, nz = shape
     place = np.full(nx * ny * nz, -1, np.int64)  # of a voxel in order, -1 where it has not joined

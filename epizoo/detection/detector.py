@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from epizoo.detection.codes import Codes, ViewCodes, codes_of
 from epizoo.maps.image import Image
 from epizoo.maps.view import create_view
-from epizoo.registry import DETECTORS
+from epizoo.registry import DETECTORS as DETECTORS
 from tfds_epilepsy.errors import InputError
 
 if TYPE_CHECKING:

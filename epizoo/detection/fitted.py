@@ -368,7 +368,8 @@ class _Fit:
 
     @property
     def slabs(self) -> list[list[int]]:
-        return self.manifest["slabs"]
+        slabs: list[list[int]] = self.manifest["slabs"]
+        return slabs
 
     @property
     def description(self) -> str:
@@ -485,7 +486,8 @@ class _Fit:
         return np.concatenate([codes, *(around[np.where(r < 0, own, r)] for r in rows)], axis=1)
 
     def _volume(self, control: int) -> NDArray[np.float32]:
-        return np.load(self._volume_path(control), mmap_mode="r")
+        volume: NDArray[np.float32] = np.load(self._volume_path(control), mmap_mode="r")
+        return volume
 
     def _codes_of(self, control: int, z: slice) -> NDArray[np.float32]:
         codes = self.codes.at(self._volume(control), self.mask, z)
@@ -578,9 +580,10 @@ def _writable(folder: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}): fit the detector again.") from error
+    return content
 
 
 def _write(path: Path, content: bytes) -> None:

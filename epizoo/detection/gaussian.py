@@ -115,7 +115,7 @@ class GaussianScorer(Scorer):
 
 
 @compiled
-def _fit(codes, means, factors, start, stop):
+def _fit(codes: NDArray[Any], means: NDArray[Any], factors: NDArray[Any], start: int, stop: int) -> None:
     _, n, d = codes.shape
     mean, scatter, row = np.empty(d), np.empty((d, d)), np.empty(d)
     for voxel in range(start, stop):
@@ -130,7 +130,14 @@ def _fit(codes, means, factors, start, stop):
 
 
 @compiled
-def _score(codes, means, factors, scores, start, stop):
+def _score(
+    codes: NDArray[Any],
+    means: NDArray[Any],
+    factors: NDArray[Any],
+    scores: NDArray[Any],
+    start: int,
+    stop: int,
+) -> None:
     _, m, d = codes.shape
     white = np.empty(d, np.float32)
     for voxel in range(start, stop):
@@ -143,14 +150,21 @@ def _score(codes, means, factors, scores, start, stop):
 
 
 @compiled
-def _whiten(codes, means, factors, white, start, stop):
+def _whiten(
+    codes: NDArray[Any],
+    means: NDArray[Any],
+    factors: NDArray[Any],
+    white: NDArray[Any],
+    start: int,
+    stop: int,
+) -> None:
     for voxel in range(start, stop):
         for i in range(codes.shape[1]):
             _solve(codes[voxel, i], means[voxel], factors[voxel], white[voxel, i])
 
 
 @compiled
-def _solve(x, mean, factor, white):
+def _solve(x: NDArray[Any], mean: NDArray[Any], factor: NDArray[Any], white: NDArray[Any]) -> None:
     """``white = U^-T (x - mean)``, by forward substitution along the rows of U."""
     d = len(x)
     for k in range(d):
@@ -166,7 +180,7 @@ def _solve(x, mean, factor, white):
 
 
 @compiled
-def _cross(codes, folds, scores, start, stop):
+def _cross(codes: NDArray[Any], folds: NDArray[Any], scores: NDArray[Any], start: int, stop: int) -> None:
     _, n, d = codes.shape
     mean, scatter, row = np.empty(d), np.empty((d, d)), np.empty(d)
     shift, left = np.empty(d), np.empty((d, d))
@@ -199,7 +213,7 @@ def _cross(codes, folds, scores, start, stop):
 
 
 @compiled
-def _scatter(x, mean, scatter, row):
+def _scatter(x: NDArray[Any], mean: NDArray[Any], scatter: NDArray[Any], row: NDArray[Any]) -> None:
     """Mean, and the upper half of the sum of products about it."""
     n, d = x.shape
     mean[:] = 0
@@ -215,7 +229,7 @@ def _scatter(x, mean, scatter, row):
 
 
 @compiled
-def _add_product(matrix, row, factor):
+def _add_product(matrix: NDArray[Any], row: NDArray[Any], factor: float) -> None:
     d = len(row)
     for k in range(d):
         scaled = factor * row[k]
@@ -225,7 +239,7 @@ def _add_product(matrix, row, factor):
 
 
 @compiled
-def _factorise(matrix, n, nothing):
+def _factorise(matrix: NDArray[Any], n: int, nothing: float) -> None:
     """The upper half of a scatter matrix of n becomes the Cholesky factor of the shrunk covariance.
 
     Args:
@@ -268,7 +282,7 @@ def _factorise(matrix, n, nothing):
 
 
 @compiled
-def _length(factor, rest):
+def _length(factor: NDArray[Any], rest: NDArray[Any]) -> float:
     """``|U^-T rest|``; uses up ``rest``."""
     d = len(rest)
     total = 0.0

@@ -37,7 +37,7 @@ class Head(ModelOutput):
         return keras.Model(patch, keras.layers.Identity(name="latent")(part(encoder(patch))))
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        return check_codes(codes, int(self.voxels_)).mean(2)
+        return np.asarray(check_codes(codes, int(self.voxels_)).mean(2), np.float32)
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
         return HeadScorer(self, state, order)

@@ -55,13 +55,13 @@ def unpacked(
 
 
 @compiled
-def buffers(n, d):
+def buffers(n: int, d: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     width = -(-n // LANES) * LANES
     return np.zeros((width, width), np.float32), np.zeros((-(-d // 4) * 4, width), np.float32)
 
 
 @compiled
-def distances(x, centred, distance):
+def distances(x: NDArray[Any], centred: NDArray[Any], distance: NDArray[Any]) -> None:
     """Squared distances of all pairs: ``|x|^2 + |y|^2 - 2 x.y`` about the mean, where rounding is smallest.
 
     Args:
@@ -116,7 +116,9 @@ def distances(x, centred, distance):
 
 
 @compiled
-def _pack(support, first, lowest, step, packed):
+def _pack(
+    support: NDArray[Any], first: NDArray[Any], lowest: NDArray[Any], step: NDArray[Any], packed: NDArray[Any]
+) -> None:
     for voxel in range(len(first) - 1):
         rows = support[first[voxel] : first[voxel + 1]]
         low, high = rows.min(), rows.max()
@@ -131,7 +133,15 @@ def _pack(support, first, lowest, step, packed):
 
 
 @compiled
-def _unpack(packed, first, lowest, step, support, start, stop):
+def _unpack(
+    packed: NDArray[Any],
+    first: NDArray[Any],
+    lowest: NDArray[Any],
+    step: NDArray[Any],
+    support: NDArray[Any],
+    start: int,
+    stop: int,
+) -> None:
     for voxel in range(start, stop):
         for s in range(first[voxel], first[voxel + 1]):
             for k in range(packed.shape[1]):

@@ -99,7 +99,9 @@ class KNNScorer(Scorer):
 
 
 @compiled
-def _score(codes, controls, k, scores, start, stop):
+def _score(
+    codes: NDArray[Any], controls: NDArray[Any], k: int, scores: NDArray[Any], start: int, stop: int
+) -> None:
     _, m, d = codes.shape
     n = controls.shape[1]
     squares = np.empty(n, np.float32)
@@ -116,7 +118,9 @@ def _score(codes, controls, k, scores, start, stop):
 
 
 @compiled
-def _cross(codes, folds, k, scores, start, stop):
+def _cross(
+    codes: NDArray[Any], folds: NDArray[Any], k: int, scores: NDArray[Any], start: int, stop: int
+) -> None:
     _, n, d = codes.shape
     distance, buffer = buffers(n, d)
     squares = np.empty(n, np.float32)
@@ -132,7 +136,7 @@ def _cross(codes, folds, k, scores, start, stop):
 
 
 @compiled
-def _mean_of_nearest(squares, size, k):
+def _mean_of_nearest(squares: NDArray[Any], size: int, k: int) -> float:
     """Mean root of the k smallest; sorts them to the front."""
     k = min(k, size)
     total = 0.0

@@ -190,7 +190,16 @@ BIG = 1e30
 
 
 @compiled
-def _fit(codes, nu, tol, alpha, rho, gammas, start, stop):
+def _fit(
+    codes: NDArray[Any],
+    nu: float,
+    tol: float,
+    alpha: NDArray[Any],
+    rho: NDArray[Any],
+    gammas: NDArray[Any],
+    start: int,
+    stop: int,
+) -> None:
     _, n, d = codes.shape
     everyone = np.arange(n)
     distance, buffer = buffers(n, d)
@@ -209,7 +218,16 @@ def _fit(codes, nu, tol, alpha, rho, gammas, start, stop):
 
 
 @compiled
-def _cross(codes, folds, nu, tol, fixed_gamma, scores, start, stop):
+def _cross(
+    codes: NDArray[Any],
+    folds: NDArray[Any],
+    nu: float,
+    tol: float,
+    fixed_gamma: float,
+    scores: NDArray[Any],
+    start: int,
+    stop: int,
+) -> None:
     _, n, d = codes.shape
     everyone = np.arange(n)
     distance, buffer = buffers(n, d)
@@ -239,7 +257,17 @@ def _cross(codes, folds, nu, tol, fixed_gamma, scores, start, stop):
 
 
 @compiled
-def _score(codes, support, alpha, first, rho, gammas, scores, start, stop):
+def _score(
+    codes: NDArray[Any],
+    support: NDArray[Any],
+    alpha: NDArray[Any],
+    first: NDArray[Any],
+    rho: NDArray[Any],
+    gammas: NDArray[Any],
+    scores: NDArray[Any],
+    start: int,
+    stop: int,
+) -> None:
     _, m, d = codes.shape
     for voxel in range(start, stop):
         root = np.float32(math.sqrt(gammas[voxel]))
@@ -260,7 +288,7 @@ def _score(codes, support, alpha, first, rho, gammas, scores, start, stop):
 
 
 @compiled
-def _moments(x, means, squares):
+def _moments(x: NDArray[Any], means: NDArray[Any], squares: NDArray[Any]) -> None:
     """Mean and sum of squared deviations of each control's features."""
     n, d = x.shape
     for i in range(n):
@@ -275,7 +303,7 @@ def _moments(x, means, squares):
 
 
 @compiled
-def _scale_gamma(means, squares, chosen, d):
+def _scale_gamma(means: NDArray[Any], squares: NDArray[Any], chosen: NDArray[Any], d: int) -> float:
     """``1 / (d * Var)`` over all features of the chosen controls (Chan's sum of variances); 1 if Var is 0."""
     mean = 0.0
     for i in chosen:
@@ -289,7 +317,9 @@ def _scale_gamma(means, squares, chosen, d):
 
 
 @compiled
-def _kernel(distance, gamma, chosen, kernel, powers):
+def _kernel(
+    distance: NDArray[Any], gamma: float, chosen: NDArray[Any], kernel: NDArray[Any], powers: NDArray[Any]
+) -> None:
     """``exp(-gamma distance)`` among the chosen controls; 0 past them.
 
     2^t = 2^e 2^f with e = round(t): e goes into the exponent's bits, 2^f is its series (relative error 2e-7).
@@ -321,7 +351,7 @@ def _kernel(distance, gamma, chosen, kernel, powers):
 
 
 @compiled
-def _solve(kernel, nu, tol, weights):
+def _solve(kernel: NDArray[Any], nu: float, tol: float, weights: NDArray[Any]) -> float:
     """Minimise ``w K w / 2`` with ``0 <= w <= 1`` and ``sum w = nu n``.
 
     Args:
@@ -400,6 +430,5 @@ def _solve(kernel, nu, tol, weights):
         else:
             free += 1
             total += gradient[i]
-    if free > 0:
-        return total / free
-    return (low + high) / 2
+    rho: float = total / free if free > 0 else (low + high) / 2
+    return rho

@@ -39,7 +39,7 @@ class Reconstruction(ModelOutput):
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
         codes = check_codes(codes, int(self.voxels_))
-        return np.sqrt((codes**2).mean(2))
+        return np.asarray(np.sqrt((codes**2).mean(2)), np.float32)
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
         return ReconstructionScorer(self, state, order)

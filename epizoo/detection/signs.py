@@ -102,11 +102,11 @@ class Signs(ZScore):
                 f"{', '.join(self.signs)}."
             )
         signs = np.concatenate([np.array(self.directions, np.float32), np.ones(own, np.float32)])
-        return signs / np.linalg.norm(signs)
+        return np.asarray(signs / np.linalg.norm(signs))
 
     def _z(self, codes: NDArray[np.floating]) -> NDArray[np.float32]:
         codes = check_codes(codes, len(self.mean_))
-        return (codes - self.mean_[:, None]) / self.sd_[:, None]
+        return np.asarray((codes - self.mean_[:, None]) / self.sd_[:, None])
 
 
 class SignsScorer(ZScoreScorer):

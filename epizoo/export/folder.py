@@ -101,7 +101,7 @@ def write(export: Export, folder: Path) -> Path:
 
 
 def _metadata(export: Export) -> dict[str, Any]:
-    return plain(
+    metadata: dict[str, Any] = plain(
         {
             "version": VERSION,
             "what": export.what,
@@ -128,6 +128,7 @@ def _metadata(export: Export) -> dict[str, Any]:
             "run": export.run,
         }
     )
+    return metadata
 
 
 def _form(spec: Any) -> dict[str, Any]:

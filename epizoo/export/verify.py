@@ -113,7 +113,8 @@ def tflite(folder: Path) -> Call:
 
     def call(signature: str, inputs: dict[str, Any]) -> dict[str, Any]:
         interpreter = Interpreter(model_path=str(folder / f"{signature}.tflite"))
-        return interpreter.get_signature_runner(signature)(**inputs)
+        outputs: dict[str, Any] = interpreter.get_signature_runner(signature)(**inputs)
+        return outputs
 
     return call
 

@@ -199,7 +199,7 @@ def moderated(variance: NDArray[Any], freedom: Any, neighbourhood: NDArray[Any])
 
     Smyth 2004 (Stat Appl Genet Mol Biol 3:3), ``f0`` = 10.
     """
-    return (freedom * variance + PRIOR_FREEDOM * neighbourhood) / (freedom + PRIOR_FREEDOM)
+    return np.asarray((freedom * variance + PRIOR_FREEDOM * neighbourhood) / (freedom + PRIOR_FREEDOM))
 
 
 def _checksum(subject: Subject) -> int:

@@ -89,7 +89,7 @@ def tissue_weights(shape: tuple[int, ...], affine: tuple[float, ...]) -> NDArray
 
 
 def _band(off: NDArray[np.floating[Any]], sd: float) -> NDArray[np.floating[Any]]:
-    return np.exp(-0.5 * np.square(off / sd)) / (sd * np.sqrt(2 * np.pi))
+    return np.asarray(np.exp(-0.5 * np.square(off / sd)) / (sd * np.sqrt(2 * np.pi)))
 
 
 # === In TensorFlow operations ===

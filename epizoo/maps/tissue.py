@@ -94,5 +94,6 @@ def _posterior(
 ) -> NDArray[np.float64]:
     """``(v, 3)`` of intensities ``(v, 1)``."""
     logs = np.log(priors / np.sqrt(variances)) - (x - means) ** 2 / (2 * variances)
-    posterior = np.exp(logs - logs.max(1, keepdims=True))
-    return posterior / posterior.sum(1, keepdims=True)
+    posterior: NDArray[np.float64] = np.exp(logs - logs.max(1, keepdims=True))
+    posterior /= posterior.sum(1, keepdims=True)
+    return posterior

@@ -789,7 +789,8 @@ def register_model(name: str) -> Callable[[type[Model]], type[Model]]:
     def add(model: type[Model]) -> type[Model]:
         module = model.__module__
         package = "epizoo" if module.partition(".")[0] == "epizoo" else module
-        return MODELS.register(name)(keras.saving.register_keras_serializable(package)(model))
+        known: type[Model] = keras.saving.register_keras_serializable(package)(model)
+        return MODELS.register(name)(known)
 
     return add
 

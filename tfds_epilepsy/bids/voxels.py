@@ -103,7 +103,8 @@ def stripped_mask(volume: NDArray[np.floating]) -> NDArray[np.bool_]:
     labels, count = ndimage.label(head, np.ones((3, 3, 3)))
     if count > 1:
         head = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-    return ndimage.binary_fill_holes(head)
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(head)
+    return filled
 
 
 def _is_stripped(volume: NDArray[np.floating]) -> bool:
