@@ -4,6 +4,7 @@ import keras
 import matplotlib.image
 import numpy as np
 import pytest
+import tensorflow as tf
 from rich.console import Console
 
 import epizoo
@@ -242,3 +243,75 @@ def test_history_of_an_earlier_version_goes_on_with_new_figures(tmp_path):
     rows = callbacks.History(path, 2).rows
     assert np.isnan(rows[0].pop("val_coverage"))
     assert rows == [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "val_coverage": 0.5}]
+
+
+@pytest.mark.parametrize("kind", ["data set", "function", "arrays"])
+def test_training_on_data_that_end_counts_its_steps_and_resumes(tmp_path, kind):
+    """5 steps per epoch of 3 batches (2 of arrays): the data are begun again, a killed run goes on there."""
+    patches = np.random.default_rng(0).random((40, 5, 5, 1))
+    finite = tf.data.Dataset.from_tensor_slices({"patch": patches}).batch(16)
+    data = {"data set": finite, "function": lambda k: finite, "arrays": {"patch": patches}}[kind]
+    options = {
+        "steps_per_epoch": 5,
+        "console": Console(quiet=True),
+        "validation_data": {"patch": patches[:9]},
+    }
+    whole, resumed = CASE.create(), CASE.create()
+    rows = callbacks.train(whole, data, epochs=3, folder=tmp_path / "whole", **options)
+    assert (whole.epochs, whole.steps, int(whole.optimizer.iterations)) == (3, 15, 15)
+    callbacks.train(CASE.create(), data, epochs=1, folder=tmp_path / "killed", **options)
+    assert callbacks.train(resumed, data, epochs=3, folder=tmp_path / "killed", **options) == rows
+    assert same_state(resumed, whole)
+
+
+def test_arrays_are_shuffled_and_each_pass_holds_all():
+    order = callbacks._endless({"patch": np.arange(40.0)}, seed=3)
+    drawn = np.concatenate([batch["patch"] for batch in order(0).take(5).as_numpy_iterator()])
+    assert len(drawn) == 160
+    passes = drawn.reshape(4, 40)
+    assert np.array_equal(np.sort(passes, 1), np.tile(np.arange(40), (4, 1)))
+    assert len(np.unique(passes, axis=0)) == 4
+    later = next(order(2).as_numpy_iterator())["patch"]
+    assert np.array_equal(later, drawn[64:96])
+
+
+def test_data_that_cannot_be_resumed_are_refused(tmp_path):
+    options = {"epochs": 1, "steps_per_epoch": 1, "folder": tmp_path / "a"}
+    batches = CASE.dataset()
+    for data in (iter(batches), [CASE.batch(2)], lambda k: CASE.batch(2)):
+        with pytest.raises(InputError, match=r"tf\.data\.Dataset is needed"):
+            callbacks.train(CASE.create(), data, **options)
+    with pytest.raises(InputError, match="validation_steps"):
+        callbacks.train(CASE.create(), batches, validation_data=batches, **options)
+    with pytest.raises(InputError, match="validation_data is a list"):
+        callbacks.train(CASE.create(), batches, validation_data=[], **options)
+    with pytest.raises(InputError, match="of one length"):
+        callbacks.train(CASE.create(), {"patch": np.zeros((0, 5, 5, 1))}, **options)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(InputError, match="holds no batch"):
+        callbacks.train(CASE.create(), batches.take(0), **options)
+
+
+def test_weights_that_became_nan_in_the_last_batch_are_not_saved(tmp_path):
+    class Poison(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+
+    with pytest.raises(FloatingPointError, match="diverged in epoch 2: weights are NaN"):
+        CASE.train(CASE.create(), tmp_path, callbacks=[Poison()])
+    assert epizoo.load_model(tmp_path / "checkpoint.keras").epochs == 1
+
+
+def test_history_goes_on_without_a_figure_that_it_had(tmp_path):
+    CASE.train(CASE.create(), tmp_path, epochs=1)
+    rows = CASE.train(CASE.create(), tmp_path, epochs=2, validation_data=None)
+    assert [sorted(row) for row in rows] == [["epoch", "loss", "val_loss"], ["epoch", "loss"]]
+    assert (tmp_path / "history.csv").read_text().splitlines()[0] == "epoch,loss,val_loss"
+
+
+def test_steps_are_those_made_where_a_call_makes_several(tmp_path):
+    model = CASE.create()
+    model.compile(steps_per_execution=4)
+    CASE.train(model, tmp_path, epochs=1, steps_per_epoch=6)
+    assert model.steps == int(model.optimizer.iterations)

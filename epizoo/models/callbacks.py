@@ -368,6 +368,8 @@ def _first(data: tf.data.Dataset, n: int) -> NDArray[np.float32]:
         taken.append(batch["patch"].numpy())
         if sum(map(len, taken)) >= n:
             break
+    if not taken:
+        raise InputError("the data set holds no batch.")
     return np.concatenate(taken)[:n]
 
 
@@ -393,7 +395,7 @@ def _shuffled(arrays: Mapping[str, ArrayLike], seed: int) -> FromStep:
     tensors, n = _tensors(arrays)
 
     def index(k: tf.Tensor) -> tf.Tensor:
-        order = tf.stack([tf.constant(seed, tf.int64), k // n, tf.constant(0, tf.int64)])
+        order = tf.stack([tf.constant(seed, tf.int64), k // n])
         return tf.random.experimental.index_shuffle(k % n, order, n - 1)
 
     def batches_from(step: int) -> tf.data.Dataset:

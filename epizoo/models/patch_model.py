@@ -185,7 +185,6 @@ class PatchModel(keras.Model):
         self._trackers = [training.Figure(name) for name in self.tracked]
         self._outside = training.Figure("outside")  # share of the intensities that it does not read
         self._warned = False
-        self._known: dict[str, frozenset[int]] = {}  # the weights that each optimiser was made for
         self._encode: Any = None
         self._reconstruct: Any = None
 
@@ -303,6 +302,19 @@ class PatchModel(keras.Model):
         objects = [id(value) for value in given.values() if isinstance(value, keras.Optimizer)]
         if len(set(objects)) < len(objects):
             problems.append("one optimiser was given for two: each needs its own.")
+        problems += [
+            f"{name} was made for the weights of another model: give a new one."
+            for name in self.trains
+            if isinstance(optimiser := given.get(name), keras.Optimizer)
+            and optimiser.built
+            and not training.knows(optimiser, self.trained_by(name))
+        ]
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            problems += [
+                f"{name} gathers gradients, which Keras cannot do on several devices: give larger batches."
+                for name, value in given.items()
+                if getattr(value, "gradient_accumulation_steps", None)
+            ]
         if self.losses:
             problems.append("regularisers have no effect here: add their terms in compute_losses.")
         if problems:
@@ -323,10 +335,8 @@ class PatchModel(keras.Model):
                 auto_scale_loss=False,  # it is for the first alone
             )
             for name in self.trains:
-                variables = self.trained_by(name)
                 setattr(self, name, chosen[name])
-                chosen[name].build(variables)
-                self._known[name] = frozenset(map(id, variables))
+                chosen[name].build(self.trained_by(name))
             if "optimizer" not in self.trains:
                 self.optimizer = training.Optimizers({name: chosen[name] for name in self.trains})
 
@@ -459,11 +469,6 @@ class PatchModel(keras.Model):
         return {name: (*self.patch_shape, self.channels) for name in names}
 
     @property
-    def intensities(self) -> tuple[float, float]:
-        """The lowest and the highest value that a patch has."""
-        return self.view.limits
-
-    @property
     def made_shape(self) -> tuple[int, ...]:
         """The central part of a patch, in voxels, that the model makes; all of it but for few models."""
         return self.patch_shape
@@ -561,7 +566,7 @@ class PatchModel(keras.Model):
     def track(self, batch: Mapping[str, Any], **figures: Any) -> dict[str, Any]:
         """Add scalars to the epoch's means, named as in ``tracked``; returns the means so far."""
         n = tf.cast(tf.shape(batch["patch"])[0], tf.float32)
-        low, high = self.intensities
+        low, high = self.view.limits
         unread = (batch["patch"] < low - NEARLY) | (batch["patch"] > high + NEARLY)
         self._outside.update_state(tf.reduce_mean(tf.cast(unread, tf.float32)), sample_weight=n)
         unknown = set(figures) - set(self.tracked)
@@ -602,7 +607,7 @@ class PatchModel(keras.Model):
         share = float(self._outside.result())
         if share > 0 and not self._warned:
             self._warned = True
-            low, high = self.intensities
+            low, high = self.view.limits
             warnings.warn(
                 f"{100 * share:.3g} % of the values in patches lie outside [{low:g}, {high:g}], all that "
                 f"{self.name} reads: normalise the images first (tfds_epilepsy.volumes.normalise).",
@@ -695,14 +700,20 @@ class PatchModel(keras.Model):
 
     def _optimiser_problems(self) -> list[str]:
         """Of a training that would change nothing, or that Keras ends in its first step."""
-        trained = {name: frozenset(map(id, self.trained_by(name))) for name in self.trains}
+        trained = {name: self.trained_by(name) for name in self.trains}
         if not any(trained.values()):
             return [f"{self.name} has nothing to train: set trainable = True, then compile again."]
-        return [
-            f"{name} was compiled for other weights than {', '.join(self.trains[name])} have now: after "
+        problems = [
+            f"{name} is the moving average of {live} and no longer of its shape: change {live}, too."
+            for name, live in self.averages.items()
+            if [v.shape for v in getattr(self, name).variables]
+            != [v.shape for v in getattr(self, live).variables]
+        ]
+        return problems + [
+            f"{name} was made for other weights than {', '.join(self.trains[name])} have now: after "
             "replacing or unfreezing a network, compile again."
             for name, variables in trained.items()
-            if not variables <= self._known[name]
+            if not training.knows(getattr(self, name), variables)
         ]
 
     def _draw(self, function: Any, name: str, shape: Sequence[Any], training: bool) -> Any:

@@ -188,6 +188,11 @@ class Optimizers:
         return f"the model has several optimisers, each with its own learning rate: {names}."
 
 
+def knows(optimizer: keras.Optimizer, variables: Sequence[keras.Variable]) -> bool:
+    """Whether an optimiser was built for all of these weights."""
+    return {id(variable) for variable in variables} <= {id(v) for v in optimizer._trainable_variables}
+
+
 def scaling(optimizer: keras.Optimizer) -> keras.optimizers.LossScaleOptimizer:
     """An optimiser that scales losses, so that gradients of float16 layers do not vanish."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
