@@ -12,6 +12,8 @@ import pytest
 from keras import layers
 
 from epizoo import models
+from epizoo.models.patch_model import register_model
+from epizoo.registry import MODELS
 from tests.small_cohort import write_cohort
 from tfds_epilepsy.errors import InputError
 from tuning import builds
@@ -81,6 +83,21 @@ def test_every_kind_of_build_is_taken_to_a_trial(kind, tmp_path, monkeypatch):
     model, values = builds.make(builds.load(tmp_path / "build.pkl"), {"depth": 2})
     assert values == {"depth": 2}
     assert [layer.filters for layer in model.layers if isinstance(layer, layers.Conv2D)] == [4, 4]
+
+
+def test_a_model_that_a_script_registers_is_known_in_its_trials(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(MODELS, "registered", {})
+
+    @register_model("own")
+    class Own(type(models.create("wae"))):
+        pass
+
+    (tmp_path / "build.pkl").write_bytes(builds.pack(None))
+    MODELS.registered.clear()
+    assert "own" not in MODELS
+    assert builds.load(tmp_path / "build.pkl") is None
+    assert models.create("own", latent_dim=3).encoder.output_shape == (None, 3)
 
 
 def test_conditions_scopes_and_fixed_values_come_back_from_the_values_alone():

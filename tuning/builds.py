@@ -24,9 +24,11 @@ import keras
 import keras_tuner
 
 from epizoo.models.patch_model import PatchModel
+from epizoo.registry import DETECTORS, MODELS, VIEWS, Registry
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json
 
+REGISTRIES: tuple[Registry[Any], ...] = (MODELS, DETECTORS, VIEWS)
 KINDS = "a function of hp, or a keras_tuner.HyperModel"
 
 
@@ -108,20 +110,24 @@ def check(model: Any, channels: int) -> None:
         raise InputError([f"the model that build makes {problem}" for problem in problems])
 
 
-def pack(hypermodel: keras_tuner.HyperModel) -> bytes:
-    """The hypermodel, the classes that it registered with Keras, and the places that modules come from.
+def pack(hypermodel: keras_tuner.HyperModel | None) -> bytes:
+    """What a trial's process has to know: a hypermodel, registered classes, the places of modules.
+
+    Args:
+        hypermodel: None for a model that is known by its name.
 
     Raises:
         InputError: it holds something that cannot leave this process.
     """
     importable = set(sys.modules) - {"__main__"}
-    registered = {
+    classes = [registry.registered for registry in REGISTRIES]
+    keras_classes = {
         name: value
         for name, value in keras.saving.get_custom_objects().items()
         if getattr(value, "__module__", "") not in importable
     }
     try:
-        body = cloudpickle.dumps((hypermodel, registered))
+        body = cloudpickle.dumps((hypermodel, keras_classes, classes))
     except Exception as error:  # whatever the object that cannot be pickled raises
         raise InputError(
             "build cannot be taken to the process of a trial, because of something that it reads "
@@ -131,12 +137,16 @@ def pack(hypermodel: keras_tuner.HyperModel) -> bytes:
     return pickle.dumps({"places": places, "body": body})
 
 
-def load(path: Path) -> keras_tuner.HyperModel:
-    """The hypermodel that ``pack`` made the content of a file of."""
+def load(path: Path) -> keras_tuner.HyperModel | None:
+    """The hypermodel of a file with what ``pack`` gave; the classes are registered."""
     content = pickle.loads(path.read_bytes())
     sys.path[:] = content["places"]
-    hypermodel, registered = pickle.loads(content["body"])
-    for name, value in registered.items():
+    hypermodel, keras_classes, classes = pickle.loads(content["body"])
+    for registry, known in zip(REGISTRIES, classes, strict=True):
+        for name, value in known.items():
+            if name not in registry:
+                registry.register(name)(value)
+    for name, value in keras_classes.items():
         package, _, own_name = name.rpartition(">")
         keras.saving.register_keras_serializable(package or "Custom", own_name)(value)
     return hypermodel
@@ -268,7 +278,9 @@ def _module_of(build: Any) -> str:
 
 def main(path: str, answer: str) -> None:
     keras.config.disable_interactive_logging()
-    model, _ = make(load(Path(path)), {})
+    hypermodel = load(Path(path))
+    assert hypermodel is not None  # a name of a model is not tried out
+    model, _ = make(hypermodel, {})
     write_json(Path(answer), describe(model))
 
 

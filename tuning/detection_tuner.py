@@ -115,7 +115,9 @@ class DetectionTuner(base_tuner.BaseTuner):
     ):
         _check(model, build, tuner, trials, objective, epochs)
         hypermodel = None if build is None else builds.hypermodel_of(build)
-        self._packed = None if hypermodel is None else builds.pack(hypermodel)
+        # A model that a script registered is one that its trials have to be told of.
+        own = any(registry.registered for registry in builds.REGISTRIES)
+        self._packed = builds.pack(hypermodel) if own or hypermodel is not None else None
         batch_size = batch_size or RunConfig.resolve(data, model=model or "siamese").batch_size
         self.folder = Path(folder).absolute()
         self._check_folder()
@@ -319,7 +321,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         spec = replace(
             self._spec(values, seed=self.spec.seed, epochs=values.get("tuner/epochs", self.spec.epochs)),
             limits=self._limits(),
-            begun=None if begun is None or self._packed else str(self.folder / "trials" / begun),
+            begun=None if begun is None or self.spec.model is None else str(self.folder / "trials" / begun),
         )
         # Two workers would write over each other's line.
         status = None if self._distributed else Status("", console=self.console)

@@ -47,8 +47,8 @@ class Spec:
     Attributes:
         data, data_dir, fingerprint: the cohort, and what it must still be.
         cases: folder of the validation subjects to score.
-        model: name in the zoo; or
-        build: file with a user's build function (``builds.pack``).
+        model: its name; None if ``build`` makes it.
+        build: file with a build function and the classes that the user registered (``builds.pack``).
         values: of the search space.
         objective: one of ``OBJECTIVES``.
         epochs, steps_per_epoch, batch_size, seed: of the training.
@@ -125,17 +125,20 @@ def build_model(spec: Spec, modalities: Sequence[str]) -> Any:
     Raises:
         InputError: a user's model that no trial can use.
     """
-    if spec.build is None:
-        from tuning import spaces
-
-        assert spec.model is not None  # a spec has one of the two
-        return spaces.create(spec.model, spec.values, modalities=modalities, seed=spec.seed)
     import keras
 
-    from tuning import builds
+    from tuning import spaces
 
+    hypermodel = None
+    if spec.build is not None:
+        from tuning import builds
+
+        hypermodel = builds.load(Path(spec.build))
+    if hypermodel is None:
+        assert spec.model is not None  # a spec has one of the two
+        return spaces.create(spec.model, spec.values, modalities=modalities, seed=spec.seed)
     keras.utils.set_random_seed(spec.seed)
-    model, _ = builds.make(builds.load(Path(spec.build)), spec.values)
+    model, _ = builds.make(hypermodel, spec.values)
     builds.check(model, len(modalities))
     return model
 
