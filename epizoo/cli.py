@@ -24,6 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _at_home(path: Path | None) -> Path | None:
+    """Of an option: no shell expands the ``~`` of ``--data-dir=~/x``."""
+    return path and path.expanduser()
+
+
 Data = Annotated[
     str,
     typer.Argument(help="A folder with a template-space BIDS derivative, or a config's name (phantom_2mm)."),
@@ -46,7 +52,8 @@ Steps = Annotated[
 Preset = Annotated[
     Path | None,
     typer.Option(
-        help="A trained model, and the detector of its search unless one is given, in place of training."
+        help="A trained model, and the detector of its search unless one is given, in place of training.",
+        callback=_at_home,
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
@@ -54,7 +61,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         help="Where prepared data sets live (default: TFDS's own).",
-        callback=lambda path: path and path.expanduser(),  # no shell does it in --data-dir=~/x
+        callback=_at_home,
     ),
 ]
 Modality = Annotated[
@@ -114,7 +121,7 @@ def _refuse(problems: Sequence[str]) -> NoReturn:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder of the demo.", callback=_at_home)] = Path("demo"),
     overwrite: Overwrite = False,
 ) -> None:
     """The whole way on the embedded phantom: maps, clusters, metrics, report."""
@@ -327,7 +334,7 @@ def check(
     )
     table = Table(*(found.rows[0] if found.rows else ()), title=escape(f"{bids_dir}: {found.kind}"))
     for row in found.rows:
-        table.add_row(*row.values())
+        table.add_row(*map(escape, row.values()))
     Console().print(table)
     for note in found.notes:
         typer.echo(note)
@@ -351,10 +358,11 @@ def export(
 ) -> None:
     """A finished run for other teams: needs nothing but TensorFlow, or an ONNX or TFLite runtime."""
     from rich.console import Console
+    from rich.markup import escape
 
     from epizoo.export import export_run
 
-    with Console(stderr=True).status(f"exporting the {what} of {run_dir}"):
+    with Console(stderr=True).status(escape(f"exporting the {what} of {run_dir}")):
         folder = export_run(
             run_dir,
             out_dir,

@@ -1,12 +1,14 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from epizoo import cli
 from epizoo.run_config import RunConfig
+from tests.bids_files import raw_scan
 from tfds_epilepsy.volumes import write_nifti
 
 COMMANDS = (
@@ -149,3 +151,19 @@ def test_phantom_takes_a_second_scanner_and_pet(monkeypatch, tmp_path):
     assert run_main(monkeypatch, "phantom", str(tmp_path), "--pet", "--second-site", "0.5") == 0
     [(config, out)] = made
     assert (config.modalities, config.second_site, out) == (("T1w", "FLAIR", "pet"), 0.5, tmp_path)
+
+
+def test_brackets_in_the_names_of_files_are_no_markup_either(monkeypatch, capsys, tmp_path):
+    raw_scan(tmp_path, "sub-a_acq-[b]_T1w.nii.gz")
+    monkeypatch.setenv("COLUMNS", "250")
+    run_main(monkeypatch, "check", str(tmp_path))
+    assert "acq-[b]_T1w" in capsys.readouterr().out
+
+
+def test_the_home_directory_is_known_in_every_option(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr("epizoo.demo.run", lambda output, **_: made.append(output))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_main(monkeypatch, "demo", "--output=~/x")
+    run_main(monkeypatch, "demo")
+    assert made == [tmp_path / "x", Path("demo")]

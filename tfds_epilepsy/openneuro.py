@@ -141,7 +141,9 @@ def _download(dataset: str, files: Sequence[RemoteFile], folder: Path, server: s
     for file in files:
         if (folder / file.path).exists():
             trouble = _trouble(file, folder / file.path)
-            console.print(f"{folder / file.path}: {trouble}; it is fetched again.", soft_wrap=True)
+            console.print(
+                f"{folder / file.path}: {trouble}; it is fetched again.", markup=False, soft_wrap=True
+            )
     have = {file: _partial(folder / file.path) for file in files}
     done = sum(path.stat().st_size for path in have.values() if path.exists())
     total = sum(file.size for file in files)

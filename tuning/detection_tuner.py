@@ -293,7 +293,9 @@ class DetectionTuner(base_tuner.BaseTuner):
         if seeds:
             self.confirm(seeds)
             leaderboard.write(self.folder, self.records(), self.spec.objective)
-        self.console.print(f"best: {self.folder / 'best'}\nleaderboard: {page}", highlight=False)
+        self.console.print(
+            f"best: {self.folder / 'best'}\nleaderboard: {page}", highlight=False, markup=False
+        )
         return page
 
     def close(self) -> None:
