@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from tfds_epilepsy import volumes
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import Subject
 
 
 @pytest.mark.parametrize("voxel_size", [1, 2])
@@ -135,3 +138,17 @@ def test_world_positions_lead_back_to_their_voxels():
     positions = volumes.voxel_to_world(indices + np.array([0.4, -0.4, 0.3]), affine)
     np.testing.assert_array_equal(volumes.world_to_voxel(positions, affine), indices)
     np.testing.assert_array_equal(volumes.world_to_voxel(positions[1], affine), indices[1])
+
+
+def test_all_that_keeps_a_subject_off_a_grid_is_said():
+    affine, mask = np.diag([2.0, 2, 2, 1]), np.ones((4, 5, 3), bool)
+    good = Subject("a", "control", np.ones((4, 5, 3, 2), np.float32), mask, 0 * mask, affine)
+    assert volumes.subject_problems(good, (4, 5, 3), affine, 2, "b") == []
+    image = np.full((4, 5, 3, 1), np.nan, np.float32)
+    spoilt = replace(good, image=image, brain_mask=0 * mask)
+    modalities, empty, values = volumes.subject_problems(spoilt, (4, 5, 3), affine + 1e-5, 2, "sub-b")
+    assert modalities == "sub-a: image (4, 5, 3, 1); sub-b has 2 modalities."
+    assert empty == "sub-a: the brain mask is empty."
+    assert values == "sub-a: 60 values are NaN or infinite."
+    moved = volumes.subject_problems(good, (4, 5, 3), affine + np.eye(4), 2, "sub-b")
+    assert "origin at [0.0, 0.0, 0.0]; sub-b lies on (4, 5, 3) of [3.0, 3.0, 3.0] mm" in moved[0]

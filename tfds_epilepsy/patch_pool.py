@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject, same_grid, scaled_position
+from tfds_epilepsy.volumes import Subject, scaled_position, subject_problems
 
 Weights = NDArray[np.floating] | Callable[[Subject], NDArray[np.floating]]
 
@@ -81,6 +81,7 @@ class PatchPool:
         """Arrays for as many subjects as fit; the system gives the memory once it is written to."""
         if head.image.ndim != 4:
             raise InputError(f"sub-{head.subject}: image {head.image.shape}; (x, y, z, modality) is needed.")
+        self.first = head.subject
         self.grid_shape, self.channels, self.affine = head.image.shape[:3], head.image.shape[3], head.affine
         self.grid = _Grid(self.grid_shape, self.patch_shape)
         weighted = self.weights is not None
@@ -131,31 +132,20 @@ class PatchPool:
         self.counts[slot] = len(cells)
 
     def _check(self, subject: Subject, slot: int, weights: NDArray[np.floating] | None) -> None:
-        problems = []
-        image, mask = subject.image, subject.brain_mask
-        if not same_grid(image.shape[:3], subject.affine, self.grid_shape, self.affine):
-            problems.append(
-                f"grid {image.shape[:3]} or affine differs from the first subject's {self.grid_shape}"
-            )
-        elif image.shape[3:] != (self.channels,):
-            problems.append(f"image {image.shape}; the first subject has {self.channels} modalities")
-        elif not np.isfinite(image).all():
-            problems.append("the image holds values that are NaN or infinite")
-        if mask.shape != image.shape[:3]:
-            problems.append(f"brain mask {mask.shape} and image {image.shape[:3]} disagree")
-        elif not mask.any():
-            problems.append("the brain mask is empty")
-        elif weights is not None:
+        first = f"sub-{self.first}"
+        problems = subject_problems(subject, self.grid_shape, self.affine, self.channels, first)
+        name, mask = f"sub-{subject.subject}", subject.brain_mask
+        if weights is not None and not problems:
             if weights.shape != mask.shape:
-                problems.append(f"weights {weights.shape} and brain mask {mask.shape} disagree")
+                problems.append(f"{name}: weights {weights.shape} and brain mask {mask.shape} disagree.")
             elif not (np.isfinite(weights).all() and (weights >= 0).all() and weights[mask].any()):
                 problems.append(
-                    "weights must be finite, not negative, and positive somewhere in the brain mask"
+                    f"{name}: weights must be finite, not negative, and positive somewhere in the brain mask."
                 )
-        if subject.subject in (name for other, name in self.names.items() if other != slot):
-            problems.append("the subject is there twice; labels must differ")
+        if subject.subject in (held for other, held in self.names.items() if other != slot):
+            problems.append(f"{name}: the subject is there twice; labels must differ.")
         if problems:
-            raise InputError([f"sub-{subject.subject}: {problem}." for problem in problems])
+            raise InputError(problems)
 
     def batch(self, step: int) -> list[NDArray[np.float32]]:
         """The patches (of both of a pair) ``(b, *patch_shape, m)`` and the positions ``(b, 3)`` of a step."""

@@ -202,6 +202,36 @@ def same_grid(
     return tuple(shape) == tuple(other_shape) and np.allclose(affine, other, atol=1e-3)
 
 
+def subject_problems(
+    subject: Subject, shape: tuple[int, ...], affine: NDArray[np.floating], channels: int, what: str
+) -> list[str]:
+    """Why a subject cannot be used beside others on a grid; nothing where it can.
+
+    Args:
+        subject: who is checked.
+        shape: ``(x, y, z)`` of the grid.
+        affine: ``(4, 4)`` of the grid.
+        channels: how many modalities there must be.
+        what: has this grid and these modalities, for the messages: ``sub-01``, ``the detector in RUN``.
+    """
+    problems = []
+    name, image, mask = f"sub-{subject.subject}", subject.image, subject.brain_mask
+    if not same_grid(image.shape[:3], subject.affine, shape, affine):
+        problems.append(
+            f"{name}: grid {_grid(image.shape[:3], subject.affine)}; {what} lies on {_grid(shape, affine)}: "
+            "preprocess it to the same template space."
+        )
+    elif image.shape[3:] != (channels,):
+        problems.append(f"{name}: image {image.shape}; {what} has {channels} modalities.")
+    if mask.shape != image.shape[:3]:
+        problems.append(f"{name}: brain mask of shape {mask.shape}, image {image.shape[:3]}.")
+    elif not mask.any():
+        problems.append(f"{name}: the brain mask is empty.")
+    if not np.isfinite(image).all():
+        problems.append(f"{name}: {np.count_nonzero(~np.isfinite(image))} values are NaN or infinite.")
+    return problems
+
+
 def normalise(
     volume: NDArray[np.floating], mask: NDArray[np.bool_], method: str = "unit"
 ) -> tuple[NDArray[np.float32], Mapping[str, float | str]]:
@@ -255,3 +285,8 @@ def scaled_position(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float32
     """World position of voxels scaled to [-1, 1] over ``TEMPLATE_BOX``: ``(n, 3)`` float32."""
     low, high = np.transpose(TEMPLATE_BOX)
     return np.asarray((voxel_to_world(indices, affine) - low) / (high - low) * 2 - 1, np.float32)
+
+
+def _grid(shape: tuple[int, ...], affine: NDArray[np.floating]) -> str:
+    size, origin = np.diag(affine)[:3].round(3), affine[:3, 3].round(1)
+    return f"{tuple(shape)} of {size.tolist()} mm with its origin at {origin.tolist()}"

@@ -241,37 +241,6 @@ def encoder_fingerprint(encoder: keras.Model) -> str:
     return _digest(parts)
 
 
-def check_grid(
-    subject: Subject, shape: tuple[int, ...], affine: NDArray[np.floating], channels: int, what: str
-) -> list[str]:
-    """The problems of one subject on a grid of ``(x, y, z)`` and some modalities."""
-    problems = []
-    name = f"sub-{subject.subject}"
-    if subject.image.shape[:3] != tuple(shape) or not np.allclose(subject.affine, affine, atol=1e-3):
-        problems.append(
-            f"{name}: grid {_grid(subject.image.shape[:3], subject.affine)}; {what} lies on "
-            f"{_grid(shape, affine)}: preprocess it to the same template space."
-        )
-    elif subject.image.shape[3] != channels:
-        problems.append(f"{name}: {subject.image.shape[3]} modalities; {what} has {channels}.")
-    if subject.brain_mask.shape != subject.image.shape[:3]:
-        problems.append(
-            f"{name}: brain mask of shape {subject.brain_mask.shape}, image {subject.image.shape[:3]}."
-        )
-    elif not subject.brain_mask.any():
-        problems.append(f"{name}: the brain mask is empty.")
-    if not np.isfinite(subject.image).all():
-        problems.append(
-            f"{name}: {np.count_nonzero(~np.isfinite(subject.image))} values are NaN or infinite."
-        )
-    return problems
-
-
-def _grid(shape: tuple[int, ...], affine: NDArray[np.floating]) -> str:
-    size, origin = np.diag(affine)[:3].round(3), affine[:3, 3].round(1)
-    return f"{tuple(shape)} of {size.tolist()} mm with its origin at {origin.tolist()}"
-
-
 def _nameless(config: Any) -> Any:
     """A configuration without names, which count up with each model built in a process."""
     if isinstance(config, dict):

@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from epizoo.detection import version_1
-from epizoo.detection.codes import Codes, check_grid
+from epizoo.detection.codes import Codes
 from epizoo.detection.detector import Detector, create_detector
 from epizoo.maps.deviations import PRIOR_FWHM, moderated
 from epizoo.maps.smoothing import smooth
 from epizoo.registry import DETECTORS
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
-from tfds_epilepsy.volumes import Subject
+from tfds_epilepsy.volumes import Subject, subject_problems
 
 VERSION = 2
 SLAB_BYTES = 2 * 2**30  # of codes; larger slabs do not make it faster
@@ -186,7 +186,7 @@ class FittedDetector:
         Raises:
             InputError: as ``score``.
         """
-        problems = check_grid(
+        problems = subject_problems(
             subject,
             self.mask.shape,
             self.affine,
@@ -298,7 +298,7 @@ class _Fit:
                 self.shape, self.affine = subject.image.shape[:3], np.asarray(subject.affine, np.float64)
                 self.channels, first = subject.image.shape[3], name
                 votes = np.zeros(self.shape, np.int32)
-            found = check_grid(subject, self.shape, self.affine, self.channels, first)
+            found = subject_problems(subject, self.shape, self.affine, self.channels, first)
             if subject.group != "control":
                 found.append(f"{name} is a {subject.group}: a normative model is fitted on controls alone.")
             if subject.subject in self.subjects:

@@ -13,7 +13,7 @@ from epizoo.maps.signs import Signs, sign_maps
 from epizoo.maps.smoothing import smooth
 from epizoo.maps.view import Graph, View
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject
+from tfds_epilepsy.volumes import Subject, subject_problems
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -80,25 +80,29 @@ class Deviations(Signs):
         """Learn mean and variance of the signs from scans of healthy people on one grid.
 
         Raises:
-            InputError: fewer than three controls; grids that differ.
+            InputError: fewer than three controls; controls that cannot be used together, all at once.
         """
         images: list[int] = []
+        problems: list[str] = []
+        first = None
         for subject in controls:
-            brain = subject.brain_mask
+            first = first or subject
+            shape, channels = first.image.shape[:3], first.image.shape[3]
+            problems += subject_problems(subject, shape, first.affine, channels, f"sub-{first.subject}")
+            if problems:
+                continue
+            brain, affine = subject.brain_mask, first.affine
             signs = sign_maps(subject.image, brain, subject.affine).astype(np.float64)
             if not images:
-                count, affine = np.zeros(brain.shape, np.int32), subject.affine
+                count = np.zeros(brain.shape, np.int32)
                 mean, squares = np.zeros(signs.shape), np.zeros(signs.shape)
-            if signs.shape != mean.shape or not np.allclose(affine, subject.affine, atol=1e-3):
-                raise InputError(
-                    f"sub-{subject.subject}: signs of shape {signs.shape}, those of the controls before it "
-                    f"{mean.shape}: preprocess all to one template space."
-                )
             images.append(_checksum(subject))
             count += brain
             step = np.where(brain[..., None], signs - mean, 0)  # Welford's update
             mean += step / np.maximum(count, 1)[..., None]
             squares += step * np.where(brain[..., None], signs - mean, 0)
+        if problems:
+            raise InputError(problems)
         if len(images) < FEWEST_CONTROLS:
             raise InputError(f"{len(images)} controls: deviations need at least {FEWEST_CONTROLS}.")
         mask = (count >= FEWEST_CONTROLS) & (2 * count >= len(images))
