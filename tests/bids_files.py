@@ -29,7 +29,14 @@ def write_participants(folder, rows, header="participant_id\tgroup\tsplit\tage\t
     (folder / "participants.tsv").write_text(text, encoding="utf-8-sig")
 
 
-def raw_scan(folder, name, shape=SHAPE, affine=AFFINE, value=1.0):
+def raw_scan(folder, name, shape=SHAPE, affine=AFFINE, value=None):
+    """A scan of the subject, session and folder that its name says: noise of its own, a box in masks."""
     place = "pet" if name.endswith("_pet.nii.gz") else "anat"
     session = [part for part in name.split("_") if part.startswith("ses-")]
-    write_nifti(folder.joinpath(name.split("_")[0], *session, place, name), np.full(shape, value), affine)
+    volume = np.random.default_rng(list(name.encode())).uniform(1, 100, shape)
+    if name.split(".")[0].split("_")[-1] in ("roi", "mask", "dseg", "lesion"):
+        volume = (np.arange(np.prod(shape)) % 5 == 0).reshape(shape)
+    if value is not None:
+        volume = np.full(shape, value)
+    path = folder.joinpath(name.split("_")[0], *session, place, name)
+    return write_nifti(path, volume, affine)

@@ -8,9 +8,9 @@ import pytest
 
 from tests.bids_files import AFFINE, SHAPE, raw_scan, write_participants, write_subject
 from tfds_epilepsy import bids
-from tfds_epilepsy.bids.voxels import read_header, read_voxels
+from tfds_epilepsy.bids.voxels import read_grid
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import normalise, write_nifti
+from tfds_epilepsy.volumes import normalise, read_nifti, write_nifti
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_all_problems_come_at_once_and_name_their_files(derivative):
     mask = next((derivative / "sub-c3").glob("anat/*brain_mask.nii.gz"))
     write_nifti(mask, np.zeros(SHAPE), AFFINE)
     lesion = next((derivative / "sub-p1").glob("anat/*lesion_mask.nii.gz"))
-    write_nifti(lesion, np.ones((9, 10, 9)), AFFINE)
+    write_nifti(lesion, np.indices((9, 10, 9))[0] == 4, AFFINE)
     problems = problems_of(derivative)
     assert len(problems) == 4
     for word, name in (
@@ -115,7 +115,7 @@ def test_all_problems_come_at_once_and_name_their_files(derivative):
 
 @pytest.mark.parametrize(
     ("volume", "word"),
-    [(np.full(SHAPE, np.nan), "NaN"), (np.zeros((*SHAPE, 2)), "4-D"), (np.ones((8, 10, 8)), "grid")],
+    [(np.full(SHAPE, np.nan), "NaN"), (np.zeros((*SHAPE, 2)), "4-D"), (np.indices((8, 10, 8))[0], "grid")],
 )
 def test_a_volume_that_cannot_be_used_is_named(derivative, volume, word):
     path = next((derivative / "sub-c2").glob("anat/*FLAIR.nii.gz"))
@@ -148,17 +148,10 @@ def test_a_head_without_a_mask_is_not_taken_for_a_brain(tmp_path):
 
 def test_raw_subjects_take_the_first_session_and_never_a_lesion_mask_for_an_image(tmp_path):
     for session in ("01", "02"):
-        anat = tmp_path / "sub-a" / f"ses-{session}" / "anat"
-        stem = f"sub-a_ses-{session}"
-        write_nifti(anat / f"{stem}_acq-x_run-1_T1w.nii.gz", np.ones(SHAPE), AFFINE)
-        write_nifti(anat / f"{stem}_FLAIR.nii", np.ones(SHAPE), AFFINE)
-        write_nifti(anat / f"{stem}_FLAIR_roi.nii.gz", np.ones(SHAPE), AFFINE)
-        write_nifti(
-            tmp_path / "sub-a" / f"ses-{session}" / "pet" / f"{stem}_pet.nii.gz", np.ones(SHAPE), AFFINE
-        )
-    write_nifti(tmp_path / "sub-b" / "anat" / "sub-b_T1w.nii.gz", np.ones(SHAPE), AFFINE)
-    lesion = tmp_path / "derivatives" / "masks" / "sub-b" / "anat" / "sub-b_label-lesion_mask.nii.gz"
-    write_nifti(lesion, np.ones(SHAPE), AFFINE)
+        for name in ("acq-x_run-1_T1w.nii.gz", "FLAIR.nii", "FLAIR_roi.nii.gz", "pet.nii.gz"):
+            raw_scan(tmp_path, f"sub-a_ses-{session}_{name}")
+    raw_scan(tmp_path, "sub-b_T1w.nii.gz")
+    lesion = raw_scan(tmp_path / "derivatives" / "masks", "sub-b_label-lesion_mask.nii.gz")
     a, b = bids.raw_subjects(tmp_path)
     assert {name: path.name for name, path in a.images.items()} == {
         "T1w": "sub-a_ses-01_acq-x_run-1_T1w.nii.gz",
@@ -171,8 +164,8 @@ def test_raw_subjects_take_the_first_session_and_never_a_lesion_mask_for_an_imag
 
 
 def test_raw_problems_come_at_once(tmp_path):
-    write_nifti(tmp_path / "sub-a" / "anat" / "sub-a_FLAIR.nii.gz", np.ones(SHAPE), AFFINE)
-    write_nifti(tmp_path / "sub-b" / "anat" / "sub-b_T1w.nii.gz", np.full(SHAPE, np.nan), AFFINE)
+    raw_scan(tmp_path, "sub-a_FLAIR.nii.gz")
+    raw_scan(tmp_path, "sub-b_T1w.nii.gz", value=np.nan)
     with pytest.raises(InputError) as error:
         bids.raw_subjects(tmp_path, ["a", "b", "z"])
     problems = "\n".join(error.value.problems)
@@ -356,9 +349,9 @@ def test_a_header_alone_gives_the_grid_that_the_voxels_lie_on(tmp_path, codes):
     image = nib.Nifti1Image(np.ones(SHAPE, np.float32), AFFINE)
     turn = nib.orientations.axcodes2ornt(codes)
     nib.save(image.as_reoriented(turn), tmp_path / "a.nii.gz")
-    header, voxels = read_header(tmp_path / "a.nii.gz"), read_voxels(tmp_path / "a.nii.gz")
+    header, (voxels, affine) = read_grid(tmp_path / "a.nii.gz"), read_nifti(tmp_path / "a.nii.gz")
     assert header.shape == voxels.shape == SHAPE
-    np.testing.assert_allclose(header.affine, voxels.affine)
+    np.testing.assert_allclose(header.affine, affine)
 
 
 def test_raw_scans_are_no_derivative(tmp_path):

@@ -3,13 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from epizoo import cli
 from epizoo.run_config import RunConfig
 from tests.bids_files import raw_scan
-from tfds_epilepsy.volumes import write_nifti
 
 COMMANDS = (
     *("demo", "preprocess", "run", "train", "score", "evaluate"),
@@ -122,7 +120,7 @@ def test_home_is_known_in_data_dir_and_brackets_are_no_markup(monkeypatch, capsy
     assert run_main(monkeypatch, "score", "run", "data", "out", "--data-dir=~/x") == 0
     assert given[0]["data_dir"] == tmp_path / "x"
     folder = tmp_path / "der[a]"
-    write_nifti(folder / "sub-a" / "anat" / "sub-a_T1w.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+    raw_scan(folder, "sub-a_T1w.nii.gz")
     monkeypatch.setenv("COLUMNS", "300")
     run_main(monkeypatch, "check", str(folder))
     assert "der[a]" in capsys.readouterr().out
@@ -130,7 +128,7 @@ def test_home_is_known_in_data_dir_and_brackets_are_no_markup(monkeypatch, capsy
 
 def test_check_takes_other_columns_words_and_files(monkeypatch, capsys, tmp_path):
     for name in ("sub-a_T1w", "sub-a_acq-x_SWI", "sub-a_acq-y_SWI", "sub-b_T1w", "sub-b_acq-y_SWI"):
-        write_nifti(tmp_path / name[:5] / "anat" / f"{name}.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+        raw_scan(tmp_path, f"{name}.nii.gz")
     (tmp_path / "participants.tsv").write_text("participant_id\tarm\nsub-a\ttyp\nsub-b\tcase\n")
     monkeypatch.setenv("COLUMNS", "150")
     options = ["--group-column", "arm", "--group", "typ=control", "--modality", "T1w", "--modality", "SWI"]

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from tests.heads import turned, whole_head
-from tfds_epilepsy import preprocessing, registration
+from tfds_epilepsy import bids, preprocessing, registration
 from tfds_epilepsy.bids import RawSubject, read_derivative, read_subject
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import hold
@@ -309,6 +309,47 @@ def test_a_finished_subject_is_not_done_again(raw, tmp_path, counted):
     assert len(pd.read_csv(tmp_path / "participants.tsv", sep="\t")) == 3
 
 
+def test_tables_that_users_edited_stay_and_corrections_of_the_raw_table_arrive(
+    raw, tmp_path, counted, capsys
+):
+    source, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(raw, source)
+    preprocess(source, out, participant_labels=["01", "02"])
+    table, description = out / "participants.tsv", out / "dataset_description.json"
+    edited = table.read_text().replace("\tage", "\tsplit\tage").replace("control\t", "control\ttest\t")
+    table.write_text(edited.replace("patient\t", "patient\ttest\t"))
+    description.write_text(
+        json.dumps({**json.loads(description.read_text()), "Name": "ours", "Funding": ["x"]})
+    )
+    before = table.read_bytes(), description.read_bytes()
+    preprocess(source, out, participant_labels=["01", "02"])
+    assert (table.read_bytes(), description.read_bytes()) == before
+
+    said = (source / "participants.tsv").read_text().replace("31\tF", "33\tF")
+    (source / "participants.tsv").write_text(said)
+    preprocess(source, out)
+    assert counted == ["01", "02", "03"]  # nobody twice
+    people, problems = bids.read_participants(out)
+    assert problems == []
+    assert people["01"].age == 33
+    assert [one.split for one in people.values()] == ["test", "test", ""]
+    assert "sub-01: age is 33 now, as in the raw table; it was 31" in capsys.readouterr().err
+    preprocess(source, out)
+    assert "as in the raw table" not in capsys.readouterr().err
+
+
+def test_landmarks_that_were_learnt_from_someone_who_trains_no_longer_are_told(
+    raw, tmp_path, counted, capsys
+):
+    preprocess(raw, tmp_path)
+    landmarks = {"TrainingControls": ["01"], "Deciles": {}}
+    (tmp_path / preprocessing.LANDMARKS).write_text(json.dumps(landmarks))
+    table = tmp_path / "participants.tsv"
+    table.write_text(table.read_text().replace("sub-01\tcontrol", "sub-01\tpatient"))
+    preprocess(raw, tmp_path)
+    assert "was learnt from sub-01, no training controls any more" in capsys.readouterr().err
+
+
 def test_other_columns_words_and_scans_can_be_named(raw, tmp_path, counted):
     source = tmp_path / "raw"
     shutil.copytree(raw, source)
@@ -501,7 +542,8 @@ def test_other_options_or_changed_scans_are_refused(raw, tmp_path, counted):
     with pytest.raises(InputError, match="voxel_size 2, now 1") as caught:
         preprocess(source, out, voxel_size=1)
     assert len(caught.value.problems) == 2
-    shutil.copy(source / "sub-03/anat/sub-03_T1w.nii.gz", source / "sub-02/anat/sub-02_T1w.nii.gz")
+    scan = source / "sub-02/anat/sub-02_T1w.nii.gz"
+    nib.save(nib.Nifti1Image(2 * nib.load(scan).get_fdata(), nib.load(scan).affine), scan)
     with pytest.raises(InputError, match="sub-02: its raw files have changed"):
         preprocess(source, out)
     assert counted == ["01", "02"]

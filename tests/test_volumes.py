@@ -6,7 +6,9 @@ import pytest
 
 from tfds_epilepsy import volumes
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject
+from tfds_epilepsy.volumes import Subject, open_nifti, orientation_note, read_nifti
+
+AFFINE = np.diag([1.0, 2, 3, 1])
 
 
 @pytest.mark.parametrize("voxel_size", [1, 2])
@@ -152,3 +154,89 @@ def test_all_that_keeps_a_subject_off_a_grid_is_said():
     assert values == "sub-a: 60 values are NaN or infinite."
     moved = volumes.subject_problems(good, (4, 5, 3), affine + np.eye(4), 2, "sub-b")
     assert "origin at [0.0, 0.0, 0.0]; sub-b lies on (4, 5, 3) of [3.0, 3.0, 3.0] mm" in moved[0]
+
+
+def nifti(path, array=None, affine=AFFINE, **header):
+    """A file as it stands, with header fields set after nibabel's own care."""
+    image = nib.Nifti1Image(
+        np.arange(24, dtype=np.float32).reshape(2, 3, 4) if array is None else array, affine
+    )
+    for name, value in header.items():
+        image.header[name] = value
+    with nib.openers.ImageOpener(path, "wb") as file:
+        image.header["magic"], image.header["vox_offset"] = b"n+1", 352
+        image.header.write_to(file)
+        file.write(bytes(4) + np.asarray(image.dataobj).tobytes(order="F"))
+    return path
+
+
+RGB = np.zeros((2, 3, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+@pytest.mark.parametrize(
+    ("content", "header", "says"),
+    [
+        (None, {"qform_code": 0, "sform_code": 0}, "does not say where left and right are"),
+        (np.ones((2, 3, 4), np.complex64), {}, "complex"),
+        (RGB, {}, r"colours \(R\+G\+B\)"),
+        (None, {"sform_code": 1, "srow_x": [np.nan, 0, 0, 0]}, "affine holds NaN"),
+        (None, {"sform_code": 1, "srow_x": [0, 0, 0, 0]}, "singular"),
+        (None, {"dim": [3, 3000, 3000, 3000, 1, 1, 1, 1]}, "more than the file can hold"),
+        (np.ones((2, 3, 4, 2), np.float32), {}, "4-D"),
+    ],
+)
+def test_a_header_that_cannot_be_believed_is_refused(tmp_path, content, header, says):
+    path = nifti(tmp_path / "a.nii.gz", content, **header)
+    with pytest.raises(InputError, match=rf"a\.nii\.gz: .*{says}"):
+        read_nifti(path)
+
+
+def test_a_header_of_two_forms_that_mirror_each_other_is_refused(tmp_path):
+    image = nib.Nifti1Image(np.zeros((2, 3, 4), np.float32), AFFINE)
+    image.set_sform(AFFINE, code=1)
+    image.set_qform(np.diag([-1, 1, 1, 1]) @ AFFINE, code=1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match="disagree on left and right"):
+        read_nifti(tmp_path / "a.nii.gz")
+
+
+def test_of_two_forms_that_disagree_the_sform_is_believed_and_that_is_said(tmp_path):
+    moved = AFFINE.copy()
+    moved[:3, 3] += [0, 3, 4]
+    image = nib.Nifti1Image(np.zeros((2, 3, 4), np.float32), AFFINE)
+    image.set_sform(AFFINE, code=4)
+    image.set_qform(moved, code=1)
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(read_nifti(tmp_path / "a.nii")[1], AFFINE)
+    assert orientation_note(open_nifti(tmp_path / "a.nii")) == (
+        "sform and qform disagree by 5.0 mm; the sform is believed."
+    )
+    image.set_qform(AFFINE, code=1)
+    nib.save(image, tmp_path / "b.nii")
+    assert orientation_note(open_nifti(tmp_path / "b.nii")) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.nii.gz", b"", "is empty"),
+        ("a.nii.gz", b"<html>404</html>", "is no gzip file"),
+        ("a.nii.gz", b"/annex/objects/MD5E-s123--0.nii.gz\n", "get the file's content first"),
+        ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "get the file's content"),
+        ("a.nii", b"\x1f\x8b\x08\x00damaged", r"is compressed; rename it to a\.nii\.gz"),
+    ],
+)
+def test_a_file_that_is_no_nifti_is_named_for_what_it_is(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        read_nifti(tmp_path / name)
+
+
+def test_a_plain_file_named_gz_and_a_link_without_a_file_say_what_to_do(tmp_path):
+    plain = nifti(tmp_path / "a.nii").rename(tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"not compressed.*rename it to a\.nii\."):
+        read_nifti(plain)
+    link = tmp_path / "b.nii.gz"
+    link.symlink_to(".git/annex/objects/b.nii.gz")
+    with pytest.raises(InputError, match="datalad get, git annex get"):
+        read_nifti(link)

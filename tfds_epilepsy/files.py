@@ -152,15 +152,16 @@ def read_json(path: str | Path) -> Any:
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write a BIDS TSV, atomically; what is empty or NaN becomes ``n/a``."""
-
-    def text(value: Any) -> str:
-        if value in ("", None) or value != value:
-            return "n/a"
-        return f"{value:.6g}" if isinstance(value, float) else str(value)
-
     lines = ["\t".join(rows[0]) if rows else "participant_id"]
-    lines += ["\t".join(text(value) for value in row.values()) for row in rows]
+    lines += ["\t".join(cell(value) for value in row.values()) for row in rows]
     return write_text(path, "\n".join(lines) + "\n")
+
+
+def cell(value: Any) -> str:
+    """A value as it stands in a BIDS TSV."""
+    if value in ("", None) or value != value:
+        return "n/a"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError, words
-from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_table, write_text
+from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_table
 from tfds_epilepsy.tissue import Tissue, estimate_tissue
 from tfds_epilepsy.volumes import Subject, read_nifti, voxel_to_world, write_nifti
 
@@ -409,7 +409,7 @@ def open_dataset(out_dir: str | Path, made_by: str, settings: Mapping[str, Any])
     elif found:
         raise InputError(f"{out}: is not empty and no data set of {made_by}; give another folder.")
     with hold(out):
-        write_text(out / ".bidsignore", f"{LOCK}\nlesions.tsv\n")
+        bids.write_bidsignore(out, [LOCK, "lesions.tsv"])
         if not description.exists():
             bids.write_description(out, made_by, made_by=made_by, parameters=settings)
         yield out

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from tfds_epilepsy import bids, quality
 from tfds_epilepsy.errors import InputError, words
-from tfds_epilepsy.files import LOCK, hold, partial_of, remove, replacing, write_json, write_text
+from tfds_epilepsy.files import LOCK, hold, partial_of, read_json, remove, write_json
 from tfds_epilepsy.regions import cerebrum_mask
 from tfds_epilepsy.registration import (
     Scan,
@@ -45,6 +45,7 @@ from tfds_epilepsy.volumes import (
     TEMPLATE_SPACE,
     load_template,
     normalise,
+    open_nifti,
     read_lesion_mask,
     read_nifti,
     write_nifti,
@@ -140,8 +141,8 @@ def preprocess(
     if jobs < 1:
         raise InputError(f"jobs {jobs!r}: at least one subject at a time.")
     import_ants(seed)
-    subjects = bids.raw_subjects(
-        bids_dir,
+    subjects, problems = bids.find_raw_subjects(
+        Path(bids_dir),
         participant_labels,
         modalities=modalities,
         session=session,
@@ -149,6 +150,9 @@ def preprocess(
         group_column=group_column,
         groups=groups,
     )
+    if problems:
+        again = {raw.subject for raw in subjects} if overwrite else set()
+        raise InputError([*_folder_problems(Path(out_dir), options, again), *problems])
     return preprocess_subjects(subjects, Path(bids_dir), Path(out_dir), options, jobs, overwrite)
 
 
@@ -259,7 +263,11 @@ def _work(
 
     name = f"{bids_dir.resolve().name}, in {TEMPLATE_SPACE} space"
     bids.write_description(out_dir, name, source=bids_dir)
-    write_text(out_dir / ".bidsignore", f"{LOCK}\nquality.html\n*_xfm.h5\n")
+    bids.write_bidsignore(out_dir, [LOCK, "quality.html", "*_xfm.h5"])
+    console = Console(stderr=True)
+    notes = [note for raw in waiting for note in raw.notes]
+    for note in [*notes, *_correct_participants(out_dir, records)]:
+        console.print(note, markup=False, soft_wrap=True, highlight=False)
     left = {raw.subject for raw in waiting}
     failures = []
     # Histograms are matched once all are there: until then, finished subjects wait beside.
@@ -271,7 +279,7 @@ def _work(
     results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
     try:
         for subject, failure in track(
-            results, "Preprocessing", total=len(waiting), console=Console(stderr=True), disable=not waiting
+            results, "Preprocessing", total=len(waiting), console=console, disable=not waiting
         ):
             left.remove(subject)
             if failure:
@@ -317,14 +325,41 @@ def _check(
     overwrite: bool,
 ) -> list[bids.RawSubject]:
     """The subjects that wait; everything that stands in the way, at once."""
-    problems = []
-    if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"{out_dir}: is a file; the derivative needs a folder.")
-    folders = {path.name.removeprefix("sub-"): path for path in out_dir.glob(f"{UNMATCHED}/sub-*")}
-    folders |= {path.name.removeprefix("sub-"): path for path in out_dir.glob("sub-*")}
     again = {raw.subject for raw in subjects} if overwrite else set()
-    for subject, folder in sorted(folders.items()):
-        if subject in again:
+    problems = _folder_problems(out_dir, options, again)
+    finished = _finished(out_dir)
+    problems += [
+        f"{finished[label]}: its raw files have changed since; overwrite it, or remove the folder."
+        for label in sorted(plans.keys() & finished.keys() - again)
+        if (record := _read_record(finished[label]))
+        and record["Settings"] == asdict(options)
+        and record.get("SourceFiles") != plans[label]["SourceFiles"]
+    ]
+    waiting = [raw for raw in subjects if raw.subject in again or raw.subject not in finished]
+    learnt = options.normalisation != "match" or (out_dir / LANDMARKS).is_file()
+    if not learnt and not any(_trains(raw.participant) for raw in subjects):
+        problems.append(
+            "normalisation 'match' learns from training controls, and none is among the subjects: "
+            "preprocess them first, into the same folder."
+        )
+    if problems:
+        raise InputError(problems)
+    return waiting
+
+
+def _finished(out_dir: Path) -> dict[str, Path]:
+    """The folder of each subject that is there, by label."""
+    paths = [*out_dir.glob(f"{UNMATCHED}/sub-*"), *out_dir.glob("sub-*")]
+    return {path.name.removeprefix("sub-"): path for path in paths}
+
+
+def _folder_problems(out_dir: Path, options: Options, again: Collection[str]) -> list[str]:
+    """Why this folder cannot hold the derivative; subjects that are made ``again`` are in nobody's way."""
+    if out_dir.exists() and not out_dir.is_dir():
+        return [f"{out_dir}: is a file; the derivative needs a folder."]
+    _, problems = bids.read_participants(out_dir)
+    for label, folder in sorted(_finished(out_dir).items()):
+        if label in again:
             continue
         record = _read_record(folder)
         if record is None:
@@ -339,40 +374,12 @@ def _check(
                 f"{folder}: was made with other options ({', '.join(changed)}); "
                 "choose another output folder, or overwrite all its subjects."
             )
-        elif subject in plans and record.get("SourceFiles") != plans[subject]["SourceFiles"]:
-            problems.append(
-                f"{folder}: its raw files have changed since; overwrite it, or remove the folder."
-            )
-    waiting = [raw for raw in subjects if raw.subject in again or raw.subject not in folders]
-    for raw in waiting:
-        problems += _geometry_problems(raw)
-    learnt = options.normalisation != "match" or (out_dir / LANDMARKS).is_file()
-    if not learnt and not any(_trains(raw.participant) for raw in subjects):
-        problems.append(
-            "normalisation 'match' learns from training controls, and none is among the subjects: "
-            "preprocess them first, into the same folder."
-        )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out_dir):
             pass
     except OSError as error:
         problems.append(f"{out_dir}: cannot be written ({error.strerror}).")
-    if problems:
-        raise InputError(problems)
-    return waiting
-
-
-def _geometry_problems(raw: bids.RawSubject) -> list[str]:
-    problems = []
-    for path in (*raw.images.values(), raw.lesion_mask):
-        if path is not None:
-            affine = _header(path).affine[:3, :3]
-            axes = affine / np.linalg.norm(affine, axis=0)
-            if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
-                problems.append(
-                    f"{path}: its axes are not at right angles (a sheared affine); resample it first."
-                )
     return problems
 
 
@@ -432,18 +439,46 @@ def _gather_participants(out_dir: Path) -> None:
 
 
 def _write_participants(out_dir: Path) -> None:
-    """participants.tsv, gathered from the finished subjects: runs over parts of a data set add up."""
-    import pandas as pd
+    """participants.tsv: a row for each finished subject that has none. What was written there since stays."""
+    records = {folder.name: _read_record(folder) for folder in sorted(out_dir.glob("sub-*"))}
+    rows = [
+        {"participant_id": name, **record["Participant"]}
+        for name, record in records.items()
+        if record is not None
+    ]
+    bids.add_rows(out_dir / "participants.tsv", rows)
 
-    rows = []
-    for folder in sorted(out_dir.glob("sub-*")):
-        record = _read_record(folder)
-        if record is not None:
-            rows.append({"participant_id": folder.name, **record["Participant"]})
-    if rows:
-        table = pd.DataFrame(rows).dropna(axis="columns", how="all")
-        with replacing(out_dir / "participants.tsv") as partial:
-            table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
+
+def _correct_participants(out_dir: Path, plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Bring finished subjects up to date with the raw table, without registration; say what changed."""
+    before, now = {}, {}
+    for label, plan in plans.items():
+        for folder in (out_dir / f"sub-{label}", out_dir / UNMATCHED / f"sub-{label}"):
+            for path, record in _records(folder):
+                if record["Participant"] != plan["Participant"]:
+                    before[label] = record["Participant"]
+                    now[path] = {**record, "Participant": plan["Participant"]}
+    said = {label: plans[label]["Participant"] for label in before}
+    told = bids.correct_cells(out_dir / "participants.tsv", before, said)
+    for path, record in now.items():
+        write_json(path, record)
+    return told + _landmark_notes(out_dir)
+
+
+def _landmark_notes(out_dir: Path) -> list[str]:
+    """Whether the histograms' landmarks were learnt from people who train no longer."""
+    path = out_dir / LANDMARKS
+    if not path.is_file():
+        return []
+    people, _ = bids.read_participants(out_dir)
+    learnt = [people[label] for label in read_json(path)["TrainingControls"] if label in people]
+    others = ", ".join(f"sub-{person.subject}" for person in learnt if not _trains(person))
+    if not others:
+        return []
+    return [
+        f"{path}: was learnt from {others}, no training controls any more; to learn it anew, remove it and "
+        "overwrite all subjects."
+    ]
 
 
 # === Histogram matching ===
@@ -508,11 +543,11 @@ def match_deciles(volume: NDArray[np.floating], own: ArrayLike, standard: ArrayL
 
 def _preprocessed(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.bool_], Path]]:
     """Image name -> volume, brain mask, file of a subject's folder."""
-    (mask_file,) = folder.glob("anat/*_desc-brain_mask.nii.gz")
+    (mask_file,) = folder.glob("anat/sub-*_desc-brain_mask.nii.gz")
     mask = read_nifti(mask_file)[0] > 0.5
     return {
         path.name.split("_")[-1].split(".")[0]: (read_nifti(path)[0], mask, path)
-        for path in sorted(folder.glob("anat/*_desc-preproc_*.nii.gz"))
+        for path in sorted(folder.glob("anat/sub-*_desc-preproc_*.nii.gz"))
     }
 
 
@@ -599,7 +634,7 @@ def _preprocess_subject(raw: bids.RawSubject, anat: Path, options: Options) -> d
         write_nifti(anat / f"{space}_label-lesion_mask.nii.gz", moved, template.affine, dtype=np.uint8)
         write_json(anat / f"{space}_label-lesion_mask.json", {"Type": "Lesion", **_place(options)})
 
-    header = _header(raw.images[REFERENCE])
+    header = open_nifti(raw.images[REFERENCE])
     both = brain_mask & template.brain_mask
     region = template.brain_mask if options.region == "brain" else cerebrum_mask(options.voxel_size)
     return {
@@ -651,11 +686,6 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 # === Files ===
 
 
-def _header(path: Path) -> Any:
-    """An image whose voxels are not read: shape, affine."""
-    return nib.load(path)
-
-
 def _way_back(folder: Path) -> Path:
     """The transform from the template to the T1w of a subject's folder."""
     return folder / "anat" / f"{folder.name}_from-{TEMPLATE_SPACE}_to-{REFERENCE}_mode-image_xfm.h5"
@@ -663,11 +693,14 @@ def _way_back(folder: Path) -> Path:
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
     """The T1w's sidecar of a finished subject: it says from what and how the folder was made."""
-    for path in folder.glob(f"anat/*_desc-preproc_{REFERENCE}.json"):
-        record: dict[str, Any] = json.loads(path.read_text())
-        if "Settings" in record:
-            return record
-    return None
+    return next((record for _, record in _records(folder)), None)
+
+
+def _records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The sidecars of T1w images that are such a record: one in a finished subject, none in other folders."""
+    paths = sorted(folder.glob(f"anat/sub-*_desc-preproc_{REFERENCE}.json"))
+    found = [(path, read_json(path)) for path in paths]
+    return [(path, record) for path, record in found if "Settings" in record]
 
 
 def _sha256(path: Path) -> str:

@@ -34,7 +34,7 @@ def figures(derivative_dir: str | Path) -> dict[str, dict[str, float]]:
         InputError: the folder holds no finished subject.
     """
     found = {}
-    for path in sorted(Path(derivative_dir).glob("sub-*/anat/*_desc-preproc_T1w.json")):
+    for path in sorted(Path(derivative_dir).glob("sub-*/anat/sub-*_desc-preproc_T1w.json")):
         quality = json.loads(path.read_text()).get("Quality")
         if quality:
             values = {name: quality[name] for name in FIGURES}
@@ -116,10 +116,10 @@ def _pictures(folder: Path, label: str) -> list[tuple[str, str]]:
     """Image name and JPEG (base64) of every image of a subject."""
     anat = folder / f"sub-{label}" / "anat"
     pictures = []
-    for path in sorted(anat.glob("*_desc-preproc_*.nii.gz"), key=lambda path: "T1w" not in path.name):
+    for path in sorted(anat.glob("sub-*_desc-preproc_*.nii.gz"), key=lambda path: "T1w" not in path.name):
         volume, affine = read_nifti(path)
         template = load_template(round(affine[0, 0]))
-        lesions = [read_lesion_mask(mask)[0] for mask in anat.glob("*_label-lesion_mask.nii.gz")]
+        lesions = [read_lesion_mask(mask)[0] for mask in anat.glob("sub-*_label-lesion_mask.nii.gz")]
         pictures.append(
             (path.name.split("_")[-1].split(".")[0], _jpeg(volume, affine, template.brain_mask, lesions))
         )

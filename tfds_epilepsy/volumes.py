@@ -5,6 +5,7 @@ Every volume is ``(x, y, z)`` or ``(x, y, z, m)`` in RAS+ order and travels with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,23 +113,54 @@ def read_nifti(path: str | Path, *, dtype: Any = np.float32) -> tuple[NDArray[An
         The array ``(x, y, z)`` and its ``(4, 4)`` affine.
 
     Raises:
-        InputError: the file is missing, truncated, not NIfTI, not 3-D, or holds NaN or infinity.
+        InputError: as ``open_nifti``; the file is truncated, or holds NaN or infinity.
+    """
+    image = open_nifti(path)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is infinite, and named below
+            turned = nib.as_closest_canonical(image)
+            array = np.asarray(turned.dataobj, dtype=dtype)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated.") from error
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite.")
+    return array.reshape(array.shape[:3]), turned.affine
+
+
+def open_nifti(path: str | Path) -> Any:
+    """A 3-D NIfTI whose voxels are not read yet, once its header can be believed.
+
+    Returns:
+        nibabel's image, in the file's own orientation; ``(x, y, z)``, or with further axes of length 1.
+
+    Raises:
+        InputError: the file is missing or no NIfTI, and why; not 3-D; complex or RGB; without an affine, or
+            without a word on left and right.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file.")
+        raise InputError(f"{path}: {_absent(path)}")
     try:
-        image: Any = nib.as_closest_canonical(nib.load(path))
-        array = np.asarray(image.dataobj, dtype=dtype)
+        with np.errstate(all="ignore"):
+            image: Any = nib.load(path)
+            problem = _unusable(image) or _too_short(path, image)
     except Exception as error:  # nibabel, gzip and zlib each raise their own
-        raise InputError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated.") from error
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise InputError(f"{path}: {array.ndim}-D of shape {array.shape}; a 3-D volume is needed.")
-    if not np.isfinite(array).all():
-        raise InputError(f"{path}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite.")
-    return array, image.affine
+        raise InputError(f"{path}: {_unreadable(path, error)}") from error
+    if problem:
+        raise InputError(f"{path}: {problem}")
+    return image
+
+
+def orientation_note(image: Any) -> str:
+    """Which of the header's two forms was believed, where they disagree; else empty.
+
+    Args:
+        image: of ``open_nifti``.
+    """
+    if image.header["qform_code"] <= 0 or image.header["sform_code"] <= 0:
+        return ""
+    apart = _apart(image)
+    return f"sform and qform disagree by {apart:.1f} mm; the sform is believed." if apart > 0.5 else ""
 
 
 def write_nifti(path: str | Path, array: ArrayLike, affine: ArrayLike, *, dtype: Any = np.float32) -> Path:
@@ -290,3 +322,80 @@ def scaled_position(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float32
 def _grid(shape: tuple[int, ...], affine: NDArray[np.floating]) -> str:
     size, origin = np.diag(affine)[:3].round(3), affine[:3, 3].round(1)
     return f"{tuple(shape)} of {size.tolist()} mm with its origin at {origin.tolist()}"
+
+
+def _absent(path: Path) -> str:
+    if path.is_symlink():
+        return (
+            f"a link to {path.readlink()}, which is not there; get the file's content first "
+            "(datalad get, git annex get)."
+        )
+    return "is a folder; a file is needed." if path.is_dir() else "no such file."
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a file is no NIfTI, seen from its first bytes."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(400)
+    except OSError as failure:
+        return f"cannot be read ({failure.strerror})."
+    if not start:
+        return "is empty (0 bytes)."
+    if b"/annex/objects/" in start or start.startswith(b"version https://git-lfs"):
+        return "holds a pointer, not a scan; get the file's content first (datalad get, git lfs pull)."
+    compressed = start.startswith(b"\x1f\x8b")
+    if path.name.lower().endswith(".gz") and not compressed:
+        if start[344:347] in (b"n+1", b"ni1") or start[4:7] == b"n+2":
+            return f"is not compressed, though its name says so; rename it to {path.name[:-3]}."
+        return "is no gzip file; it is damaged, or of another format."
+    if path.name.lower().endswith(".nii") and compressed:
+        return f"is compressed; rename it to {path.name}.gz."
+    return f"cannot be read as NIfTI ({error}); the file may be truncated."
+
+
+def _unusable(image: Any) -> str:
+    """What is wrong with a header, or nothing."""
+    shape, header = image.shape, image.header
+    if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+        return f"{len(shape)}-D of shape {shape}; a 3-D volume is needed."
+    if 0 in shape:
+        return f"of shape {shape}: it holds no voxel."
+    if "qform_code" not in header:
+        return "its header says nothing of left and right (no NIfTI, but Analyze); convert it anew."
+    dtype = image.get_data_dtype()
+    if dtype.kind == "c":
+        return "its voxels are complex numbers; write the magnitude."
+    if dtype.names:
+        return f"its voxels are colours ({'+'.join(dtype.names)}); one value per voxel is needed."
+    if not np.isfinite(image.affine).all():
+        return "its affine holds NaN or infinity; the header is damaged: convert the scan anew."
+    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
+        return "its affine is singular (an axis of length 0); the header is damaged: convert the scan anew."
+    if header["qform_code"] <= 0 and header["sform_code"] <= 0:
+        return (
+            "qform and sform code are 0: the header does not say where left and right are; convert the scan "
+            "anew, or set the codes once you know."
+        )
+    if header["qform_code"] > 0 and header["sform_code"] > 0:
+        sform, qform = header.get_sform()[:3, :3], header.get_qform()[:3, :3]
+        if np.linalg.det(sform) * np.linalg.det(qform) < 0:
+            return "sform and qform disagree on left and right; set the wrong one anew."
+    return ""
+
+
+def _apart(image: Any) -> float:
+    """Millimetres between where sform and qform put the volume's corners, at most."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape[:3]) - 1)
+    forms = (image.header.get_sform(), image.header.get_qform())
+    by_sform, by_qform = (nib.affines.apply_affine(form, corners) for form in forms)
+    return float(np.linalg.norm(by_sform - by_qform, axis=1).max())
+
+
+def _too_short(path: Path, image: Any) -> str:
+    """A header that promises more voxels than the file can hold would fill memory before it fails."""
+    promised = math.prod(image.shape) * image.get_data_dtype().itemsize
+    held = path.stat().st_size * (1100 if path.name.lower().endswith(".gz") else 1)  # deflate's best is 1032
+    if promised > held:
+        return f"its header promises {image.shape} voxels, more than the file can hold; it may be truncated."
+    return ""

@@ -5,8 +5,8 @@ Template space: ``sub-*[/ses-*]/anat/*_space-*_{T1w,FLAIR,...}.nii[.gz]`` with `
 where there is one, ``*_label-lesion_mask``. Who they are stands in ``participants.tsv``.
 
 ``participants`` reads that table, ``finding`` the names of files, ``voxels`` what is in them. ``raw`` and
-``derivative`` make subjects of the three, ``checking`` tells a person about both, and ``description`` writes
-``dataset_description.json``.
+``derivative`` make subjects of the three, ``checking`` tells a person about both, ``tables`` adds to
+participants.tsv and ``description`` writes ``dataset_description.json``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tfds_epilepsy.bids.derivative import (
     template_subjects,
     voxel_problems,
 )
-from tfds_epilepsy.bids.description import BIDS_VERSION, write_description
+from tfds_epilepsy.bids.description import BIDS_VERSION, write_bidsignore, write_description
 from tfds_epilepsy.bids.finding import MODALITIES
 from tfds_epilepsy.bids.participants import (
     SPLITS,
@@ -30,7 +30,8 @@ from tfds_epilepsy.bids.participants import (
     read_participants,
     split_of,
 )
-from tfds_epilepsy.bids.raw import RawSubject, raw_subjects
+from tfds_epilepsy.bids.raw import RawSubject, find_raw_subjects, raw_subjects
+from tfds_epilepsy.bids.tables import add_rows, correct_cells
 from tfds_epilepsy.bids.voxels import stripped_mask
 
 __all__ = [
@@ -42,8 +43,11 @@ __all__ = [
     "Participant",
     "RawSubject",
     "TemplateSubject",
+    "add_rows",
     "check",
     "control_problems",
+    "correct_cells",
+    "find_raw_subjects",
     "fingerprint",
     "raw_subjects",
     "read_derivative",
@@ -53,5 +57,6 @@ __all__ = [
     "stripped_mask",
     "template_subjects",
     "voxel_problems",
+    "write_bidsignore",
     "write_description",
 ]

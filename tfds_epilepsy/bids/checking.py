@@ -9,12 +9,14 @@ from pathlib import Path
 
 from tfds_epilepsy.bids.derivative import (
     TemplateSubject,
+    check_voxels,
+    sidecar_problems,
     template_subjects,
-    training_problems,
-    voxel_problems,
 )
-from tfds_epilepsy.bids.finding import MODALITIES, is_derivative
+from tfds_epilepsy.bids.finding import MODALITIES, is_derivative, read_object
+from tfds_epilepsy.bids.participants import read_participants, training_problems, unmatched
 from tfds_epilepsy.bids.raw import RawSubject, find_raw_subjects
+from tfds_epilepsy.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ def check(
     modalities: Sequence[str] | None = None,
     session: str | None = None,
     filters: Mapping[str, Mapping[str, str]] | None = None,
+    space: str | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str] | None = None,
     require_controls: bool = False,
@@ -47,26 +50,44 @@ def check(
     """All about a data set, raw or derivative, before anything is done with it.
 
     Args:
-        bids_dir: the folder. It is a derivative when it holds images, and none in native space.
+        bids_dir: the folder. It is a derivative when it holds images in template space, and none in
+            native space or a description that says so.
         modalities: that each subject must have; None as in ``raw_subjects`` and ``template_subjects``.
         session, filters: of raw scans, as in ``raw_subjects``.
+        space: of a derivative, as in ``template_subjects``.
         group_column: of participants.tsv.
         groups: further words for ``control`` and ``patient``.
-        require_controls: fewer than 2 training controls are a problem too (of a derivative).
+        require_controls: fewer than 2 training controls are a problem too.
 
     Returns:
         One row per subject (subject, session, group, split, one column per modality, masks, problems), the
         problems and the notes. In parentheses: sessions and files that were not taken.
+
+    Raises:
+        InputError: no such folder, or no subject in it; an option that does not apply to its kind.
     """
     folder = Path(bids_dir)
     subjects: Sequence[RawSubject | TemplateSubject]
     if folder.is_dir() and is_derivative(folder):
         kind = "derivative"
-        subjects, problems, notes = _check_derivative(
-            folder, modalities, group_column, groups, require_controls
+        if session is not None or filters:
+            raise InputError(
+                f"{folder}: is in template space; --session and --filter choose among raw scans."
+            )
+        subjects, problems = template_subjects(
+            folder, modalities=modalities, space=space, group_column=group_column, groups=groups
         )
+        unread, notes = check_voxels(subjects)
+        problems += unread
+        notes += [
+            f"sub-{one.subject}: no brain mask; the skull-stripped {next(iter(one.images))} gives it."
+            for one in subjects
+            if one.brain_mask is None and one.images
+        ]
     else:
         kind = "raw"
+        if space is not None:
+            raise InputError(f"{folder}: holds raw scans; --space chooses among images in template space.")
         subjects, problems = find_raw_subjects(
             folder,
             modalities=modalities,
@@ -75,7 +96,11 @@ def check(
             group_column=group_column,
             groups=groups,
         )
+        problems += sidecar_problems([path for one in subjects for path in one.images.values()])
         notes = [f"sub-{one.subject}: group unknown." for one in subjects if not one.participant.group]
+    problems += _folder_problems(folder, [one.subject for one in subjects])
+    if require_controls and subjects:
+        problems += training_problems(folder, [one.participant for one in subjects])
     notes = [note for one in subjects for note in one.notes] + notes
     columns = [m for m in modalities or MODALITIES if any(m in one.images for one in subjects)]
     with_session = any(one.session for one in subjects)
@@ -83,26 +108,24 @@ def check(
     return Check(kind=kind, rows=rows, problems=problems, notes=notes)
 
 
-def _check_derivative(
-    folder: Path,
-    modalities: Sequence[str] | None,
-    group_column: str | None,
-    groups: Mapping[str, str] | None,
-    require_controls: bool,
-) -> tuple[list[TemplateSubject], list[str], list[str]]:
-    """Subjects, problems, and notes beyond the subjects' own."""
-    subjects, problems = template_subjects(
-        folder, modalities=modalities, group_column=group_column, groups=groups
-    )
-    problems += voxel_problems(subjects)
-    if require_controls and subjects:
-        problems += training_problems(folder, subjects)
-    notes = [
-        f"sub-{one.subject}: no brain mask; the skull-stripped {next(iter(one.images))} gives it."
-        for one in subjects
-        if one.brain_mask is None and one.images
-    ]
-    return subjects, problems, notes
+def _folder_problems(folder: Path, labels: Sequence[str]) -> list[str]:
+    """Rows of participants.tsv without a folder, and a description that is not JSON."""
+    problems = []
+    people, _ = read_participants(folder)
+    strays = unmatched(folder, people, labels, needed=False)[1]
+    if strays and labels:
+        some = ", ".join(f"sub-{label}" for label in strays[:5]) + (", ..." if len(strays) > 5 else "")
+        problems.append(
+            f"{folder / 'participants.tsv'}: {len(strays)} rows without a folder ({some}); "
+            "get their scans, or remove the rows."
+        )
+    description = folder / "dataset_description.json"
+    if description.is_file():
+        try:
+            read_object(description)
+        except InputError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _row(

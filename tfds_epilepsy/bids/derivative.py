@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,22 @@ from tfds_epilepsy.bids.finding import (
     best_session,
     find_files,
     listed,
+    read_object,
     session_note,
     sessions_of,
     sidecar_of,
 )
-from tfds_epilepsy.bids.participants import Participant, control_problems, read_participants, split_of
-from tfds_epilepsy.bids.voxels import Grid, read_grids, stripped_mask
+from tfds_epilepsy.bids.participants import (
+    Participant,
+    mask_note,
+    read_participants,
+    split_of,
+    training_problems,
+    unmatched,
+)
+from tfds_epilepsy.bids.voxels import VolumeFile, read_volumes, same_scans, stripped_mask, volume_notes
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject, normalise, read_nifti
+from tfds_epilepsy.volumes import Subject, normalise, read_lesion_mask, read_nifti
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,7 @@ class Derivative:
         space: value of the ``space-`` entity.
         voxel_size: mm.
         fingerprint: hash of all that the records are made from.
+        notes: things to know that are no problem.
     """
 
     folder: Path
@@ -84,6 +92,7 @@ class Derivative:
     space: str
     voxel_size: tuple[float, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, str]:
@@ -122,9 +131,10 @@ def read_derivative(
         group_column=group_column,
         groups=groups,
     )
-    problems += voxel_problems(subjects)
+    unread, notes = check_voxels(subjects)
+    problems += unread
     if require_controls and subjects:
-        problems += training_problems(folder, subjects)
+        problems += training_problems(folder, [one.participant for one in subjects])
     if problems:
         raise InputError(problems)
     channels = tuple(subjects[0].images)
@@ -139,6 +149,7 @@ def read_derivative(
         space=file.entities["space"],
         voxel_size=tuple(float(size) for size in sizes),
         fingerprint=fingerprint(subjects, channels, folder),
+        notes=(*(note for one in subjects for note in one.notes), *notes),
     )
 
 
@@ -189,29 +200,56 @@ def template_subjects(
         subject, missing = _subject(person, folder, files, modalities)
         subjects.append(subject)
         problems += missing
-        if people:
-            problems += _table_problems(folder, people.get(label), subject, with_split)
+        if label in people:
+            problems += _row_problems(folder, people[label], subject, with_split)
+    if people:
+        problems += unmatched(folder, people, templated, needed=True)[0]
     return subjects, problems
 
 
-def training_problems(folder: str | Path, subjects: Sequence[TemplateSubject]) -> list[str]:
-    """``control_problems`` of those who train."""
-    return control_problems(folder, sum(one.participant.split == "train" for one in subjects))
-
-
 def voxel_problems(subjects: Sequence[TemplateSubject]) -> list[str]:
-    """Read every file: what is truncated, not 3-D, not finite, empty, or on another grid than the rest."""
-    grids, problems = read_grids([file for subject in subjects for file in subject.files], voxels=True)
-    if grids:
-        usual, _ = Counter(grid.key for grid in grids.values()).most_common(1)[0]
-        reference = next(path for path, grid in grids.items() if grid.key == usual)
+    """The problems of ``check_voxels``."""
+    return check_voxels(subjects)[0]
+
+
+def check_voxels(subjects: Sequence[TemplateSubject]) -> tuple[list[str], list[str]]:
+    """Read every file, images, masks and sidecars.
+
+    Returns:
+        The problems: what is truncated, not 3-D, not finite, constant, empty, sheared, on another grid than
+        the rest, or a scan of two splits. And things to know that are no problem.
+    """
+    volumes, problems = read_volumes(
+        [path for one in subjects for path in one.images.values()],
+        [one.brain_mask for one in subjects if one.brain_mask is not None],
+        [one.lesion_mask for one in subjects if one.lesion_mask is not None],
+    )
+    if volumes:
+        usual, _ = Counter(volume.grid.key for volume in volumes.values()).most_common(1)[0]
+        reference, one = next((path, one) for path, one in volumes.items() if one.grid.key == usual)
         problems += [
-            f"{path}: {grid}; the others' grid is {grids[reference]} ({reference.name})."
-            for path, grid in grids.items()
-            if not grid.equals(grids[reference])
+            f"{path}: {volume.grid}; the others' grid is {one.grid} ({reference.name})."
+            for path, volume in volumes.items()
+            if not volume.grid.equals(one.grid)
         ]
+    notes = []
     for subject in subjects:
-        problems += _mask_problems(subject, grids)
+        problems += [*_mask_problems(subject, volumes), *sidecar_problems(list(subject.images.values()))]
+        notes += volume_notes(subject.subject, volumes, subject.files)
+        if subject.lesion_mask in volumes and volumes[subject.lesion_mask].marked == 1:
+            notes.append(f"sub-{subject.subject}: one voxel is marked in {subject.lesion_mask.name}.")
+    same, doubles = same_scans([(one.participant, one.images) for one in subjects], volumes)
+    return problems + same, notes + [note for of_one in doubles.values() for note in of_one]
+
+
+def sidecar_problems(paths: Sequence[Path]) -> list[str]:
+    """JSON files beside images that cannot be read."""
+    problems = []
+    for path in paths:
+        try:
+            _is_normalised(path)
+        except InputError as error:
+            problems.append(str(error))
     return problems
 
 
@@ -240,7 +278,7 @@ def read_subject(subject: TemplateSubject, modalities: Sequence[str]) -> Subject
     ]
     lesion_mask = np.zeros_like(brain_mask)
     if subject.lesion_mask is not None:
-        lesion_mask = read_nifti(subject.lesion_mask)[0] > 0.5
+        lesion_mask, _ = read_lesion_mask(subject.lesion_mask)
     person = subject.participant
     return Subject(
         subject=person.subject,
@@ -282,27 +320,33 @@ def fingerprint(subjects: Sequence[TemplateSubject], modalities: Sequence[str], 
 def _in_one_space(
     folder: Path, scans: Mapping[str, Sequence[ScanFile]], space: str | None
 ) -> tuple[dict[str, list[ScanFile]], list[str]]:
-    """Each subject's files in the space; none at all where it holds no image."""
-    templated = {
-        label: [file for file in files if "space" in file.entities and not file.native]
-        for label, files in scans.items()
-    }
-    images = [file for files in templated.values() for file in files if file.modality]
+    """Each subject's files in the space; none at all where it holds no image.
+
+    A lesion mask whose name says no space is one of them where no other lesion mask is: its grid will tell.
+    """
+    images = [file for files in scans.values() for file in files if file.modality and not file.native]
     spaces = sorted({file.entities["space"] for file in images})
     problems = []
     if space is None and len(spaces) > 1:
-        problems.append(f"{folder}: images in {len(spaces)} spaces ({', '.join(spaces)}); choose one.")
+        problems.append(
+            f"{folder}: images in {len(spaces)} spaces ({', '.join(spaces)}); choose one, "
+            f"as in --space {spaces[0]}."
+        )
     chosen = space or next(iter(spaces), "")
     if chosen not in spaces:
+        there = f" in space {chosen} (there are: {', '.join(spaces)})" if spaces else ""
         problems.append(
-            f"{folder}: no template-space image (sub-*/anat/*_space-*_T1w.nii.gz); "
+            f"{folder}: no template-space image{there} (sub-*/anat/*_space-*_T1w.nii.gz); "
             "raw scans are brought to the template by 'epizoo preprocess'."
         )
         return {}, problems
-    return {
-        label: [file for file in files if file.entities["space"] == chosen]
-        for label, files in templated.items()
-    }, problems
+    templated = {}
+    for label, files in scans.items():
+        own = [file for file in files if not file.native and file.entities["space"] == chosen]
+        if not any(file.is_lesion for file in own):
+            own += [file for file in files if file.is_lesion and "space" not in file.entities]
+        templated[label] = own
+    return templated, problems
 
 
 def _subject(
@@ -310,9 +354,17 @@ def _subject(
 ) -> tuple[TemplateSubject, list[str]]:
     """The subject's session and files, and what it lacks or has too much of."""
     label, problems = person.subject, []
-    session = best_session(files, modalities)
-    notes = session_note(label, files, session)
-    own = [file for file in files if file.session == session]
+    masks = [file for file in files if file.is_lesion]
+    session = best_session(
+        [file for file in files if not file.is_lesion], modalities, modalities, {one.session for one in masks}
+    )
+    notes = [*person.notes, *session_note(label, files, session)]
+    notes += [
+        f"sub-{label}: lesion mask {mask.path.name} is not taken; it is of another session."
+        for mask in masks
+        if mask.session not in (session, "")
+    ]
+    own = [file for file in files if file.session == session or (file in masks and not file.session)]
     images: dict[str, Path] = {}
     for modality in modalities:
         candidates = [file for file in own if file.is_image(modality)]
@@ -328,30 +380,26 @@ def _subject(
         "lesion": [file for file in own if file.is_lesion],
     }
     problems += [
-        f"{listed(masks)}: several {kind} masks of sub-{label}; leave one."
-        for kind, masks in kinds.items()
-        if len(masks) > 1
+        f"{listed(found)}: several {kind} masks of sub-{label}; leave one."
+        for kind, found in kinds.items()
+        if len(found) > 1
     ]
-    first = {kind: masks[0].path if masks else None for kind, masks in kinds.items()}
+    first = {kind: found[0].path if found else None for kind, found in kinds.items()}
     subject = TemplateSubject(
         participant=replace(person, split=split_of(person)),
         session=session,
         images=images,
         brain_mask=first["brain"],
         lesion_mask=first["lesion"],
-        notes=tuple(notes),
+        notes=(*notes, *mask_note(person, first["lesion"])),
         sessions=sessions_of(files),
     )
     return subject, problems
 
 
-def _table_problems(
-    folder: Path, said: Participant | None, subject: TemplateSubject, with_split: bool
-) -> list[str]:
-    """What participants.tsv lacks of a subject, or cannot be meant; ``said`` is its row."""
+def _row_problems(folder: Path, said: Participant, subject: TemplateSubject, with_split: bool) -> list[str]:
+    """What a subject's row in participants.tsv, ``said``, lacks or cannot mean."""
     table, label, problems = folder / "participants.tsv", subject.subject, []
-    if said is None:
-        return [f"{table}: no row for sub-{label}."]
     if not said.group:
         problems.append(f"{table}: sub-{label} has no group (control or patient).")
     if with_split and not said.split:
@@ -364,30 +412,30 @@ def _table_problems(
     return problems
 
 
-def _mask_problems(subject: TemplateSubject, grids: Mapping[Path, Grid]) -> list[str]:
-    problems = [
-        f"{mask}: the mask is empty."
-        for mask in (subject.brain_mask, subject.lesion_mask)
-        if mask is not None and mask in grids and not grids[mask].above_zero
-    ]
-    if subject.brain_mask is None:
-        problems += [
+def _mask_problems(subject: TemplateSubject, volumes: Mapping[Path, VolumeFile]) -> list[str]:
+    """A brain that cannot be told from the rest, a lesion outside it."""
+    brain, lesion = subject.brain_mask, subject.lesion_mask
+    if brain is None:
+        return [
             f"{image}: sub-{subject.subject} has no brain mask (*_space-*_desc-brain_mask.nii.gz), and the "
             "image is not skull-stripped, so that none can be taken from it."
             for image in list(subject.images.values())[:1]
-            if image in grids and not grids[image].stripped
+            if image in volumes and not volumes[image].stripped
         ]
-    return problems
+    if lesion is None or not {brain, lesion} <= set(volumes):
+        return []
+    if not volumes[brain].grid.equals(volumes[lesion].grid):
+        return []  # said already
+    if (read_lesion_mask(lesion)[0] & (read_nifti(brain)[0] > 0.5)).any():
+        return []
+    return [f"{lesion}: lies wholly outside the brain mask ({brain.name})."]
 
 
 def _is_normalised(path: Path) -> bool:
     sidecar = sidecar_of(path)
     if sidecar is None:
         return False
-    try:
-        return "Normalisation" in json.loads(sidecar.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise InputError(f"{sidecar}: cannot be read as JSON ({error}).") from error
+    return "Normalisation" in read_object(sidecar)
 
 
 def _normalise(path: Path, volume: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tfds_epilepsy.files import write_json
+from tfds_epilepsy.bids.finding import read_object
+from tfds_epilepsy.files import write_json, write_text
 
 BIDS_VERSION = "1.10.0"
 
@@ -21,7 +22,7 @@ def write_description(
     source: str | Path | None = None,
     **fields: Any,
 ) -> Path:
-    """Write the description of a derivative that epizoo makes.
+    """Write the description of a derivative that epizoo makes; fields that are there already stay.
 
     Args:
         folder: of the derivative.
@@ -33,6 +34,9 @@ def write_description(
 
     Returns:
         The file.
+
+    Raises:
+        InputError: there is one, and it is no JSON object.
     """
     maker = {"Name": made_by, "Version": metadata.version("epizoo")}
     description: dict[str, Any] = {
@@ -46,4 +50,18 @@ def write_description(
         place = Path(source)
         url = place.resolve().as_uri() if place.is_dir() else f"urn:epizoo:{source}"
         description["SourceDatasets"] = [{"URL": url}]
-    return write_json(Path(folder) / "dataset_description.json", description)
+    path = Path(folder) / "dataset_description.json"
+    there = read_object(path) if path.is_file() else {}
+    if description.keys() <= there.keys():
+        return path
+    return write_json(
+        path, {**there, **{name: description[name] for name in description if name not in there}}
+    )
+
+
+def write_bidsignore(folder: str | Path, patterns: Sequence[str]) -> Path:
+    """Write the patterns of files that are not BIDS; others that are there already stay."""
+    path = Path(folder) / ".bidsignore"
+    there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    missing = [pattern for pattern in patterns if pattern not in there]
+    return write_text(path, "\n".join([*there, *missing]) + "\n") if missing else path

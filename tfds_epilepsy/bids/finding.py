@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tfds_epilepsy.errors import InputError
 
 MODALITIES = ("T1w", "FLAIR", "T2w", "T1map", "T2map", "pet")  # found unasked, in this order; others by name
 NATIVE_SPACES = ("orig", "individual", "native", *(name.lower() for name in MODALITIES))
+MASKS = ("mask", "dseg", "probseg", "seg", "label")  # suffixes of a lesion mask, where the name says lesion
+LESION = re.compile(r"(?<!no)(?<!non)lesion|fcd|dysplasia")
+SCOUT = re.compile(r"locali[sz]er|scout|survey|^loc\d*$")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScanFile:
     """A NIfTI file and what its name says: ``sub-01_acq-a_FLAIR_roi`` is a ``roi`` drawn on ``of`` FLAIR.
 
@@ -34,8 +39,8 @@ class ScanFile:
 
     @classmethod
     def parse(cls, path: Path, derived: bool = False) -> ScanFile | None:
-        """None for a name that is not that of a NIfTI, or of nothing but entities."""
-        match = re.fullmatch(r"(.+)\.nii(\.gz)?", path.name, re.IGNORECASE)
+        """None for a name that is not that of a NIfTI, or of nothing but entities, and for hidden files."""
+        match = re.fullmatch(r"([^.].*)\.nii(\.gz)?", path.name, re.IGNORECASE)
         if match is None:
             return None
         parts = match[1].split("_")
@@ -64,8 +69,13 @@ class ScanFile:
 
     @property
     def is_lesion(self) -> bool:
-        about = any(word.startswith("lesion") for word in self._about)
-        return self.suffix.lower() == "roi" or (self.suffix.lower() in ("mask", "dseg") and about)
+        suffix, about = self.suffix.lower(), self._about
+        named = "l" in about or any(LESION.search(word) for word in about)  # label-L: BIDS for a lesion
+        if suffix == "roi":
+            return named or about == {""}
+        if suffix in MASKS:
+            return named or LESION.search(self.of.lower()) is not None
+        return LESION.search(suffix) is not None
 
     @property
     def is_brain(self) -> bool:
@@ -76,21 +86,39 @@ class ScanFile:
         return next((name for name in MODALITIES if self.is_image(name)), "")
 
     def is_image(self, modality: str) -> bool:
-        return self.suffix.lower() == modality.lower() and not any(
-            word.startswith("lesion") for word in self._about
+        """Whether it is an image of this modality: no lesion mask, no phase, no real or imaginary part."""
+        return (
+            self.suffix.lower() == modality.lower()
+            and self.entities.get("part", "mag") == "mag"
+            and not any(LESION.search(word) for word in self._about)
         )
 
-    def matches(self, filters: Mapping[str, Mapping[str, str]] | None) -> bool:
-        for modality, wanted in (filters or {}).items():
+    @property
+    def oddity(self) -> str:
+        """Why a plain image of its modality is to be preferred, or nothing."""
+        if "ce" in self.entities:
+            return f"contrast-enhanced (ce-{self.entities['ce']})"
+        words = (self.entities.get(name, "").lower() for name in ("acq", "rec", "desc"))
+        return "a localizer" if any(SCOUT.search(word) for word in words) else ""
+
+    def matches(self, filters: Mapping[str, Mapping[str, str]]) -> bool:
+        """Whether it carries the entities that the filters demand of its modality."""
+        for modality, wanted in filters.items():
             if self.is_image(modality):
                 return all(self.entities.get(key) == value for key, value in wanted.items())
         return True
 
     def named_after(self, image: ScanFile) -> bool:
-        """Whether this mask's name is that of the image and a suffix."""
-        ignored = ("label", "desc")
-        own = {key: value for key, value in self.entities.items() if key not in ignored}
-        return self.of.lower() == image.suffix.lower() and own == dict(image.entities)
+        """Whether this mask's name is that of the image and a suffix; it may be silent on the session."""
+        own = {key: value for key, value in self.entities.items() if key not in ("label", "desc")}
+        others = {key: value for key, value in image.entities.items() if key != "ses" or key in own}
+        return self.of.lower() == image.suffix.lower() and own == others
+
+    def says(self, modality: str) -> bool:
+        """Whether this mask's name says that it was drawn on an image of this modality."""
+        name = modality.lower()
+        in_desc = re.match(rf"{name.removesuffix('w')}w?lesion", self.entities.get("desc", "").lower())
+        return name in (self.of.lower(), self.entities.get("space", "").lower()) or in_desc is not None
 
 
 def find_files(
@@ -116,7 +144,7 @@ def find_files(
     if labels is not None:
         asked = [label.removeprefix("sub-") for label in labels]
         problems += [
-            f"{folder / f'sub-{name}'}: no such subject ({len(names)} are there)."
+            f"{folder / f'sub-{name}'}: no such subject ({len(names)} are there){_meant(name, names)}."
             for name in asked
             if name not in names
         ]
@@ -124,12 +152,9 @@ def find_files(
     subjects = {}
     for name in names:
         files = _files_of(folder, name, derivatives)
-        problems += [
-            f"{file.path}: its name does not say sub-{name}, the subject of its folder."
-            for file in files
-            if file.entities.get("sub") != name
-        ]
-        subjects[name] = [file for file in files if file.entities.get("sub") == name]
+        misplaced = {file.path: problem for file in files if (problem := _misplaced(file, name))}
+        problems += [f"{path}: {problem}" for path, problem in misplaced.items()]
+        subjects[name] = [file for file in files if file.path not in misplaced]
     return subjects, problems
 
 
@@ -138,14 +163,27 @@ def sessions_of(files: Sequence[ScanFile]) -> tuple[str, ...]:
     return tuple(sorted({file.session for file in files}))
 
 
-def best_session(files: Sequence[ScanFile], modalities: Sequence[str]) -> str:
-    """The first session that holds most of the modalities."""
+def best_session(
+    files: Sequence[ScanFile],
+    modalities: Sequence[str],
+    required: Sequence[str],
+    with_mask: Collection[str] = (),
+) -> str:
+    """The first session that holds all that is required, then a lesion mask, then most of the modalities.
 
-    def held(session: str) -> int:
+    Args:
+        files: images of all sessions.
+        modalities: wanted.
+        required: needed.
+        with_mask: sessions that a lesion mask was drawn in.
+    """
+
+    def rank(session: str) -> tuple[bool, bool, int]:
         own = [file for file in files if file.session == session]
-        return sum(any(file.is_image(modality) for file in own) for modality in modalities)
+        held = [name for name in modalities if any(file.is_image(name) for file in own)]
+        return set(required) <= set(held), session in with_mask, len(held)
 
-    return max(sessions_of(files), key=held, default="")
+    return max(sessions_of(files), key=rank, default="")
 
 
 def session_note(label: str, files: Sequence[ScanFile], chosen: str) -> list[str]:
@@ -155,10 +193,26 @@ def session_note(label: str, files: Sequence[ScanFile], chosen: str) -> list[str
 
 
 def is_derivative(folder: Path) -> bool:
-    """Whether all images lie in a template's space, and there are some."""
+    """Whether it holds images in template space, and none in native space or a description that says so."""
     scans, _ = find_files(folder, derivatives=False)
     images = [file for files in scans.values() for file in files if file.modality]
-    return bool(images) and not any(file.native for file in images)
+    if all(file.native for file in images):
+        return False
+    try:
+        said = read_object(folder / "dataset_description.json").get("DatasetType") == "derivative"
+    except InputError:
+        said = False
+    return said or not any(file.native for file in images)
+
+
+def lookalike(label: str, others: Iterable[str]) -> str:
+    """Another label that may be meant: equal but for case, leading zeros, ``sub-`` and what is no letter."""
+
+    def plain(text: str) -> str:
+        letters = re.sub(r"[^0-9a-z]", "", text.lower()).removeprefix("sub")
+        return re.sub(r"(?<!\d)0+(?=\d)", "", letters)
+
+    return next((other for other in others if other != label and plain(other) == plain(label)), "")
 
 
 def listed(files: Sequence[ScanFile]) -> str:
@@ -172,6 +226,23 @@ def sidecar_of(path: Path) -> Path | None:
     return next((p for e in (".json", ".JSON") if (p := path.with_name(stem + e)).is_file()), None)
 
 
+def read_object(path: Path) -> Mapping[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        InputError: it is not JSON, or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: cannot be read as JSON of names and values (it is a {type(content).__name__})."
+        )
+    return content
+
+
 def _doubled(found: Sequence[Path]) -> list[str]:
     problems = []
     for folded, count in Counter(path.name.lower() for path in found).items():
@@ -181,10 +252,34 @@ def _doubled(found: Sequence[Path]) -> list[str]:
     return problems
 
 
+def _misplaced(file: ScanFile, name: str) -> str:
+    """Why a file does not belong where it lies, or nothing."""
+    if file.entities.get("sub") != name:
+        return f"its name does not say sub-{name}, the subject of its folder."
+    session = file.path.parent.parent.name
+    if session.startswith("ses-") and file.session != session.removeprefix("ses-"):
+        return f"its name does not say {session}, the session of its folder."
+    return ""
+
+
+def _meant(name: str, names: Sequence[str]) -> str:
+    other = lookalike(name, names)
+    return f"; sub-{other} is" if other else ""
+
+
 def _files_of(folder: Path, name: str, derivatives: bool) -> list[ScanFile]:
-    patterns = [f"sub-{name}/{place}/*" for place in ("anat", "pet", "ses-*/anat", "ses-*/pet")]
-    paths = [(path, False) for pattern in patterns for path in sorted(folder.glob(pattern))]
+    places = ("anat", "pet", "ses-*/anat", "ses-*/pet")
+    roots = [(folder / f"sub-{name}", False)]
     if derivatives:
-        places = [f"derivatives/*/{pattern}" for pattern in patterns]
-        paths += [(path, True) for place in places for path in sorted(folder.glob(place))]
+        roots += [
+            (one / f"sub-{name}", True)
+            for one in sorted(folder.glob("derivatives/*"))
+            if not one.name.startswith(".")
+        ]
+    paths = [
+        (path, derived)
+        for root, derived in roots
+        for place in places
+        for path in sorted(root.glob(f"{place}/*"))
+    ]
     return [file for path, derived in paths if (file := ScanFile.parse(path, derived)) is not None]

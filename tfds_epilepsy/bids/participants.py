@@ -6,10 +6,12 @@ import csv
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tfds_epilepsy.bids.finding import lookalike
 from tfds_epilepsy.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -21,6 +23,15 @@ GROUPS = {
     **dict.fromkeys(("patient", "patients", "fcd", "epilepsy", "case", "tle", "lesion", "ms"), "patient"),
 }
 GROUP_COLUMNS = ("group", "diagnosis", "dx", "participant_group")
+SPLIT_WORDS = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
+SEXES = {
+    **dict.fromkeys(("f", "female", "w", "woman", "weiblich", "frau", "femme", "girl", "mujer"), "f"),
+    **dict.fromkeys(("m", "male", "man", "männlich", "mann", "homme", "boy", "hombre"), "m"),
+    **dict.fromkeys(("", "o", "other", "u", "unknown", "?"), ""),
+}
+COLUMNS = ("participant_id", *GROUP_COLUMNS, "split", "age", "age_at_scan", "sex", "gender", "site")
+UNKNOWN = ("n/a", "na", "nan")
+OLDEST = 120  # years; 999 is a code
 # Without a column `split`: cumulative shares of train, validation, test by a hash of the subject's label.
 SHARES = {"control": (0.7, 0.8, 1.0), "patient": (0.0, 0.0, 1.0)}
 
@@ -37,6 +48,7 @@ class Participant:
         sex: ``f``, ``m`` or empty.
         site: scanner or centre, empty where unknown.
         row: the table's own words, by column in lower case.
+        notes: what of the row was not understood and is taken as unknown.
     """
 
     subject: str
@@ -46,6 +58,7 @@ class Participant:
     sex: str = ""
     site: str = ""
     row: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_participants(
@@ -68,17 +81,18 @@ def read_participants(
     path = Path(folder) / "participants.tsv"
     if not path.is_file():
         return {}, []
-    columns, rows, problem = _read_table(path)
-    if problem:
-        return {}, [problem]
-    column, problems = _group_column(path, columns, group_column)
+    columns, rows, problems = _read_table(path)
+    if not columns:
+        return {}, problems
+    column, trouble = _group_column(path, columns, group_column)
+    problems += trouble
     words = _group_words(groups)
     only = None if labels is None else {label.removeprefix("sub-") for label in labels}
     people: dict[str, Participant] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         label = row["participant_id"].removeprefix("sub-")
         where = f"{path}: line {number}:"
-        if not label or (only is not None and label not in only):
+        if only is not None and label not in only and not lookalike(label, only):
             continue
         if label in people:
             problems.append(f"{where} a second row for sub-{label}.")
@@ -107,24 +121,98 @@ def control_problems(source: str | Path, count: int) -> list[str]:
     ]
 
 
-def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]], str]:
-    """Columns in lower case, rows in which what is unknown is empty, and why the table cannot be used."""
+def training_problems(source: str | Path, people: Iterable[Participant]) -> list[str]:
+    """``control_problems`` of those who train."""
+    who = [person for person in people if person.group == "control"]
+    return control_problems(source, sum(split_of(person) == "train" for person in who))
+
+
+def unmatched(
+    folder: Path, people: Mapping[str, Participant], labels: Iterable[str], *, needed: bool
+) -> tuple[list[str], list[str]]:
+    """Where participants.tsv and the subjects' folders do not meet.
+
+    Args:
+        folder: of the data set.
+        people: of its table.
+        labels: of its folders.
+        needed: each folder must have a row; else only one whose row seems to be there under another name.
+
+    Returns:
+        The problems, and the labels of rows without a folder that are no folder's under another name.
+    """
+    table, folders = folder / "participants.tsv", list(labels)
+    strays = [label for label in people if label not in folders]
+    problems = []
+    for label in folders:
+        if label in people:
+            continue
+        if other := lookalike(label, strays):
+            strays.remove(other)
+            problems.append(
+                f"{table}: no row for sub-{label}; if the one of {people[other].row['participant_id']!r}, "
+                f"which has no folder, is meant, write 'sub-{label}' there."
+            )
+        elif needed:
+            problems.append(f"{table}: no row for sub-{label}.")
+    return problems, strays
+
+
+def mask_note(person: Participant, mask: Path | None) -> list[str]:
+    """What to tell of a control with a lesion mask."""
+    if mask is None or person.group != "control":
+        return []
+    return [f"sub-{person.subject}: is a control, and has a lesion mask ({mask.name})."]
+
+
+def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[str]]:
+    """Columns in lower case, rows with the number of their line, and problems. No columns: not to be used.
+
+    Each line is read alone, so that a stray quotation mark swallows no further row.
+    """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = [_known(row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        return [], [], f"{path}: cannot be read as a tab-separated table in UTF-8 ({error})."
+        lines = re.split(r"\r\n|\r|\n", path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        return [], [], [f"{path}: cannot be read as a tab-separated table in UTF-8 ({error})."]
+    columns = [name.lower() for name in _cells(lines[0])]
+    if problem := _header_problem(columns):
+        return [], [], [f"{path}: {problem}"]
+    rows, problems = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = ["" if cell.lower() in UNKNOWN else cell for cell in _cells(line)]
+        if not any(cells):
+            continue
+        row = dict(zip(columns, cells, strict=False))
+        if any(cell.startswith('"') for cell in cells):
+            problems.append(f"{path}: line {number}: a quotation mark opens and does not close; remove it.")
+        elif len(cells) != len(columns):
+            problems.append(
+                f"{path}: line {number}: {len(cells)} cells under {len(columns)} columns; "
+                "cells are separated by one tab each."
+            )
+        elif not row["participant_id"]:
+            problems.append(f"{path}: line {number}: no participant_id.")
+        else:
+            rows.append((number, row))
+    return columns, rows, problems
+
+
+def _header_problem(columns: Sequence[str]) -> str:
     if "participant_id" not in columns:
-        return [], [], f"{path}: no column 'participant_id' (columns: {', '.join(columns) or 'none'})."
-    return columns, rows, ""
+        apart = next((mark for mark in (",", ";", " ") if "participant_id" in columns[0].split(mark)), "")
+        tabs = f"; it is separated by {apart!r}, and tabs are needed" if apart else ""
+        return f"no column 'participant_id' (columns: {', '.join(columns) or 'none'}){tabs}."
+    twice = sorted({name for name in COLUMNS if columns.count(name) > 1})
+    return f"two columns {', '.join(map(repr, twice))}; leave one." if twice else ""
 
 
-def _known(row: Mapping[str, str | None]) -> dict[str, str]:
-    texts = {name: (text or "").strip() for name, text in row.items() if isinstance(name, str) and name}
-    return {name: "" if text.lower() in ("n/a", "nan") else text for name, text in texts.items()}
+def _cells(line: str) -> list[str]:
+    """The cells of a line; a cell may stand in quotation marks, and a mark that does not close is kept."""
+    cells = line.split("\t")
+    if line.count('"') and line.count('"') % 2 == 0:
+        with suppress(csv.Error):
+            cells = next(csv.reader([line], delimiter="\t"))
+    return [cell.strip() for cell in cells]
 
 
 def _group_column(path: Path, columns: Sequence[str], asked: str | None) -> tuple[str, list[str]]:
@@ -154,26 +242,39 @@ def _participant(
             f"say what it means: --group {group.lower()}=control (or patient)."
         )
     split = row.get("split", "").lower()
-    split = {"val": "validation", "valid": "validation"}.get(split, split)
-    if split and split not in SPLITS:
+    if split and split not in SPLIT_WORDS:
         problems.append(f"{where} split {row['split']!r} of sub-{label}; use {', '.join(SPLITS)}.")
-        split = ""
-    sex = (row.get("sex", "") or row.get("gender", "")).lower()[:1]
+    age, sex = row.get("age") or row.get("age_at_scan", ""), row.get("sex") or row.get("gender", "")
+    notes = []
+    if age and math.isnan(_years(age)):
+        notes.append(f"{where} age {age!r} of sub-{label} is not understood, and taken as unknown.")
+    if sex.lower() not in SEXES:
+        notes.append(f"{where} sex {sex!r} of sub-{label} is not understood (f or m), and taken as unknown.")
     person = Participant(
         subject=label,
         group=words.get(group.lower(), ""),
-        split=split,
-        age=_years(row.get("age", "") or row.get("age_at_scan", "")),
-        sex=sex if sex in ("f", "m") else "",
+        split=SPLIT_WORDS.get(split, ""),
+        age=_years(age),
+        sex=SEXES.get(sex.lower(), ""),
         site=row.get("site", ""),
         row=row,
+        notes=tuple(notes),
     )
     return person, problems
 
 
 def _years(text: str) -> float:
-    """``32``, ``32.5``, ``89+``; the middle of a class such as ``20-24``; NaN for anything else."""
-    if not re.fullmatch(r"\d+(\.\d+)?\+?( *[-–] *\d+(\.\d+)?)?", text):
+    """``32``, ``32.5``, ``32,5``, ``89+``, ``032Y``, ``P32Y``; the middle of a class such as ``20-24``.
+
+    NaN for anything else, and beyond what a person reaches.
+    """
+    text = text.replace(",", ".").lower()
+    number = r"\d+(?:\.\d+)?"
+    if match := re.fullmatch(rf"p?({number}) *(?:y|yr|yrs|year|years)|p({number})m|({number})m", text):
+        years = float(match[1]) if match[1] else float(match[2] or match[3]) / 12
+    elif re.fullmatch(rf"{number}\+?( *[-–] *{number})?", text):
+        numbers = [float(one) for one in re.findall(number, text)]
+        years = sum(numbers) / len(numbers)
+    else:
         return math.nan
-    numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)]
-    return sum(numbers) / len(numbers)
+    return years if years <= OLDEST else math.nan

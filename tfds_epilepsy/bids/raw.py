@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,9 +15,17 @@ from tfds_epilepsy.bids.finding import (
     session_note,
     sessions_of,
 )
-from tfds_epilepsy.bids.participants import Participant, read_participants
-from tfds_epilepsy.bids.voxels import Grid, read_grids
+from tfds_epilepsy.bids.participants import Participant, mask_note, read_participants, unmatched
+from tfds_epilepsy.bids.voxels import (
+    VolumeFile,
+    background_of,
+    read_grid,
+    read_volumes,
+    same_scans,
+    volume_notes,
+)
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import read_lesion_mask, read_nifti
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +67,13 @@ def raw_subjects(
     filters: Mapping[str, Mapping[str, str]] | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str] | None = None,
-    read_voxels: bool = True,
 ) -> list[RawSubject]:
-    """The subjects of a raw BIDS data set, sorted by label.
+    """The subjects of a raw BIDS data set, sorted by label, once every voxel of theirs was read.
 
-    Of several sessions, the first that holds most of the modalities is taken. Of several files of a modality
-    in it, the one that the lesion mask is named after; else the first by name. ``notes`` say what was chosen.
+    Of several sessions, the first that holds all modalities that are needed is taken, one with a lesion mask
+    before others, then one with most modalities. Of several files of a modality in it, the one that the
+    lesion mask is named after; else a plain one before contrast-enhanced images and localizers; else the
+    first by name. ``notes`` say what was chosen, and what was not.
 
     Args:
         bids_dir: folder that holds ``sub-*``.
@@ -75,7 +84,6 @@ def raw_subjects(
         filters: entities that a modality's file must carry, ``{"FLAIR": {"acq": "T2sel"}}``.
         group_column: of participants.tsv; None tries ``GROUP_COLUMNS``.
         groups: words of that column in the data set, each mapped to ``control`` or ``patient``.
-        read_voxels: read every file, to find truncated ones, NaN and constant images.
 
     Raises:
         InputError: all the problems of the data set, each with its file.
@@ -88,7 +96,6 @@ def raw_subjects(
         filters=filters,
         group_column=group_column,
         groups=groups,
-        read_voxels=read_voxels,
     )
     if problems:
         raise InputError(problems)
@@ -104,26 +111,39 @@ def find_raw_subjects(
     filters: Mapping[str, Mapping[str, str]] | None = None,
     group_column: str | None = None,
     groups: Mapping[str, str] | None = None,
-    read_voxels: bool = True,
 ) -> tuple[list[RawSubject], list[str]]:
     """The subjects, as ``raw_subjects`` gives them, and every problem instead of an error."""
     people, problems = read_participants(folder, group_column=group_column, groups=groups, labels=labels)
     scans, found = find_files(folder, labels)
     problems += found
+    if people:
+        problems += unmatched(folder, people, scans, needed=False)[0]
     choice = _Choice(
         modalities=tuple(modalities or MODALITIES),
         required=tuple(modalities or ("T1w",)),
         session=None if session is None else session.removeprefix("ses-"),
         filters=filters or {},
     )
-    subjects = []
+    problems += _filter_problems(folder, [file for files in scans.values() for file in files], choice.filters)
+    subjects: list[RawSubject] = []
+    volumes: dict[Path, VolumeFile] = {}
     for label, files in scans.items():
         person = people.get(label, Participant(subject=label))
-        subject, mask, missing = _choose(person, folder, files, choice)
-        subject, unread = _place_mask(subject, mask, read_voxels)
-        subjects.append(subject)
-        problems += [*missing, *unread]
-    return subjects, problems
+        subject, mask, trouble = _choose(person, folder, files, choice)
+        problems += trouble
+        read, trouble = read_volumes(
+            list(subject.images.values()), lesion_masks=[mask.path] if mask is not None else []
+        )
+        problems += trouble
+        if mask is not None and mask.path in read:
+            subject, trouble = _place_mask(subject, mask, read)
+            problems += trouble
+        notes = volume_notes(label, read, list(read))
+        subjects.append(replace(subject, notes=(*person.notes, *subject.notes, *notes)))
+        volumes |= read
+    same, doubles = same_scans([(one.participant, one.images) for one in subjects], volumes)
+    subjects = [replace(one, notes=(*one.notes, *doubles.get(one.subject, ()))) for one in subjects]
+    return subjects, problems + same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,34 +156,54 @@ class _Choice:
     filters: Mapping[str, Mapping[str, str]]
 
 
+def _filter_problems(
+    folder: Path, files: Sequence[ScanFile], filters: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Filters that no file passes."""
+    problems = []
+    for modality, wanted in filters.items():
+        images = [file for file in files if file.native and not file.derived and file.is_image(modality)]
+        if any(file.matches({modality: wanted}) for file in images):
+            continue
+        asked = ", ".join(f"{key}-{value}" for key, value in wanted.items())
+        there = sorted({f"{key}-{f.entities[key]}" for f in images for key in wanted if key in f.entities})
+        problems.append(
+            f"{folder}: filter {modality}:{asked} matches none of {len(images)} {modality} files "
+            f"(there are: {', '.join(there) or 'none with ' + ', '.join(wanted)})."
+        )
+    return problems
+
+
 def _choose(
     person: Participant, folder: Path, files: Sequence[ScanFile], choice: _Choice
 ) -> tuple[RawSubject, ScanFile | None, list[str]]:
     """The subject's session and files, the lesion mask's name, and what the subject lacks."""
-    native = [file for file in files if file.native]
-    own = [file for file in native if file.matches(choice.filters)]
+    label, problems = person.subject, []
+    every = [file for file in files if file.native and not file.derived and not file.is_lesion]
+    own = [file for file in every if file.matches(choice.filters)]
     own = [file for file in own if choice.session in (None, file.session)]
-    chosen = best_session(own, choice.modalities)
-    notes = session_note(person.subject, own, chosen)
-    own = [file for file in own if file.session == chosen]
-    mask, problems = _lesion_mask(person.subject, own)
+    masks = {file: _homes(file, own) for file in files if file.is_lesion}
+    with_mask = frozenset[str]().union(*masks.values())
+    session = best_session(own, choice.modalities, choice.required, with_mask)
+    notes = session_note(label, own, session)
+    own = [file for file in own if file.session == session]
+    fitting = [mask for mask, homes in masks.items() if session in homes]
+    mask, trouble = _lesion_mask(label, fitting)
+    problems += trouble
+    notes += [*_left_masks(label, mask, masks, session), *mask_note(person, mask.path if mask else None)]
     images: dict[str, Path] = {}
     for modality in choice.modalities:
-        candidates = [file for file in own if file.is_image(modality) and not file.derived]
+        candidates = [file for file in own if file.is_image(modality)]
         if candidates:
             picked = _pick(candidates, mask)
             images[modality] = picked.path
-            if len(candidates) > 1:
-                notes.append(
-                    f"sub-{person.subject}: {picked.path.name} taken of {len(candidates)} {modality} files."
-                )
+            notes += _pick_notes(label, modality, picked, len(candidates))
         elif modality in choice.required:
-            where = folder / f"sub-{person.subject}" / (f"ses-{chosen}" if chosen else "")
-            problems.append(f"{where}: no {modality} (*_{modality}.nii.gz) of sub-{person.subject}.")
-    every = [file for file in native if not file.derived]
+            where = folder / f"sub-{label}" / (f"ses-{session}" if session else "")
+            problems.append(f"{where}: no {modality} (*_{modality}.nii.gz) of sub-{label}.")
     subject = RawSubject(
         participant=person,
-        session=chosen,
+        session=session,
         images=images,
         lesion_mask=mask.path if mask else None,
         notes=tuple(notes),
@@ -176,40 +216,104 @@ def _choose(
     return subject, mask, problems
 
 
-def _lesion_mask(label: str, files: Sequence[ScanFile]) -> tuple[ScanFile | None, list[str]]:
-    """The lesion mask among the files of a session: those beside an image come before derivatives."""
-    masks = [file for file in files if file.is_lesion]
-    masks = [mask for mask in masks if not mask.derived] or masks
-    if len(masks) > 1:
-        return masks[0], [f"{listed(masks)}: {len(masks)} lesion masks of sub-{label}; leave one."]
-    return (masks[0] if masks else None), []
+def _homes(mask: ScanFile, images: Sequence[ScanFile]) -> frozenset[str]:
+    """The sessions that a lesion mask may belong to: its own, or those with an image on its grid."""
+    sessions = set(sessions_of(images))
+    if not mask.native:
+        return frozenset()
+    if mask.session or mask.session in sessions:
+        return frozenset({mask.session} & sessions)
+    try:
+        grid = read_grid(mask.path)
+        return frozenset({one.session for one in images if grid.equals(read_grid(one.path))}) or frozenset(
+            sessions
+        )
+    except InputError:  # said when the voxels are read
+        return frozenset(sessions)
+
+
+def _lesion_mask(label: str, masks: Sequence[ScanFile]) -> tuple[ScanFile | None, list[str]]:
+    """The lesion mask among those of a session: beside an image before under derivatives."""
+    first = [mask for mask in masks if not mask.derived] or list(masks)
+    if len(first) > 1:
+        return first[0], [f"{listed(first)}: {len(first)} lesion masks of sub-{label}; leave one."]
+    return (first[0] if first else None), []
+
+
+def _left_masks(
+    label: str, taken: ScanFile | None, masks: Mapping[ScanFile, Collection[str]], session: str
+) -> list[str]:
+    """What to tell of lesion masks that are not taken; of copies in template space only where no other is."""
+    notes = []
+    for mask, homes in masks.items():
+        if mask is taken or (taken is not None and not mask.native):
+            continue
+        if not mask.native:
+            why = f"it lies in space {mask.entities['space']}"
+        elif session not in homes:
+            why = f"it is of session {mask.session or 'without a name'}"
+        elif mask.derived and taken is not None and not taken.derived:
+            why = "the one beside the image is"
+        else:
+            continue  # a problem: there are several
+        notes.append(f"sub-{label}: lesion mask {mask.path.name} is not taken; {why}.")
+    return notes
 
 
 def _pick(candidates: Sequence[ScanFile], mask: ScanFile | None) -> ScanFile:
-    """The image that the lesion mask is named after; else the first by name."""
-    return next((file for file in candidates if mask and mask.named_after(file)), candidates[0])
+    """The image that the lesion mask is named after; else the first plain one; else the first by name."""
+    named = next((file for file in candidates if mask and mask.named_after(file)), None)
+    return named or min(candidates, key=lambda file: bool(file.oddity))
+
+
+def _pick_notes(label: str, modality: str, picked: ScanFile, count: int) -> list[str]:
+    notes = []
+    if count > 1:
+        notes.append(f"sub-{label}: {picked.path.name} taken of {count} {modality} files.")
+    if picked.oddity:
+        notes.append(f"sub-{label}: {picked.path.name} is {picked.oddity}; there is no plain {modality}.")
+    return notes
 
 
 def _place_mask(
-    subject: RawSubject, mask: ScanFile | None, read_voxels: bool
+    subject: RawSubject, mask: ScanFile, volumes: Mapping[Path, VolumeFile]
 ) -> tuple[RawSubject, list[str]]:
-    """Read the subject's files: the image on whose grid the lesion mask lies, and what is wrong with them."""
-    paths = [*subject.images.values(), *([mask.path] if mask else [])]
-    grids, problems = read_grids(paths, voxels=read_voxels)
-    if mask is None or mask.path not in grids:
-        return subject, problems
-    owner = _grid_owner(mask, subject.images, grids)
-    if owner is None and any(path in grids for path in subject.images.values()):
-        shapes = ", ".join(f"{m} {grids[p].shape}" for m, p in subject.images.items() if p in grids)
-        problems.append(
-            f"{mask.path}: shape {grids[mask.path].shape} and affine are on the grid of none of "
-            f"the images ({shapes})."
+    """The image on whose grid the lesion mask lies: the one that it is named after, else one that fits."""
+    grid = volumes[mask.path].grid
+    read = {name: volumes[path].grid for name, path in subject.images.items() if path in volumes}
+    fitting = [name for name, other in read.items() if grid.equals(other)]
+    named = next((name for name in subject.images if mask.says(name)), None)
+    shapes = ", ".join(f"{name} {other.shape}" for name, other in read.items())
+    if named in read and named not in fitting:
+        return subject, [
+            f"{mask.path}: is named after the {named}, and shape {grid.shape} and affine are not on its grid "
+            f"({shapes})."
+        ]
+    if read and not fitting:
+        return subject, [
+            f"{mask.path}: shape {grid.shape} and affine are on the grid of none of the images ({shapes})."
+        ]
+    owner = named if named in fitting else next(iter(fitting), None)
+    notes = list(subject.notes)
+    if owner and owner != named and len(fitting) > 1:
+        notes.append(
+            f"sub-{subject.subject}: lesion mask {mask.path.name} lies on the grids of {', '.join(fitting)}, "
+            f"and is taken to be drawn on the {owner}."
         )
-    return replace(subject, lesion_modality=owner), problems
+    placed = replace(subject, lesion_modality=owner, notes=tuple(notes))
+    return placed, _mask_problems(placed, volumes)
 
 
-def _grid_owner(mask: ScanFile, images: Mapping[str, Path], grids: Mapping[Path, Grid]) -> str | None:
-    """The image on whose grid a lesion mask lies: the one it is named after, else the first that fits."""
-    fitting = [m for m, path in images.items() if path in grids and grids[mask.path].equals(grids[path])]
-    said = (mask.of.lower(), mask.entities.get("space", "").lower())
-    return next((modality for modality in fitting if modality.lower() in said), next(iter(fitting), None))
+def _mask_problems(subject: RawSubject, volumes: Mapping[Path, VolumeFile]) -> list[str]:
+    """A lesion mask that can mark no lesion."""
+    path, owner = subject.lesion_mask, subject.lesion_modality
+    assert path is not None
+    if volumes[path].marked == 1:
+        return [f"{path}: one voxel is marked; a mask holds the whole lesion."]
+    if owner is None or not volumes[subject.images[owner]].stripped:
+        return []
+    image = subject.images[owner]
+    volume, _ = read_nifti(image)
+    if (volume[read_lesion_mask(path)[0]] == background_of(volume)).all():
+        return [f"{path}: lies wholly outside the brain of {image.name}."]
+    return []

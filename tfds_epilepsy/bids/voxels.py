@@ -1,9 +1,10 @@
-"""What is in the files of a data set: their grids, and whether an image is that of a brain alone."""
+"""What is in the files of a data set: their grids, what cannot be used, and which scans are the same."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,22 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from tfds_epilepsy.bids.participants import Participant, split_of
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import read_nifti, same_grid
+from tfds_epilepsy.volumes import lesion_voxels, open_nifti, orientation_note, read_nifti, same_grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where the voxels of a file lie, in RAS+ order, and what they hold.
+    """Where the voxels of a file lie, in RAS+ order.
 
     Attributes:
         shape: ``(x, y, z)``.
         affine: ``(4, 4)``, voxel to world mm.
-        above_zero: any voxel is.
-        stripped: the background is one value on nearly all of the volume's faces.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
-    above_zero: bool = True
-    stripped: bool = True
 
     def __str__(self) -> str:
         size = nib.affines.voxel_sizes(self.affine).round(2).tolist()
@@ -45,47 +43,112 @@ class Grid:
     def equals(self, other: Grid) -> bool:
         return same_grid(self.shape, self.affine, other.shape, other.affine)
 
+    @property
+    def problem(self) -> str:
+        """Why no brain can be read on this grid, or nothing."""
+        if min(self.shape) == 1:
+            return f"of shape {self.shape}: a single slice; a volume is needed."
+        axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+            return "its axes are not at right angles (a sheared affine); resample it first."
+        return ""
 
-def read_grids(paths: Sequence[Path], *, voxels: bool) -> tuple[dict[Path, Grid], list[str]]:
-    """Grid of each file that can be used, and why the others cannot.
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeFile:
+    """A file whose every voxel was read.
+
+    Attributes:
+        grid: where its voxels lie.
+        note: what to know of its header, or empty.
+        stripped: the background is one value on nearly all of the volume's faces; of an image.
+        marked: voxels of a mask; of an image, 0.
+        digest: of the voxels; equal for equal images, however they were compressed.
+    """
+
+    grid: Grid
+    note: str
+    stripped: bool = True
+    marked: int = 0
+    digest: str = ""
+
+
+def read_volumes(
+    images: Sequence[Path], brain_masks: Sequence[Path] = (), lesion_masks: Sequence[Path] = ()
+) -> tuple[dict[Path, VolumeFile], list[str]]:
+    """Every file that can be used, and why the others cannot.
 
     Args:
-        paths: of NIfTI files.
-        voxels: read all of them, not the header alone.
+        images: constant ones are a problem.
+        brain_masks: where above .5.
+        lesion_masks: as ``volumes.lesion_voxels`` reads them.
     """
-    read: Callable[[Path], Grid | str] = read_voxels if voxels else read_header
+    kinds = {**dict.fromkeys(images, _image), **dict.fromkeys(brain_masks, _brain_mask)}
+    readers: dict[Path, Callable[[NDArray[np.float32]], dict[str, Any]]]
+    readers = {**kinds, **dict.fromkeys(lesion_masks, _lesion_mask)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # inflating releases the interpreter's lock
-        results = list(zip(paths, pool.map(read, paths), strict=True))
-    grids = {path: result for path, result in results if isinstance(result, Grid)}
-    return grids, [result for _, result in results if isinstance(result, str)]
+        results = list(zip(readers, pool.map(_read, readers, readers.values()), strict=True))
+    volumes = {path: result for path, result in results if isinstance(result, VolumeFile)}
+    return volumes, [result for _, result in results if isinstance(result, str)]
 
 
-def read_voxels(path: Path) -> Grid | str:
-    """The grid of a file whose every voxel was read, or why it cannot be used."""
-    try:
-        volume, affine = read_nifti(path)
-    except InputError as error:
-        return str(error)
-    return Grid(
-        shape=volume.shape,
-        affine=affine,
-        above_zero=bool((volume > 0).any()),
-        stripped=_is_stripped(volume),
-    )
+def read_grid(path: Path) -> Grid:
+    """The grid in RAS+ order, from the header alone.
 
-
-def read_header(path: Path) -> Grid | str:
-    """The grid in RAS+ order, from the header alone, or why it cannot be used."""
-    try:
-        image: Any = nib.load(path)
-    except Exception as error:  # nibabel, gzip and zlib each raise their own
-        return f"{path}: cannot be read as NIfTI ({error}); the file may be truncated."
-    shape = image.shape[:3] if image.ndim == 4 and image.shape[3] == 1 else image.shape
-    if len(shape) != 3:
-        return f"{path}: {len(shape)}-D of shape {shape}; a 3-D volume is needed."
+    Raises:
+        InputError: as ``volumes.open_nifti``.
+    """
+    image = open_nifti(path)
+    shape = image.shape[:3]
     turn = nib.io_orientation(image.affine)
     turned = tuple(shape[axis] for axis in np.argsort(turn[:, 0]))
     return Grid(shape=turned, affine=image.affine @ nib.orientations.inv_ornt_aff(turn, shape))
+
+
+def volume_notes(label: str, volumes: Mapping[Path, VolumeFile], paths: Sequence[Path]) -> list[str]:
+    """What to know of a subject's files."""
+    read = [(path, volumes[path].note) for path in paths if path in volumes]
+    return [f"sub-{label}: {path.name}: {note}" for path, note in read if note]
+
+
+def same_scans(
+    people: Sequence[tuple[Participant, Mapping[str, Path]]], volumes: Mapping[Path, VolumeFile]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Images that are equal voxel by voxel: problems, and notes by label where they do no harm.
+
+    One scan under two labels is a problem where one of the two trains or calibrates and the other is for
+    another split: the detector would be tested on what it has seen.
+
+    Args:
+        people: with the images of each, by modality.
+        volumes: that were read.
+    """
+    problems: list[str] = []
+    notes: dict[str, list[str]] = {}
+    first: dict[str, tuple[Participant, str, Path]] = {}
+    for person, images in people:
+        for modality, path in images.items():
+            if path not in volumes:
+                continue
+            other, other_modality, other_path = first.setdefault(
+                volumes[path].digest, (person, modality, path)
+            )
+            if other_path == path:
+                continue
+            same = f"{path}: the same scan as {other_path}"
+            if other.subject == person.subject:
+                problems.append(
+                    f"{same}: {other_modality} and {modality} of sub-{person.subject} must differ."
+                )
+            elif split_of(other) != split_of(person):
+                problems.append(
+                    f"{same}: sub-{person.subject} is in split '{split_of(person)}', "
+                    f"sub-{other.subject} in '{split_of(other)}'; leave one, or put both in one split."
+                )
+            else:
+                note = f"sub-{person.subject}: {path.name} is the same scan as {other_path.name}."
+                notes.setdefault(person.subject, []).append(note)
+    return problems, notes
 
 
 def stripped_mask(volume: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -99,7 +162,7 @@ def stripped_mask(volume: NDArray[np.floating]) -> NDArray[np.bool_]:
     """
     from scipy import ndimage
 
-    head = volume != _background(volume)
+    head = volume != background_of(volume)
     labels, count = ndimage.label(head, np.ones((3, 3, 3)))
     if count > 1:
         head = labels == np.bincount(labels.ravel())[1:].argmax() + 1
@@ -107,15 +170,55 @@ def stripped_mask(volume: NDArray[np.floating]) -> NDArray[np.bool_]:
     return filled
 
 
-def _is_stripped(volume: NDArray[np.floating]) -> bool:
-    """Air around a whole head is noise; around a stripped brain it is one value, and most of the volume."""
-    background = _background(volume)
-    return bool(np.mean(_faces(volume) == background) > 0.9 and 0.3 < np.mean(volume == background) < 1)
-
-
-def _background(volume: NDArray[np.floating]) -> float:
+def background_of(volume: NDArray[np.floating]) -> float:
+    """The value that most voxels on the faces of ``(x, y, z)`` share."""
     values, counts = np.unique(_faces(volume), return_counts=True)
     return float(values[counts.argmax()])
+
+
+def _read(path: Path, look: Callable[[NDArray[np.float32]], dict[str, Any]]) -> VolumeFile | str:
+    try:
+        note = orientation_note(open_nifti(path))
+        volume, affine = read_nifti(path)
+    except InputError as error:
+        return str(error)
+    grid = Grid(shape=volume.shape, affine=affine)
+    try:
+        if grid.problem:
+            raise InputError(grid.problem)
+        return VolumeFile(grid=grid, note=note, **look(volume))
+    except InputError as error:
+        return f"{path}: {error}"
+
+
+def _image(volume: NDArray[np.float32]) -> dict[str, Any]:
+    if volume.min() == volume.max():
+        raise InputError(f"every voxel is {volume.flat[0]:g}; there is no image in it.")
+    digest = hashlib.blake2b(repr(volume.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(volume).data)
+    return {"stripped": _is_stripped(volume), "digest": digest.hexdigest()}
+
+
+def _brain_mask(volume: NDArray[np.float32]) -> dict[str, Any]:
+    marked = np.count_nonzero(volume > 0.5)
+    if marked == 0:
+        raise InputError("the mask is empty.")
+    if marked == 1:
+        raise InputError("the mask holds one voxel; that is no brain.")
+    return {"marked": marked}
+
+
+def _lesion_mask(volume: NDArray[np.float32]) -> dict[str, Any]:
+    marked = np.count_nonzero(lesion_voxels(volume))
+    if marked == volume.size:
+        raise InputError("every voxel is lesion; it may be inverted.")
+    return {"marked": marked}
+
+
+def _is_stripped(volume: NDArray[np.floating]) -> bool:
+    """Air around a whole head is noise; around a stripped brain it is one value, and most of the volume."""
+    background = background_of(volume)
+    return bool(np.mean(_faces(volume) == background) > 0.9 and 0.3 < np.mean(volume == background) < 1)
 
 
 def _faces(volume: NDArray[np.floating]) -> NDArray[np.floating]:
