@@ -103,6 +103,7 @@ class Run:
 
     @property
     def space(self) -> str:
+        """The template space of its maps."""
         return str(self.builder.info.metadata["space"])
 
     def __call__(self) -> Metrics:

@@ -83,7 +83,7 @@ class RunConfig:
         Args:
             data: a config's name or a folder; ``der``, ``der/`` and its absolute path are the same data.
             model: ``deviation`` if None, or ``none`` where the detector reads nothing of a model.
-            **options: see the attributes.
+            detector, ..., preset: see the attributes; each has its default if None.
 
         Raises:
             InputError: unknown names, values that cannot be, an option that would have no effect; all

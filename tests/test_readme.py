@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tfds_epilepsy
-from epizoo.models import Deviation
+from epizoo.models.deviation import Deviation
 
 
 @pytest.mark.slow
