@@ -90,6 +90,7 @@ def subject_page(subject: Subject, background: Background) -> Page:
         "has_lesion": bool(lesion.any()),
         "space": space,
         "limit": f"{background.limit:.0f}",
+        "transparent_below": TRANSPARENT_BELOW,
         "projection": source(figures.projection(subject, score_map, peaks, limit=background.limit)),
         "box_width": 9.5 * (len(background.modalities) + 1),
         "columns": columns,
