@@ -91,7 +91,7 @@ class MethodRow:
 
     @property
     def label(self) -> str:
-        return f"{self.method} {MARK}" if self.supervised else self.method
+        return f"{self.method} {SUPERVISED_MARK}" if self.supervised else self.method
 
     def columns(self) -> dict[str, Any]:
         """The cells of ``leaderboard.tsv``; an interval has three: the figure, ``_low`` and ``_high``."""
@@ -197,7 +197,7 @@ class Leaderboard:
         for header, rows in self._tables():
             head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
             body = "\n".join(
-                f"<tr{' class=supervised' if row[0].endswith(MARK) else ''}>"
+                f"<tr{' class=supervised' if row[0].endswith(SUPERVISED_MARK) else ''}>"
                 + "".join(f"<td>{_two_lines(cell)}</td>" for cell in row)
                 + "</tr>"
                 for row in rows
@@ -225,7 +225,8 @@ class Leaderboard:
             )
         if any(row.supervised for row in self.rows):
             notes.append(
-                f"{MARK} supervised: learnt from annotated lesions; an upper bound, not a competitor."
+                f"{SUPERVISED_MARK} supervised: learnt from annotated lesions; an upper bound, "
+                "not a competitor."
             )
         known = {name: rho for name, rho in self.seed_agreement.items() if not math.isnan(rho)}
         if known:
@@ -265,9 +266,9 @@ class Leaderboard:
         return header, rows
 
 
-MARK = "†"  # of supervised methods
+SUPERVISED_MARK = "†"
 STEPS = ("train", "fit", "score")
-VOXEL = ("auroc", "auroc30", "auprc", "aupro", "dice")
+VOXEL_FIGURES = ("auroc", "auroc30", "auprc", "aupro", "dice")
 COMPARED = ("auroc", "auprc", "sensitivity_5_overlap", "sensitivity_5_strict")
 AGREEMENT = ("auroc", "auprc", "sensitivity_5_overlap", "froc_strict")
 
@@ -395,7 +396,7 @@ def _method_row(method: str, runs: Sequence[Entry], seed: int) -> MethodRow:
         method=method,
         supervised=runs[0].supervised,
         seeds=len(runs),
-        voxel={name: _voxel_figure(runs, name, seed) for name in VOXEL},
+        voxel={name: _voxel_figure(runs, name, seed) for name in VOXEL_FIGURES},
         lesion={rule: _method_lesions(runs, rule, seed) for rule in RULES},
         fp_per_control=bootstrap_mean(np.mean(false, axis=0) if false[0] else [], seed=seed),
         seconds={step: _mean(run.seconds.get(step, math.nan) for run in runs) for step in STEPS},

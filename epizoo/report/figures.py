@@ -21,7 +21,7 @@ from tfds_epilepsy.volumes import Subject, voxel_to_world
 
 Curve = tuple[ArrayLike, ArrayLike]
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # name of a plane: its normal axis
-SHARES = ("val_precision", "val_recall", "val_coverage")  # of GeneratorQuality
+GENERATED_SHARES = ("val_precision", "val_recall", "val_coverage")  # of generated patches (GeneratorQuality)
 LESION, CLUSTER = "#00e5ff", "#ffd400"
 _OUTLINE = [patheffects.withStroke(linewidth=2, foreground="black")]
 
@@ -159,7 +159,7 @@ def training_curves(history: Mapping[str, ArrayLike]) -> bytes:
         history: ``epoch`` and one column per figure; the names of validation figures begin with ``val_``, and
             their lines are dashed.
     """
-    shared = [name for name in SHARES if name in history]
+    shared = [name for name in GENERATED_SHARES if name in history]
     named = (name.removeprefix("val_") for name in history if name not in ("epoch", *shared))
     names = list(dict.fromkeys(named))
     panels = len(names) + bool(shared)

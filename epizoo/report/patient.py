@@ -20,7 +20,7 @@ from epizoo.report.viewer import viewer
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 
-BOXES = 3  # clusters whose slices and patches are shown, besides the slices through a lesion
+CLUSTERS_SHOWN = 3  # clusters whose slices and patches are shown, besides the slices through a lesion
 SURROUNDINGS = (15, 15)  # voxels around a peak that are shown where there is no encoder
 TRANSPARENT_BELOW = 2.0  # lower scores leave the anatomy uncovered
 
@@ -94,7 +94,7 @@ def subject_page(subject: Subject, background: Background) -> Page:
         "projection": source(figures.projection(subject, score_map, peaks, limit=background.limit)),
         "box_width": 9.5 * (len(background.modalities) + 1),
         "columns": columns,
-        "words": WORDS,
+        "text_columns": TEXT_COLUMNS,
         "clusters": rows,
         "boxes": _boxes(background, subject, score_map, labels, lesion, peaks),
         "patches": _patches(background, subject, peaks),
@@ -163,7 +163,7 @@ def _boxes(
         voxels = np.argwhere(lesion)
         nearest = np.sum((voxels - voxels.mean(axis=0)) ** 2, axis=1).argmin()
         boxes.append(box(voxels[nearest].tolist(), "Through the annotated lesion (cyan)."))
-    for rank, peak in enumerate(peaks[:BOXES], start=1):
+    for rank, peak in enumerate(peaks[:CLUSTERS_SHOWN], start=1):
         boxes.append(box(peak, f"Through the peak of cluster {rank} (yellow, dashed).", labels == rank))
     return boxes
 
@@ -175,7 +175,7 @@ def _patches(
         return None
     mean, count = background.controls
     size = background.patch_shape or SURROUNDINGS
-    centres = {f"cluster {rank}": peak for rank, peak in enumerate(peaks[:BOXES], start=1)}
+    centres = {f"cluster {rank}": peak for rank, peak in enumerate(peaks[:CLUSTERS_SHOWN], start=1)}
     image = figures.patches(subject, mean, centres, background.modalities, size[:2])
     millimetres = size[0] * float(np.linalg.norm(subject.affine[:3, 0]))
     what = (
@@ -216,7 +216,7 @@ def _table(
         ]
         for index, cluster in enumerate(clusters)
     ]
-    columns, cells = without_empty(COLUMNS, cells)
+    columns, cells = without_empty(CLUSTER_COLUMNS, cells)
     rows = [
         {"rank": cluster.rank, "hit": bool(hits["overlap"][index] or hits["strict"][index]), "cells": row}
         for index, (cluster, row) in enumerate(zip(clusters, cells, strict=True))
@@ -224,8 +224,8 @@ def _table(
     return columns, rows
 
 
-SIGNS = "signs (SD from the controls)"
-COLUMNS = (
+SIGNS_COLUMN = "signs (SD from the controls)"
+CLUSTER_COLUMNS = (
     "size (mm³)",
     "mean score",
     "peak score",
@@ -234,7 +234,7 @@ COLUMNS = (
     "peak x, y, z (mm, template)",
     "peak x, y, z (mm, own T1w)",
     "where",
-    SIGNS,
+    SIGNS_COLUMN,
     "lesion",
 )
-WORDS = ("where", SIGNS, "lesion")  # columns that are not numbers
+TEXT_COLUMNS = ("where", SIGNS_COLUMN, "lesion")  # columns that are not numbers

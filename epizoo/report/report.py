@@ -20,7 +20,7 @@ from epizoo.evaluation import RULES, AnnotatedRow, Interval, Metrics, SubjectRow
 from epizoo.evaluation.figures import StratumFigures
 from epizoo.finished_run import FinishedRun
 from epizoo.report import figures
-from epizoo.report.patient import SIGNS, WORDS, Background, Page, source, subject_page
+from epizoo.report.patient import SIGNS_COLUMN, TEXT_COLUMNS, Background, Page, source, subject_page
 from epizoo.report.tables import EDGES, ControlScores, histogram, millimetres, number, p_value, without_empty
 from epizoo.run_config import NO_MODEL, RunConfig
 from epizoo.run_metadata import Metadata
@@ -29,7 +29,7 @@ from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 
 MAX_BYTES = 5_000_000  # of report.html; a cohort whose pages would pass it gets an index of them
 MAX_THUMBNAILS = 1000
-CONTROLS = 20  # training controls in the mean image beside the patches
+CONTROLS_IN_MEAN = 20  # training controls in the mean image beside the patches
 EDGES_PER_BAR = 25  # of the drawn histogram, which is a quarter of a z wide
 RULE_NAMES = {"overlap": "any overlap", "strict": "strict"}  # what counts as a hit, in few words
 
@@ -240,7 +240,7 @@ def _chance_froc(
 
 def _mean_image(subjects: Iterable[Subject]) -> tuple[NDArray[np.float32], int] | None:
     total, count = None, 0
-    for subject in itertools.islice(subjects, CONTROLS):
+    for subject in itertools.islice(subjects, CONTROLS_IN_MEAN):
         total = subject.image.astype(np.float64) if total is None else total + subject.image
         count += 1
     return None if total is None else ((total / count).astype(np.float32), count)
@@ -386,7 +386,7 @@ def _false_positives(run: FinishedRun, metrics: Metrics) -> dict[str, Any]:
             found.append((cluster.peak, row_cells))
     cells = [row_cells for _, row_cells in sorted(found, key=lambda one: -one[0])]
     columns, rows = without_empty(FALSE_POSITIVE_COLUMNS, cells, "")
-    return {"columns": columns, "rows": rows, "words": WORDS}
+    return {"columns": columns, "rows": rows, "text_columns": TEXT_COLUMNS}
 
 
 FALSE_POSITIVE_COLUMNS = [
@@ -395,7 +395,7 @@ FALSE_POSITIVE_COLUMNS = [
     "peak x, y, z (mm, template)",
     "size (mm³)",
     "peak score",
-    SIGNS,
+    SIGNS_COLUMN,
 ]
 
 
