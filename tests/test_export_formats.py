@@ -68,6 +68,28 @@ def test_whole_volumes_in_onnx(build, shape, tmp_path):
     assert "onnxruntime" in (folder / "use_it.py").read_text()
 
 
+def test_what_is_not_finite_gets_nan_for_a_code_where_nothing_can_be_refused(tmp_path):
+    """ONNX and TFLite have no assertion; max pooling would make a code of NaN that looks like any other."""
+    model = epizoo.create("siamese", patch_shape=(9, 9))
+    patch = np.random.default_rng(0).random((3, 9, 9, 2), np.float32)
+    expected = model.encode(patch)
+    for format, load in (("onnx", verify.onnx), ("tflite", verify.tflite)):
+        model.export(tmp_path / format, format={"tflite": "litert"}.get(format, format))
+        for value in (np.nan, np.inf, -np.inf):
+            spoilt = patch.copy()
+            spoilt[1, 4, 4, 0] = value
+            codes = load(tmp_path / format)("encode", {"patch": spoilt})["latent"]
+            assert np.isnan(codes[1]).all()
+            np.testing.assert_allclose(codes[::2], expected[::2], atol=1e-4)
+    volume, mask = raw_volume((12, 11, 5), 2)
+    volume[tuple(np.argwhere(mask)[0])] = np.inf
+    given = {"channel_0": volume[..., 0], "channel_1": volume[..., 1], "mask": mask}
+    assert np.isnan(verify.onnx(tmp_path / "onnx")("encode_volume", given)["latent"]).all()
+    for wrong in ({"format": "openvino"}, {"input_signature": []}):
+        with pytest.raises(InputError):
+            model.export(tmp_path / "a", **wrong)
+
+
 def test_patches_in_tflite_with_their_card(tmp_path):
     folder = export_encoder(encoder_2d(), tmp_path / "lite", format="tflite")
     assert {row[0] for row in verify.verify(folder)} == {"encode", "encode_raw"}

@@ -40,6 +40,18 @@ def test_model_of_the_guide_passes_the_contract(case, tmp_path):
     contract.trains_alike_on_two_devices(case, devices)
 
 
+def test_model_of_the_guide_trains_as_keras_users_expect(case, tmp_path):
+    contract.scales_its_losses(case)
+    contract.trains_on_one_patch(case)
+    contract.uses_or_refuses_what_it_is_given(case)
+    contract.works_with_stock_callbacks(case, tmp_path)
+    contract.accumulates_gradients(case)
+    contract.says_what_to_do_with_replaced_and_frozen_networks(case)
+    contract.ignores_the_users_keras_configuration(case)
+    contract.refuses_patches_that_are_not_finite(case, tmp_path)
+    contract.warns_once_of_intensities_that_it_does_not_read(case)
+
+
 def test_model_of_the_guide_can_be_searched(case):
     space = keras_tuner.HyperParameters()
     spaces.declare(spaces.space_of(case.name), space)

@@ -1,5 +1,7 @@
 import math
+import re
 import threading
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -51,6 +53,24 @@ def test_blocks_have_their_channels_last_outside_a_model_too(kind):
     finally:
         keras.config.set_image_data_format("channels_last")
     assert made.data_format == "channels_last"
+
+
+def test_another_backend_of_keras_is_named(monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "torch")
+    with pytest.raises(InputError, match="KERAS_BACKEND=tensorflow"):
+        ONE.create()
+
+
+def test_data_of_ones_own_train_as_the_page_on_models_shows(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.save("patches.npy", rng.integers(0, 256, (6, 15, 15, 2)).astype(np.uint8))
+    names = {"np": np, "tf": tf, "keras": keras, "epizoo": epizoo}
+    names["held_out_patches"] = rng.random((4, 15, 15, 2))
+    exec(code.replace("epochs=20", "epochs=2").replace("fit(", "fit(verbose=0, x="), names)
+    assert (names["model"].epochs, names["model"].steps) == (2, 2)
 
 
 def test_learning_rate_of_several_optimisers_is_asked_of_each():

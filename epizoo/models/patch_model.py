@@ -826,7 +826,7 @@ def _check_arguments(
     view: View,
     dtype: Any,
 ) -> None:
-    problems = training.policy_problems(dtype)
+    problems = training.keras_problems(dtype)
     if len(patch_shape) not in (2, 3) or any(n < 3 or n % 2 == 0 for n in patch_shape):
         problems.append(
             f"patch_shape {tuple(patch_shape)}: two (axial) or three sizes are needed, odd, so that a patch "

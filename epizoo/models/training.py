@@ -53,15 +53,21 @@ def keras_settings(policy: Any = "float32", seed: int | None = None) -> Iterator
                 random.setstate(before[3])
 
 
-def policy_problems(dtype: Any) -> list[str]:
-    """Why a model cannot have a precision."""
+def keras_problems(dtype: Any) -> list[str]:
+    """Why a model cannot be of a precision, or not with this Keras."""
+    problems = []
     try:
         name = keras.dtype_policies.get(dtype).name
     except (TypeError, ValueError):
         name = repr(dtype)
-    if name in POLICIES:
-        return []
-    return [f"dtype {name}: weights must be float32; choose one of {', '.join(POLICIES)}."]
+    if name not in POLICIES:
+        problems.append(f"dtype {name}: weights must be float32; choose one of {', '.join(POLICIES)}.")
+    if keras.config.backend() != "tensorflow":
+        problems.append(
+            f"Keras runs on {keras.config.backend()}, models on TensorFlow: set KERAS_BACKEND=tensorflow "
+            "before keras is imported."
+        )
+    return problems
 
 
 def data_problems(model: PatchModel, data: Any) -> list[str]:
