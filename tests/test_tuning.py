@@ -157,7 +157,7 @@ def test_a_search_cannot_read_a_test_subject(cohort):
     for look in (cohort.read, cohort.subjects, cohort.controls):
         with pytest.raises(PermissionError, match="test"):
             look("test")
-    assert {s.subject for split in cases.SEEN for s in cohort.read(split)} == {
+    assert {s.subject for split in cases.VISIBLE_SPLITS for s in cohort.read(split)} == {
         *(f"c{i}" for i in range(5)),
         *("v0", "v1", "w0", "w1"),
     }
@@ -195,7 +195,7 @@ def test_without_patients_controls_get_lesions_of_a_family_that_the_test_set_doe
     assert content["kind"] == "implanted"
     assert content["families"] == ["heterotopia", "hippocampal_sclerosis"]
     made = list(cases.read_cases(tmp_path))
-    assert len(made) == cases.EACH
+    assert len(made) == cases.LESIONS_PER_CONTROL
     for case in made:
         changed = (case.image != cohort.control.image).any(-1)
         assert case.lesion_mask.any()
@@ -295,6 +295,15 @@ def test_a_hopeless_trial_is_given_up_after_its_epoch(spec, tmp_path):
     assert "after epoch 1" in result["reason"]
     assert len(result["history"]) == 1
     assert not (tmp_path / "detector").exists()
+
+
+def test_a_plain_model_that_diverges_fails_its_trial(spec, tmp_path):
+    """Its figure would be null in result.json, over which the next trial's limits would break."""
+    watcher = trial._watcher(spec, trial._Steps(tmp_path), "val_loss", 1.0)
+    watcher.on_train_begin()
+    watcher.on_epoch_end(0, {"loss": 0.3, "val_loss": 0.2})
+    with pytest.raises(FloatingPointError, match="epoch 2: val_loss nan"):
+        watcher.on_epoch_end(1, {"loss": 0.3, "val_loss": float("nan")})
 
 
 def test_a_cohort_that_changed_during_a_search_ends_the_trial(spec, tmp_path):

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -232,8 +233,9 @@ def test_killed_in_its_first_trial_the_search_repeats_that_trial(make, tmp_path,
 
 
 def test_a_finished_search_can_be_made_longer(make, tmp_path):
-    first = make(tmp_path / "s", trials=9).search()
-    longer = make(tmp_path / "s", trials=12).search()
+    folder = tmp_path / "my search [1]"
+    first = make(folder, trials=9).search()
+    longer = make(folder, trials=12).search()
     assert len(longer) == 12
     assert longer[:9] == first
 
@@ -287,6 +289,28 @@ def test_all_bad_arguments_are_named_at_once(tmp_path):
     with pytest.raises(InputError) as error:
         DetectionTuner("x", tmp_path, model="no", tuner="grid", objective="luck", trials=0)
     assert len(error.value.problems) == 4
+
+
+def test_arguments_of_keras_tuners_search_are_refused(make, tmp_path):
+    with pytest.raises(InputError, match="given to DetectionTuner"):
+        make(tmp_path).search(np.zeros(3), epochs=50)
+
+
+def test_a_search_inside_a_trial_says_where_it_comes_from(make, tmp_path, monkeypatch):
+    """A module that begins a search when it is imported, as trials import it."""
+    monkeypatch.setenv("EPIZOO_TRIAL", "1")
+    with pytest.raises(InputError, match="__main__"):
+        make(tmp_path)
+
+
+def test_a_space_with_fewer_configurations_than_trials_ends(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODELS.get("siamese"), "search_space", (CODE,))
+    monkeypatch.setattr(detection_tuner, "supervise", without_rate)
+    assert 1 <= len(make(tmp_path, trials=30).search()) <= len(CODE.values)
+
+
+def without_rate(spec, folder, **_):
+    return cheap(replace(spec, values={**spec.values, "learning_rate": 1e-3}), folder)
 
 
 # === Budget ===

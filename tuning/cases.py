@@ -20,8 +20,8 @@ from tfds_epilepsy.files import read_json, replacing, write_json
 from tfds_epilepsy.lesions import KINDS, LesionSpec, implant_in_subject
 from tfds_epilepsy.volumes import Subject
 
-SEEN = ("train", "validation")
-EACH = 2  # lesions that a held-out control gets, one at a time
+VISIBLE_SPLITS = ("train", "validation")
+LESIONS_PER_CONTROL = 2  # lesions that a held-out control gets, one at a time
 
 
 class Visible:
@@ -68,8 +68,10 @@ class Visible:
         return (subject for subject in self.read(split) if subject.group == "control")
 
     def _seen(self, split: str) -> str:
-        if split not in SEEN:
-            raise PermissionError(f"the {split} split is not for a search: it sees {' and '.join(SEEN)}.")
+        if split not in VISIBLE_SPLITS:
+            raise PermissionError(
+                f"the {split} split is not for a search: it sees {' and '.join(VISIBLE_SPLITS)}."
+            )
         return split
 
 
@@ -134,8 +136,8 @@ def _with_lesions(
     control: Subject, modalities: Sequence[str], families: Sequence[str], number: int, seed: int
 ) -> Iterator[Subject]:
     """Control ``number`` with one subtle lesion after another, the families taking turns."""
-    seeds = [[seed, zlib.crc32(control.subject.encode()), i] for i in range(EACH)]
-    kinds = [families[(number * EACH + i) % len(families)] for i in range(EACH)]
+    seeds = [[seed, zlib.crc32(control.subject.encode()), i] for i in range(LESIONS_PER_CONTROL)]
+    kinds = [families[(number * LESIONS_PER_CONTROL + i) % len(families)] for i in range(LESIONS_PER_CONTROL)]
     specs = [
         LesionSpec.draw(np.random.default_rng(own), kind) for own, kind in zip(seeds, kinds, strict=True)
     ]

@@ -202,7 +202,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         return self.records()
 
     def records(self) -> list[Result]:
-        """One record a trial, in their order: ``trial``, ``values``, and its ``result.json``."""
+        """One record per trial, in their order: ``trial``, ``values``, and its ``result.json``."""
         records = []
         for folder in sorted((self.folder / "trials").glob("*/"), key=lambda path: int(path.name)):
             if (folder / "result.json").is_file():
@@ -238,9 +238,9 @@ class DetectionTuner(base_tuner.BaseTuner):
         """Train the winner and the default architecture on other seeds, and compare them case by case.
 
         Returns:
-            The content of ``confirmation.json``: of ``best`` and ``default`` the ``scores`` a seed with mean
-            and standard deviation; ``noise``, the standard deviation of the objective from seed to seed,
-            pooled; and ``difference``, best less default over cases, with its 95 % interval and p.
+            The content of ``confirmation.json``: for ``best`` and ``default`` the ``scores`` per seed with
+            their mean and standard deviation; ``noise``, the standard deviation of the objective from seed to
+            seed, pooled; and ``difference``, best less default over cases, with its 95 % interval and p.
 
         Raises:
             SearchFailed: a confirmation failed.

@@ -118,13 +118,15 @@ def page(folder: Path, records: Sequence[Record], rows: Sequence[Mapping[str, An
     if any(r["status"] == "completed" for r in records):
         parts += [
             _section(
-                "Convergence", convergence(records, objective), "A dot a trial; the line is the best so far."
+                "Convergence",
+                convergence(records, objective),
+                "One dot per trial; the line is the best so far.",
             ),
             _section(
                 "Parallel coordinates",
                 parallel_coordinates(records, objective),
-                "A line a completed trial, through its values: the darker the better, the best in orange. "
-                "A line passes below an axis that its trial does not have.",
+                "One line per completed trial, through its values: the darker the better, the best in "
+                "orange. A line passes below an axis that its trial does not have.",
             ),
         ]
         explained = importance(records, objective)
@@ -200,7 +202,7 @@ def parallel_coordinates(records: Sequence[Record], objective: str) -> str:
 
 
 def write_hparams(folder: Path, records: Sequence[Record], objective: str) -> None:
-    """Write what TensorBoard's HParams page reads: a run a completed trial.
+    """Write what TensorBoard's HParams page reads: one run per completed trial.
 
     Raises:
         InputError: TensorBoard is not installed.

@@ -12,10 +12,11 @@ from typing import Any
 
 import keras_tuner
 import numpy as np
+from keras_tuner.engine.trial import Trial
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from tfds_epilepsy.files import write_json
+from tfds_epilepsy.files import read_json, write_json
 
 TUNERS = ("random", "bayesian", "hyperband")
 FAILURES_IN_A_ROW = 3  # end a search
@@ -55,7 +56,7 @@ def make_oracle(
     if tuner == "random":
         oracle = _Random(max_trials=trials, **arguments)
     elif tuner == "bayesian":
-        # keras-tuner's own three a dimension would be more than most searches have; a budget may end any.
+        # keras-tuner's own three per dimension would be more than most searches have; a budget may end any.
         oracle = _Bayesian(max_trials=trials, num_initial_points=min(max(trials // 3, 3), 10), **arguments)
     else:
         oracle = _Hyperband(max_epochs=epochs, hyperband_iterations=10**6, **arguments)
@@ -120,8 +121,11 @@ class DurableOracle(keras_tuner.Oracle):
 
     def reload(self) -> None:
         """The state at the last save; a trial that was being saved then is put right."""
+        # keras-tuner finds trials by a glob, which fails in a path with brackets.
+        for name in read_json(self._get_oracle_fname())["start_order"]:
+            self.trials[name] = Trial.load(str(Path(self._get_trial_dir(name)) / "trial.json"))
         super().reload()
-        # Saved on its own before the state that knows it: it will be proposed again.
+        # One that was saved before the state that knows it will be proposed again.
         self.trials = {name: self.trials[name] for name in self.start_order}
         self._retry_queue = []
         for name in reversed(self.start_order):  # the queue is taken from its end

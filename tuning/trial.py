@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import plain, read_json, write_json, write_text
+from tfds_epilepsy.files import plain, read_json, replacing, write_json, write_text
 from tfds_epilepsy.volumes import Subject
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def run(spec: Spec, folder: Path) -> Result:
         train = _train if isinstance(model, PatchModel) else _train_plain
         history, first = train(model, spec, folder, cohort, steps)
     result = {"history": history, "first": first, "parameters": model.count_params()}
-    if history and _hopeless(spec, history, first):
+    if history and _learns_too_little(spec, history, first):
         return {"status": "pruned", "reason": f"given up after epoch {len(history)}", **result}
     figures = _detect(model, spec, folder, cohort, read_cases(Path(spec.cases)), steps)
     return {"status": "completed", "reason": "", **figures, **result, "steps": steps.seconds}
@@ -144,7 +144,7 @@ def build_model(spec: Spec, modalities: Sequence[str]) -> Any:
 
 
 def score(values: Sequence[Mapping[str, Any]], objective: str) -> float:
-    """The objective of the figures of each case: their mean."""
+    """The mean of an objective over the cases that have it."""
     known = [row[objective] for row in values if row[objective] is not None and np.isfinite(row[objective])]
     return float(np.mean(known)) if known else float("nan")
 
@@ -153,7 +153,7 @@ def score(values: Sequence[Mapping[str, Any]], objective: str) -> float:
 
 
 class _Steps:
-    """Wall time of each step; the name of the present one lies in the trial's folder."""
+    """Measures the wall time of each step; a file in the trial's folder names the step at work."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -187,7 +187,8 @@ def _train(
     if spec.begun is not None and not (folder / "checkpoint.keras").is_file():
         for name in ("model.keras", "history.csv"):
             if not (folder / name).is_file():
-                shutil.copyfile(Path(spec.begun) / name, folder / name)
+                with replacing(folder / name) as partial:
+                    shutil.copyfile(Path(spec.begun) / name, partial)
     try:
         history = callbacks.train(
             model,
@@ -199,7 +200,7 @@ def _train(
             callbacks=[_watcher(spec, steps, model.monitor, first)],
             console=Console(file=sys.stdout),
         )
-    except _Hopeless as end:
+    except _GivenUp as end:
         history = callbacks.History(folder / "history.csv", end.epoch).rows
     monitored = model.monitor if first is not None else None
     return [_row(row, monitored) for row in history], first
@@ -220,7 +221,7 @@ def _train_plain(
     if held_out is not None:
         first = float(model.evaluate(held_out, verbose=0, return_dict=True)["loss"])
     watcher = _watcher(spec, steps, "val_loss", first)
-    with contextlib.suppress(_Hopeless):
+    with contextlib.suppress(_GivenUp):
         model.fit(
             pairs(train(0)),
             epochs=spec.epochs,
@@ -254,7 +255,7 @@ def _patches(
     return lambda step: patches(controls, spec.seed, step), validation
 
 
-class _Hopeless(Exception):
+class _GivenUp(Exception):
     """A trial that is given up after ``epoch`` epochs."""
 
     def __init__(self, epoch: int):
@@ -263,7 +264,7 @@ class _Hopeless(Exception):
 
 
 def _watcher(spec: Spec, steps: _Steps, monitor: str, first: float | None) -> Any:
-    """A callback that says how far training is and gives up what is hopeless."""
+    """A callback that says how far training is, and ends one that diverges or learns too little."""
     import keras
 
     class Watcher(keras.callbacks.Callback):
@@ -277,9 +278,12 @@ def _watcher(spec: Spec, steps: _Steps, monitor: str, first: float | None) -> An
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             logs = {name: float(value) for name, value in (logs or {}).items()}
+            bad = [f"{name} {value}" for name, value in logs.items() if not np.isfinite(value)]
+            if bad:
+                raise FloatingPointError(f"training diverged in epoch {epoch + 1}: {', '.join(bad)}.")
             self.rows.append(_row({"epoch": epoch + 1.0, **logs}, monitor if first is not None else None))
-            if _hopeless(spec, self.rows, first):
-                raise _Hopeless(epoch + 1)
+            if _learns_too_little(spec, self.rows, first):
+                raise _GivenUp(epoch + 1)
 
     return Watcher()
 
@@ -289,8 +293,8 @@ def _row(row: Mapping[str, float], monitor: str | None) -> dict[str, float]:
     return {"epoch": row["epoch"], **({} if monitor is None else {"figure": row[monitor]})}
 
 
-def _hopeless(spec: Spec, rows: Sequence[Mapping[str, float]], first: float | None) -> bool:
-    """Whether more is left of the first figure than the limit of the last epoch allows."""
+def _learns_too_little(spec: Spec, rows: Sequence[Mapping[str, float]], first: float | None) -> bool:
+    """Whether more is left of the first figure than the limit for the last epoch allows."""
     if first is None or first <= 0:
         return False
     last = rows[-1]
