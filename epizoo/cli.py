@@ -143,6 +143,7 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
         steps: Steps = None,
         seed: Seed = 0,
         preset: Preset = None,
+        modality: Modality = None,
         data_dir: DataDir = None,
         overwrite: Overwrite = False,
     ) -> None:
@@ -158,6 +159,7 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
             steps_per_epoch=steps,
             seed=seed,
             preset=preset,
+            modalities=modality,
         )
         work(Run(config, out_dir, data_dir=data_dir, overwrite=overwrite))
 

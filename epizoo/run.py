@@ -81,7 +81,9 @@ class Run:
         self._check_folder(overwrite)
         import tfds_epilepsy
 
-        self.builder = tfds_epilepsy.load(self.config.data, data_dir, require_controls=True)
+        self.builder = tfds_epilepsy.load(
+            self.config.data, data_dir, self.config.modalities, require_controls=True
+        )
         self._check_data(overwrite)
         if overwrite or not self.folder.config.is_file():
             self.method.check(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class RunConfig:
         detector_config: options of the detector that differ from its defaults.
         fwhm: smoothing of the score map, millimetres.
         preset: folder of a trained model (``PatchModel.save_preset``) that is taken in place of training.
+        modalities: of a folder, those that are taken; None for all that it has.
     """
 
     data: str
@@ -54,6 +55,7 @@ class RunConfig:
     detector_config: dict[str, Any] = field(default_factory=dict)
     fwhm: float
     preset: str | None = None
+    modalities: list[str] | None = None
 
     @classmethod
     def resolve(
@@ -70,6 +72,7 @@ class RunConfig:
         detector_config: Mapping[str, Any] | None = None,
         fwhm: float | None = None,
         preset: str | Path | None = None,
+        modalities: Sequence[str] | None = None,
     ) -> RunConfig:
         """Complete the options that are given: each one left out gets the default of its model or detector.
 
@@ -83,7 +86,7 @@ class RunConfig:
         Args:
             data: a config's name or a folder; ``der``, ``der/`` and its absolute path are the same data.
             model: ``deviation`` if None, or ``none`` where the detector reads nothing of a model.
-            detector, ..., preset: see the attributes; each has its default if None.
+            detector, ..., modalities: see the attributes; each has its default if None.
 
         Raises:
             InputError: unknown names, values that cannot be, an option that would have no effect; all
@@ -93,6 +96,8 @@ class RunConfig:
         problems = [f"{k} {v}: at least 1 is needed." for k, v in training.items() if v is not None and v < 1]
         if fwhm is not None and fwhm < 0:
             problems.append(f"fwhm {fwhm:g}: millimetres, 0 or more, are needed.")
+        if modalities and data_name(data) in _config_names():
+            problems.append(f"modalities {', '.join(modalities)}: without effect, since {data} has its own.")
         chosen: dict[str, Any] = {"detector": detector, "detector_config": detector_config, "fwhm": fwhm}
         of_training = {"model_config": model_config, **training}
         if preset is not None:
@@ -120,7 +125,7 @@ class RunConfig:
         if problems:
             raise InputError(problems)
         given = {"data": data_name(data), "model": model, "model_config": model_config, "seed": seed}
-        config = _complete({**given, **training, **chosen})
+        config = _complete({**given, **training, **chosen, "modalities": modalities or None})
         if detector is None:
             problems = _detector_problems(config.detector, config.detector_config)
             if problems:

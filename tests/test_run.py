@@ -297,6 +297,20 @@ def test_signs_are_those_of_the_cohorts_modalities(cohort, data_dir, tmp_path):
     assert np.isfinite(run.score_map("p1")).all()
 
 
+def test_a_run_takes_the_modalities_that_it_is_told_to(cohort, data_dir, tmp_path):
+    some = tmp_path / "some"
+    shutil.copytree(cohort, some)
+    next((some / "sub-c0" / "anat").glob("*_FLAIR.nii.gz")).unlink()
+    settings = {"model": "none", "detector": "zscore"}
+    with pytest.raises(InputError, match="FLAIR"):
+        Run(short_run(some, **settings), tmp_path / "run", data_dir=data_dir)
+    run = Run(short_run(some, **settings, modalities=["T1w"]), tmp_path / "run", data_dir=data_dir)
+    run.fit()
+    assert run.builder.modalities == ("T1w",)
+    (patient,) = open_run(tmp_path / "run", needs=["detector"], data_dir=data_dir).read("test", ["p1"])
+    assert patient.image.shape[-1] == 1
+
+
 def test_a_model_of_images_reads_deviations_where_it_is_told_to(cohort, data_dir, tmp_path):
     settings = short_run(cohort, detector="gaussian", model_config={"view": "deviations"}, epochs=1)
     run = Run(settings, tmp_path / "run", data_dir=data_dir)

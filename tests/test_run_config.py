@@ -61,6 +61,7 @@ def test_nothing_is_trained_for_a_detector_that_reads_images_alone():
         ({"model": "deviation", "model_config": {"view": "image"}}, ["view 'image'"]),
         ({"model": "siamese", "detector": "knn", "detector_config": {"nu": 0.1}}, ["no option nu"]),
         ({"model": "siamese", "detector_config": {"k": 1}}, ["no option k"]),
+        ({"data": "phantom_2mm", "modalities": ["T1w"]}, ["modalities T1w: without effect"]),
         ({"epochs": 0, "fwhm": -1}, ["epochs 0", "fwhm -1"]),
         (
             {"preset": "p", "model": "siamese", "epochs": 3},
@@ -70,7 +71,7 @@ def test_nothing_is_trained_for_a_detector_that_reads_images_alone():
 )
 def test_what_cannot_be_or_has_no_effect_is_refused_all_at_once(given, words):
     with pytest.raises(InputError) as error:
-        resolve(**given)
+        RunConfig.resolve(**{"data": "nowhere", **given})
     assert len(error.value.problems) == len(words)
     for problem, word in zip(error.value.problems, words, strict=True):
         assert word in problem
