@@ -80,10 +80,12 @@ def open_run(
 
 
 class FinishedRun:
-    """What a run was made of and what it found; made by ``open_run``. Files are read when asked for.
+    """A run that is there: what it was made of and what it found. ``open_run`` makes one.
+
+    A file is read when its content is first asked for.
 
     Attributes:
-        folder: names of its files.
+        folder: the names of its files.
         config: its settings.
         metadata: how it was made.
     """
@@ -96,7 +98,7 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """The name of its folder."""
         return self.folder.path.absolute().name
 
     @property
@@ -141,7 +143,7 @@ class FinishedRun:
 
     @property
     def has_metrics(self) -> bool:
-        """Whether it is evaluated."""
+        """Whether the run has been evaluated."""
         return self.folder.metrics.is_file()
 
     @cached_property
@@ -149,7 +151,7 @@ class FinishedRun:
         """The figures of its test subjects.
 
         Raises:
-            InputError: it is not evaluated, or they are damaged.
+            InputError: the run is not evaluated, or its figures are damaged.
         """
         from epizoo.evaluation import Metrics
 
@@ -157,7 +159,7 @@ class FinishedRun:
 
     @cached_property
     def model(self) -> PatchModel | None:
-        """Its trained model; None of a detector that reads images.
+        """Its trained model; None where the detector reads images by itself.
 
         Raises:
             InputError: the file is damaged.
@@ -168,7 +170,7 @@ class FinishedRun:
 
     @cached_property
     def detector(self) -> Scorer:
-        """What gives a subject its score map: ``score(subject)``, ``(x, y, z)``.
+        """The fitted detector: ``score(subject)`` gives the score map ``(x, y, z)``.
 
         Raises:
             InputError: no fitted detector, damaged files.
@@ -182,7 +184,7 @@ class FinishedRun:
 
     @property
     def voxel_size(self) -> float:
-        """Of the grid, millimetres."""
+        """Millimetres between the voxels of the grid."""
         return float(self._manifest["affine"][0][0])
 
     @property

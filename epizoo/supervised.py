@@ -261,7 +261,7 @@ class SupervisedReference:
         return np.where(subject.brain_mask, (logits - mean) / sd, 0).astype(np.float32)
 
     def explain(self, subject: Subject) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """As of ``FittedDetector``: the map alone, a network does not say what its scores are made of."""
+        """The map, and nothing beside it: a network does not say what its scores are made of."""
         return self.score(subject), {}
 
     def calibrate(self, subjects: Iterable[Subject]) -> None:

@@ -58,7 +58,7 @@ REFERENCE = "T1w"  # what the others are brought to, and what meets the template
 
 @dataclass(frozen=True)
 class Options:
-    """What is done to every subject of a derivative: one set of options a folder.
+    """What is done to every subject of a derivative: one set of options per folder.
 
     Attributes:
         voxel_size: of the template grid, 1 or 2 mm.

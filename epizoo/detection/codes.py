@@ -66,7 +66,7 @@ class Codes(ABC):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the maps of the views; empty where the modalities are not known."""
+        """Names of the maps of the views; empty where the modalities are not known."""
         return tuple(name for view in self.views for name in view.names)
 
     @property

@@ -470,9 +470,9 @@ class _Fit:
         return codes
 
     def _with_neighbours(self, codes: NDArray[np.float32], z: slice) -> NDArray[np.float32]:
-        """Beside each voxel's ``(v, n, d)`` those of its six neighbours: ``(v, 7 n, d)``.
+        """The codes of each voxel, and beside them those of its six neighbours: ``(v, 7 n, d)``.
 
-        Past the mask the voxel itself stands in.
+        A neighbour outside the mask is replaced by the voxel itself.
         """
         begin, end = max(z.start - 1, 0), min(z.stop + 1, self.shape[2])
         around = self._controls_at(slice(begin, end))

@@ -65,7 +65,7 @@ class LocalGaussian(Detector):
     def cross_scores(
         self, codes: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
-        """As the base class; the scatter of a fold is the whole's less that of those held out."""
+        """Scores as of the base class; a fold's scatter is that of all controls less that of the fold."""
         codes = check_codes(codes)
         scores = np.empty(codes.shape[:2], np.float32)
         arguments = (codes, np.unique(folds, return_inverse=True)[1].astype(np.int64), scores)

@@ -102,7 +102,7 @@ class LocalOneClassSVM(Detector):
     def cross_scores(
         self, codes: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
-        """As the base class, with the distances of a voxel computed once for all folds.
+        """Scores as of the base class; the distances at a voxel are computed once for all folds.
 
         A decision value grows with the number of controls (``sum alpha = nu * n``), so those of a fold are
         multiplied by n over the number of controls that it was fitted on.

@@ -139,7 +139,7 @@ class Deviations(Signs):
     def moments(
         self, signs: NDArray[np.float32] | None = None, subject: Subject | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What a scan is held against: mean and standard deviation of each sign, ``(x, y, z, k)`` each.
+        """Mean and standard deviation of each sign, with which a scan is compared, ``(x, y, z, k)`` each.
 
         Args:
             signs: ``(x, y, z, k)`` of the subject; those of a control are taken out.

@@ -29,7 +29,7 @@ Data: TypeAlias = tf.data.Dataset | Mapping[str, ArrayLike]
 FromStep: TypeAlias = Callable[[int], tf.data.Dataset]  # batches from a number on
 
 SHOWN = 12  # patches in a picture
-FEWEST = 16  # held-out patches that a generator is judged by
+FEWEST_TO_JUDGE_BY = 16  # held-out patches; with fewer a generator is not judged
 BATCH = 32  # of arrays: Keras' own default
 
 
@@ -110,7 +110,7 @@ def train(
         held_out = None if held_out_batches is None else _first(held_out_batches, PATCHES)
         shown = _first(first, SHOWN) if held_out is None else held_out[:SHOWN]
         judges: list[keras.callbacks.Callback] = []
-        if model.generates and held_out is not None and len(held_out) >= FEWEST:
+        if model.generates and held_out is not None and len(held_out) >= FEWEST_TO_JUDGE_BY:
             judges.append(GeneratorQuality(held_out))
         progress = ProgressBar(console or Console(stderr=True))
         try:

@@ -201,7 +201,7 @@ class PatchModel(keras.Model):
         return self._in_batches(self._encode, patches, batch_size)
 
     def reconstruct(self, patches: ArrayLike, batch_size: int = 4096) -> NDArray[np.float32]:
-        """What the model makes of patches, of the same shape.
+        """What the model makes of patches: reconstructions of the same shape.
 
         Raises:
             InputError: patches of another shape; NaN or infinity in one; a model without a decoder.
@@ -224,7 +224,7 @@ class PatchModel(keras.Model):
         return np.asarray(self.decoder(z, training=False), np.float32)
 
     def imagine(self, patches: ArrayLike, seed: int = 0) -> NDArray[np.float32]:
-        """As many patches as are given, from the prior; a model that completes patches keeps their surround.
+        """Patches from the prior, as many as are given; a model that completes patches keeps their surround.
 
         Raises:
             InputError: a model without a prior.
@@ -459,18 +459,18 @@ class PatchModel(keras.Model):
 
     @property
     def reconstructs(self) -> bool:
-        """Whether ``reconstruct`` can be asked for."""
+        """Whether the model can reconstruct."""
         return self.decoder is not None
 
     @property
     def feeds(self) -> dict[str, tuple[int, ...]]:
-        """What it takes of a batch, and the shape of each, ``n`` left out; all of it floats."""
+        """The arrays of a batch that the model takes, and the shape of each without ``n``; all are floats."""
         names = ("patch", "partner") if self.sampling == "pair" else ("patch",)
         return {name: (*self.patch_shape, self.channels) for name in names}
 
     @property
     def made_shape(self) -> tuple[int, ...]:
-        """The central part of a patch, in voxels, that the model makes; all of it but for few models."""
+        """The size in voxels of what the model makes: the whole patch, or its centre in a few models."""
         return self.patch_shape
 
     # === What a model overrides ===
