@@ -454,7 +454,7 @@ def info(run_dir: RunDir) -> None:
     console = Console()
     run = open_run(run_dir, needs=[])
     for name, value in run.describe().items():
-        console.print(f"{name:16} {value}", highlight=False, markup=False)
+        console.print(f"{name:20} {value}", highlight=False, markup=False)
     if run.has_metrics:
         console.print(comparison({run.name: run.metrics}))
 

@@ -133,10 +133,9 @@ class FinishedRun:
             lines["supervised"] = f"fitted on {self.metadata.fitted_on}"
         lines["modalities"] = ", ".join(self.modalities)
         lines["space"] = self.space
-        lines |= {split: f"{len(names)} subjects" for split, names in self.splits.items()}
-        lines |= {
-            name: f"{step.seconds} s, {step.peak_gib} GiB" for name, step in self.metadata.steps.items()
-        }
+        lines |= {f"{split} subjects": str(len(names)) for split, names in self.splits.items()}
+        steps = self.metadata.steps.items()
+        lines |= {f"{name} took": f"{step.seconds} s, {step.peak_gib} GiB" for name, step in steps}
         sizes = {"model size": self.folder.model, "detector size": self.folder.detector}
         lines |= {name: f"{_bytes(path) / 2**20:.1f} MiB" for name, path in sizes.items() if path.exists()}
         return lines

@@ -30,7 +30,8 @@ def test_a_run_is_read_as_far_as_it_came(folder):
     run = open_run(folder, needs=[])
     assert (run.seconds, run.peak_gib) == ({"train": 5.0, "score": 2.0}, 2.5)
     assert (run.history, run.subjects, run.has_metrics) == ({"epoch": [1.0], "loss": [0.5]}, [], False)
-    assert run.describe()["test"] == "1 subjects"
+    told = run.describe()
+    assert (told["train subjects"], told["train took"]) == ("1", "5.0 s, 1.5 GiB")
     with pytest.raises(InputError, match=r"metrics\.json"):
         _ = run.metrics
     with pytest.raises(InputError, match="no fitted detector"):
