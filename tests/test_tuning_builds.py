@@ -188,6 +188,11 @@ def test_models_that_trials_can_use_pass():
     builds.check(models.create("siamese"), channels=2)
 
 
+def test_a_patch_model_need_not_be_compiled_by_its_build():
+    model, _ = builds.make(builds.hypermodel_of(lambda hp: models.create("wae")), {})
+    assert model.compiled
+
+
 def test_a_search_remembers_a_plain_function_by_its_source():
     """As searches of before did, which go on."""
     assert builds.text_of(plain) == inspect.getsource(plain)

@@ -77,6 +77,8 @@ def make(hypermodel: keras_tuner.HyperModel, values: Mapping[str, Any]) -> tuple
     hp.values = dict(values)
     hypermodel.declare_hyperparameters(hp)
     model = hypermodel.build(hp)
+    if isinstance(model, PatchModel) and not model.compiled:
+        model.compile()  # with the optimisers of its paper
     return model, dict(hp.values)
 
 
