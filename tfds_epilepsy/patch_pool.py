@@ -309,16 +309,15 @@ def _copy(
                 offset = a * strides[0] + b * strides[1]
                 start = np.uint64((cells[later] + offset) * channels)
                 for c in range(start, start + width, line):
-                    prefetch(upcoming, c)  # type: ignore[call-arg]
-                prefetch(upcoming, start + width - np.uint64(1))  # type: ignore[call-arg]
+                    prefetch(upcoming, c)
+                prefetch(upcoming, start + width - np.uint64(1))
                 start = np.uint64((cells[row] + offset) * channels)
                 for c in range(width):
                     out[to + np.uint64(c)] = image[start + np.uint64(c)]
                 to += width
 
 
-@intrinsic
-def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Ask for the memory at ``array[index]``, without waiting for it: LLVM's prefetch, for reading."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -331,6 +330,9 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, index), codegen
+
+
+prefetch: Any = intrinsic(_prefetch)  # called with array and index in compiled code
 
 
 @numba.njit(nogil=True, cache=True)
