@@ -303,12 +303,17 @@ def works_with_stock_callbacks(case: Case, folder: Path) -> None:
         keras.callbacks.EarlyStopping(model.monitor),
         keras.callbacks.ModelCheckpoint(file, model.monitor, save_best_only=True),
     ]
-    constant = all(isinstance(getattr(model, name)._learning_rate, keras.Variable) for name in model.trains)
+    setters = [
+        keras.callbacks.ReduceLROnPlateau(model.monitor),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
+    ]
+    constant = all(isinstance(getattr(model, name).learning_rate, keras.Variable) for name in model.trains)
     if constant:
-        stock += [
-            keras.callbacks.ReduceLROnPlateau(model.monitor),
-            keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
-        ]
+        stock += setters
+    else:
+        for setter in setters:
+            with pytest.raises(InputError, match="follows a schedule"):
+                model.fit(data, validation_data=data, callbacks=setter)
     figures = model.fit(data, validation_data=data, verbose=0, callbacks=stock).history
     if constant:
         for name, rate in rates.items():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Weights are float32 in all of them, and so are codes, losses and figures.
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+RATE_SETTERS = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 _one_at_a_time = threading.RLock()
 
@@ -199,6 +200,11 @@ def knows(optimizer: keras.Optimizer, variables: Sequence[keras.Variable]) -> bo
     return {id(variable) for variable in variables} <= {id(v) for v in optimizer._trainable_variables}
 
 
+def follows_schedule(optimizer: keras.Optimizer | None) -> bool:
+    """Whether its learning rate is a function of the step, which nobody can set."""
+    return optimizer is not None and not isinstance(optimizer.learning_rate, keras.Variable)
+
+
 def scaling(optimizer: keras.Optimizer) -> keras.optimizers.LossScaleOptimizer:
     """An optimiser that scales losses, so that gradients of float16 layers do not vanish."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -232,12 +238,19 @@ def prepared(model: PatchModel, callbacks: Any) -> Any:
     """The callbacks of a ``fit``: bookkeeping first, ``mode`` where only the model can know it.
 
     Raises:
-        InputError: a callback that monitors a figure of which nobody knows which way is better.
+        InputError: a callback that monitors a figure of which nobody knows which way is better, or that sets
+            a learning rate that follows a schedule.
     """
     given = keras.tree.flatten(callbacks or [])
     single = [one for callback in given for one in getattr(callback, "callbacks", [callback])]
+    scheduled = [name for name in model.trains if follows_schedule(getattr(model, name, None))]
     problems = []
     for callback in single:
+        if scheduled and isinstance(callback, RATE_SETTERS):
+            problems.append(
+                f"{type(callback).__name__} sets learning rates, but that of {', '.join(scheduled)} follows "
+                "a schedule: compile with an optimiser of a fixed rate."
+            )
         monitor = getattr(callback, "monitor", None)
         if monitor is None or getattr(callback, "mode", None) != "auto":
             continue
