@@ -22,6 +22,7 @@ from epizoo.run_config import RunConfig
 from tests.scripts import run_script
 from tests.small_cohort import write_cohort
 from tests.tuning_cheap import cheap
+from tests.tuning_kills import kill_often
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json
 from tuning import DetectionTuner, cases, detection_tuner, leaderboard, oracles, search
@@ -214,6 +215,12 @@ def test_killed_at_any_write_it_goes_on_as_if_nothing_had_been(make, tmp_path, m
             break
     assert point > 12
     assert not killed  # every write has been the last one
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_search_goes_on(data, data_dir, tmp_path):
+    """``python -m tests.tuning_kills`` does it as often as you like."""
+    assert kill_often(tmp_path, data, data_dir, moments=2, trials=2) >= 1
 
 
 def test_killed_in_its_first_trial_the_search_repeats_that_trial(make, tmp_path, monkeypatch):

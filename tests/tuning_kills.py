@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-ENDINGS = ("oracle.json", "trial.json", "spec.json", "stage", "checkpoint.keras", "result.json")
+ENDINGS = ("oracle.json", "trial.json", "spec.json", "result.json")
+ENDINGS_OF_REAL_TRIALS = (*ENDINGS, "stage", "checkpoint.keras")
 LATEST = 120  # seconds until a kill, if the file that it waits for does not come
 ENVIRONMENT = {"TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTEROP_THREADS": "1"}  # as the command line sets them
 
@@ -29,7 +30,8 @@ def kill_often(folder, data, data_dir, moments, *, seed=0, trials=6, real=False)
         place, ended = folder / f"killed{finished}", False
         while not ended:
             search = start(place, data, data_dir, trials, real)
-            if killed < moments and strike(search, place, rng):
+            ending = rng.choice(ENDINGS_OF_REAL_TRIALS if real else ENDINGS)
+            if killed < moments and strike(search, place, ending, rng):
                 killed += 1
                 continue
             assert search.wait() == 0, f"{place}: after kill {killed} it ended with code {search.returncode}"
@@ -39,9 +41,9 @@ def kill_often(folder, data, data_dir, moments, *, seed=0, trials=6, real=False)
     return finished
 
 
-def strike(search, folder, rng):
+def strike(search, folder, ending, rng):
     """Kill a search shortly after a file of its own has changed; returns whether it was still there."""
-    ending, wait = rng.choice(ENDINGS), rng.choice((0, 0.002, 0.02, 0.2, 2)) * rng.random()
+    wait = rng.choice((0, 0.002, 0.02, 0.2, 2)) * rng.random()
     before = stamps(folder, ending)
     latest = time.monotonic() + LATEST
     while search.poll() is None and stamps(folder, ending) == before and time.monotonic() < latest:
