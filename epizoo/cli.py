@@ -78,6 +78,9 @@ GroupColumn = Annotated[
 Group = Annotated[
     list[str] | None, typer.Option(help="What a word in that column means, such as typ=control.")
 ]
+Space = Annotated[
+    str | None, typer.Option(help="The one space-... of a derivative that holds images in several.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where the folder holds a run.")]
 
 
@@ -144,6 +147,9 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
         seed: Seed = 0,
         preset: Preset = None,
         modality: Modality = None,
+        space: Space = None,
+        group_column: GroupColumn = None,
+        group: Group = None,
         data_dir: DataDir = None,
         overwrite: Overwrite = False,
     ) -> None:
@@ -160,6 +166,7 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
             seed=seed,
             preset=preset,
             modalities=modality,
+            reading=_reading(space, group_column, group),
         )
         work(Run(config, out_dir, data_dir=data_dir, overwrite=overwrite))
 
@@ -188,20 +195,26 @@ def score(
     native: Annotated[
         bool, typer.Option("--native", help="Also write each map in the subject's own T1w space.")
     ] = False,
+    space: Space = None,
+    group_column: GroupColumn = None,
+    group: Group = None,
     data_dir: DataDir = None,
 ) -> None:
     """Score maps and clusters of the run's test subjects, or of every subject of other data."""
     from epizoo.outputs import score_cohort
     from epizoo.run import Run
 
+    reading = _reading(space, group_column, group)
     if data is None and native:
         raise InputError("--native without DATA and OUT_DIR: a run's own maps stay in template space.")
+    if data is None and reading:
+        raise InputError(f"{', '.join(reading)}: without effect without DATA and OUT_DIR.")
     if data is None:
         Run.open(run_dir, data_dir=data_dir).score()
     elif out_dir is None:
         raise InputError("DATA was given without OUT_DIR: say where its score maps go.")
     else:
-        score_cohort(run_dir, data, out_dir, native=native, data_dir=data_dir)
+        score_cohort(run_dir, data, out_dir, native=native, reading=reading, data_dir=data_dir)
 
 
 @app.command()
@@ -312,6 +325,7 @@ def check(
     modality: Modality = None,
     session: Session = None,
     filter: Filter = None,
+    space: Space = None,
     group_column: GroupColumn = None,
     group: Group = None,
     training: Annotated[
@@ -330,6 +344,7 @@ def check(
         modalities=modality,
         session=session,
         filters=_filters(filter),
+        space=space,
         group_column=group_column,
         groups=_groups(group),
         require_controls=training,
@@ -474,6 +489,11 @@ def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:
 def _given(**options: Any) -> dict[str, Any]:
     """Those that were given on the command line."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _reading(space: str | None, group_column: str | None, group: list[str] | None) -> dict[str, Any]:
+    """How a folder's data are read, where that was said."""
+    return _given(space=space, group_column=group_column, groups=_groups(group) or None)
 
 
 def _groups(words: list[str] | None) -> dict[str, str]:

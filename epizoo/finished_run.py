@@ -245,7 +245,8 @@ class FinishedRun:
     def _builder(self) -> Builder:
         import tfds_epilepsy
 
-        builder = tfds_epilepsy.load(self.config.data, self._data_dir, self.config.modalities)
+        config = self.config
+        builder = tfds_epilepsy.load(config.data, self._data_dir, config.modalities, **config.reading)
         if builder.fingerprint != self.metadata.data_hash:
             raise InputError(
                 f"{self.folder.path} was made from other data: {self.config.data} is {builder.fingerprint} "

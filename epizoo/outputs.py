@@ -42,6 +42,7 @@ def score_cohort(
     out_dir: str | Path,
     *,
     native: bool = False,
+    reading: Mapping[str, Any] | None = None,
     data_dir: Path | None = None,
     console: Console | None = None,
 ) -> None:
@@ -56,6 +57,7 @@ def score_cohort(
         out_dir: where ``sub-*/anat/*`` go: a folder that is new, empty, or holds maps of this run.
         native: also write each map and its labels in the subject's own T1w space (``space-T1w``); ``data`` is
             then a derivative that ``epizoo preprocess`` made.
+        reading: ``space``, ``group_column``, ``groups`` of a folder, as in ``tfds_epilepsy.load``.
         data_dir: where prepared data sets live.
 
     Raises:
@@ -68,7 +70,7 @@ def score_cohort(
     _check_folder(out.path)
     scorer = run.detector
     _check_maker(out, scorer)
-    builder = tfds_epilepsy.load(data, data_dir, modalities=run.modalities)
+    builder = tfds_epilepsy.load(data, data_dir, modalities=run.modalities, **(reading or {}))
     of_splits = {split: tfds_epilepsy.subjects(builder, split) for split in SPLITS}
     if native:
         _check_native(data, [subject for subjects in of_splits.values() for subject in subjects])

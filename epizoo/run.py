@@ -82,7 +82,11 @@ class Run:
         import tfds_epilepsy
 
         self.builder = tfds_epilepsy.load(
-            self.config.data, data_dir, self.config.modalities, require_controls=True
+            self.config.data,
+            data_dir,
+            self.config.modalities,
+            require_controls=True,
+            **self.config.reading,
         )
         self._check_data(overwrite)
         if overwrite or not self.folder.config.is_file():

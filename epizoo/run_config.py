@@ -41,6 +41,8 @@ class RunConfig:
         fwhm: smoothing of the score map, millimetres.
         preset: folder of a trained model (``PatchModel.save_preset``) that is taken in place of training.
         modalities: of a folder, those that are taken; None for all that it has.
+        reading: how a folder of data is read where its names leave it open: ``space``, ``group_column``,
+            ``groups``, as in ``tfds_epilepsy.load``.
     """
 
     data: str
@@ -56,6 +58,7 @@ class RunConfig:
     fwhm: float
     preset: str | None = None
     modalities: list[str] | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def resolve(
@@ -73,6 +76,7 @@ class RunConfig:
         fwhm: float | None = None,
         preset: str | Path | None = None,
         modalities: Sequence[str] | None = None,
+        reading: Mapping[str, Any] | None = None,
     ) -> RunConfig:
         """Complete the options that are given: each one left out gets the default of its model or detector.
 
@@ -86,7 +90,7 @@ class RunConfig:
         Args:
             data: a config's name or a folder; ``der``, ``der/`` and its absolute path are the same data.
             model: ``deviation`` if None, or ``none`` where the detector reads nothing of a model.
-            detector, ..., modalities: see the attributes; each has its default if None.
+            detector, ..., reading: see the attributes; each has its default if None.
 
         Raises:
             InputError: unknown names, values that cannot be, an option that would have no effect; all
@@ -122,10 +126,14 @@ class RunConfig:
                 problems.append(f"model {model!r}: without effect, since detector {detector!r} reads none.")
         if detector is not None:
             problems += _detector_problems(detector, detector_config or {})
+        if reading and not Path(data_name(data)).is_dir():
+            problems += _no_effect(reading, f"{data} is no folder of scans")
         if problems:
             raise InputError(problems)
         given = {"data": data_name(data), "model": model, "model_config": model_config, "seed": seed}
-        config = _complete({**given, **training, **chosen, "modalities": modalities or None})
+        config = _complete(
+            {**given, **training, **chosen, "modalities": modalities or None, "reading": reading}
+        )
         if detector is None:
             problems = _detector_problems(config.detector, config.detector_config)
             if problems:

@@ -77,7 +77,7 @@ def test_a_lesion_outside_the_brain_and_masks_of_one_voxel_are_found(derivative)
     write_nifti(brain, one, AFFINE)
     problems = problems_of(derivative)
     assert len(problems) == 2
-    assert any("wholly outside the brain mask" in problem for problem in problems)
+    assert any("none of the lesion lies in the brain" in problem for problem in problems)
     assert any("holds one voxel" in problem and "sub-c1" in problem for problem in problems)
     write_nifti(lesion_of(derivative), one, AFFINE)
     assert any("one voxel is marked" in note for note in bids.check(derivative).notes)

@@ -145,7 +145,7 @@ def test_a_mask_that_fits_two_images_and_names_none_is_said_to_be_the_first_ones
         (np.ones(SHAPE), "every voxel is lesion"),
         (np.arange(np.prod(SHAPE)).reshape(SHAPE) == 9, "one voxel is marked"),
         (np.indices(SHAPE)[0] % 4, "3 labels"),
-        (np.indices(SHAPE)[0] == 0, "wholly outside the brain"),
+        (np.indices(SHAPE)[0] == 0, "none of the lesion lies in the brain"),
     ],
 )
 def test_a_lesion_mask_that_marks_no_lesion_is_a_problem(tmp_path, content, says):

@@ -165,3 +165,18 @@ def test_the_home_directory_is_known_in_every_option(monkeypatch, tmp_path):
     run_main(monkeypatch, "demo", "--output=~/x")
     run_main(monkeypatch, "demo")
     assert made == [tmp_path / "x", Path("demo")]
+
+
+def test_how_scans_are_read_is_handed_to_a_run_and_to_score(monkeypatch, tmp_path):
+    made, scored = [], []
+    monkeypatch.setattr("epizoo.run.Run", lambda config, *_, **__: made.append(config) or list)
+    monkeypatch.setattr(
+        "epizoo.outputs.score_cohort", lambda *_, **options: scored.append(options["reading"])
+    )
+    options = ["--space", "MNI", "--group-column", "arm", "--group", "typ=control"]
+    told = {"space": "MNI", "group_column": "arm", "groups": {"typ": "control"}}
+    assert run_main(monkeypatch, "run", str(tmp_path), "OUT", "--modality", "T1w", *options) == 0
+    assert (made[0].modalities, made[0].reading) == (["T1w"], told)
+    assert run_main(monkeypatch, "score", "RUN", str(tmp_path), "OUT", *options) == 0
+    assert scored == [told]
+    assert run_main(monkeypatch, "score", "RUN", *options) == 2

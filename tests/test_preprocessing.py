@@ -212,7 +212,9 @@ def test_a_lesion_that_lies_on_no_image_is_not_moved_by_some_transform(tmp_path,
     mask = template.brain_mask & (np.indices(template.shape)[2] == 40)
     t1 = write_nifti(anat / "sub-01_T1w.nii.gz", template.t1 * template.brain_mask, template.affine)
     lesion = write_nifti(anat / "sub-01_label-lesion_mask.nii.gz", mask, template.affine)
-    subject = RawSubject("01", "", "", {"T1w": t1}, lesion)
+    subject = RawSubject(
+        participant=bids.Participant(subject="01"), session="", images={"T1w": t1}, lesion_mask=lesion
+    )
     with pytest.raises(InputError, match=r"lesion_mask\.nii\.gz: lies on the grid of none of the images"):
         preprocess_subjects([subject], tmp_path, tmp_path / "out", Options())
 

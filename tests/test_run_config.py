@@ -135,3 +135,12 @@ def test_a_baselines_settings_need_no_tensorflow():
 def test_differences_are_named():
     config = resolve(model="siamese")
     assert config.differences(replace(config, epochs=3)) == ["epochs 10 -> 3"]
+
+
+def test_how_a_folder_is_read_is_kept_and_is_without_effect_on_a_config(tmp_path):
+    reading = {"space": "MNI", "groups": {"typ": "control"}}
+    assert RunConfig.resolve(tmp_path, reading=reading).reading == reading
+    with pytest.raises(
+        InputError, match=r"space MNI: without effect, since phantom_2mm is no folder of scans"
+    ):
+        RunConfig.resolve("phantom_2mm", reading={"space": "MNI"})

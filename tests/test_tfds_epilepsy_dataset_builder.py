@@ -227,3 +227,19 @@ def test_apache_beam_with_two_workers_makes_the_same_records_in_the_same_order(t
     assert [record["subject"].decode() for record in records(beam)] == sorted(labels)
     assert records(beam) == records(plain)
     assert beam.info.metadata == plain.info.metadata
+
+
+def test_groups_spaces_and_modalities_of_a_folder_can_be_told(tmp_path):
+    for label in ("a", "b", "c"):
+        write_subject(tmp_path / "der", label, modalities=("T1w",) if label == "c" else ("T1w", "FLAIR"))
+    rows = [["sub-a", "typ", "train"], ["sub-b", "typ", "train"], ["sub-c", "case", "test"]]
+    write_participants(tmp_path / "der", rows, "participant_id\tarm\tsplit")
+    reading = {"modalities": ["T1w"], "group_column": "arm", "groups": {"typ": "control"}}
+    builder = tfds_epilepsy.load(tmp_path / "der", tmp_path / "data", **reading)
+    assert tfds_epilepsy.subjects(builder, "train") == ["a", "b"]
+    assert builder.modalities == ("T1w",)
+    assert (
+        tfds_epilepsy.load(tmp_path / "der", tmp_path / "data", **reading).fingerprint == builder.fingerprint
+    )
+    with pytest.raises(InputError, match="space: without effect on phantom_2mm"):
+        tfds_epilepsy.load("phantom_2mm", tmp_path / "data", space="MNI")

@@ -7,7 +7,7 @@ yields them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ def load(
     data_dir: str | Path | None = None,
     modalities: Sequence[str] | None = None,
     *,
+    space: str | None = None,
+    group_column: str | None = None,
+    groups: Mapping[str, str] | None = None,
     require_controls: bool = False,
     beam_options: Sequence[str] | None = None,
 ) -> Builder:
@@ -35,6 +38,9 @@ def load(
             template-space BIDS derivative.
         data_dir: where prepared data sets live; TFDS's default if None.
         modalities: channels of a folder; by default all that it has.
+        space: of a folder that holds several.
+        group_column: of a folder's participants.tsv; by default ``group`` and its like.
+        groups: further words for ``control`` and ``patient`` in that column, ``{"typ": "control"}``.
         require_controls: fewer than 2 training controls are a problem of the data set too.
         beam_options: prepare on Apache Beam (the extra ``beam``), with these pipeline options, such as
             ``["--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]``.
@@ -50,7 +56,7 @@ def load(
 
     tfds.disable_progress_bar()  # the builder shows its own, which knows how many are to come
     builder = Builder(
-        config=config_for(data, modalities),
+        config=config_for(data, modalities, space=space, group_column=group_column, groups=groups),
         data_dir=None if data_dir is None else str(Path(data_dir).expanduser()),
     )
     return builder.prepare(require_controls=require_controls, beam_options=beam_options)

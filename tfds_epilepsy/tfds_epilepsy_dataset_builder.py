@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import inspect
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,12 +35,24 @@ class EpilepsyConfig(tfds.core.BuilderConfig):
         bonn: what to take of OpenNeuro ds004199, or None.
         folder: a template-space derivative; without any of the three, ``manual_dir``.
         modalities: channels of a folder; all that it has by default.
+        space: of a folder that holds several.
+        group_column: of its participants.tsv.
+        groups: further words for ``control`` and ``patient`` in that column.
     """
 
     phantom: phantom.PhantomConfig | None = None
     bonn: bonn.BonnConfig | None = None
     folder: Path | None = None
     modalities: tuple[str, ...] | None = None
+    space: str | None = None
+    group_column: str | None = None
+    groups: Mapping[str, str] | None = None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How a folder is read, in the words of ``bids.template_subjects``."""
+        names = ("modalities", "space", "group_column", "groups")
+        return {name: getattr(self, name) for name in names}
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -223,7 +236,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             if not folder.is_dir():
                 return self.fingerprint  # removed once it was prepared: it cannot have changed
             labels = [label for labels in self.info.metadata["subjects"].values() for label in labels]
-        subjects, problems = bids.template_subjects(folder, labels, modalities=config.modalities)
+        subjects, problems = bids.template_subjects(folder, labels, **config.reading)
         if problems:
             raise InputError(problems)
         return bids.fingerprint(subjects, tuple(subjects[0].images), folder)
@@ -249,16 +262,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 "lesions": {row["subject"]: _stratum(row) for row in table},
             }
         if self._derivative is None:
+            from rich.console import Console
+
             labels = None
             if self.builder_config.bonn is not None:
                 folder, labels = bonn.prepare(download_dir, self.builder_config.bonn)
             assert folder is not None  # a folder's config has one, and manual_dir is one
             self._derivative = bids.read_derivative(
                 folder,
-                self.builder_config.modalities,
                 participant_labels=labels,
                 require_controls=require_controls,
+                **self.builder_config.reading,
             )
+            for note in self._derivative.notes:
+                Console(stderr=True).print(note, markup=False, soft_wrap=True, highlight=False)
         found = self._derivative
         subjects = {
             split: sorted(label for label, where in found.splits.items() if where == split)
@@ -274,24 +291,42 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
 
 
-def config_for(data: str | Path, modalities: Sequence[str] | None = None) -> str | EpilepsyConfig:
+def config_for(
+    data: str | Path,
+    modalities: Sequence[str] | None = None,
+    *,
+    space: str | None = None,
+    group_column: str | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> str | EpilepsyConfig:
     """The builder config of a name or a folder.
 
+    Args:
+        data: a config's name, or a folder.
+        modalities, space, group_column, groups: how a folder is read, as in ``bids.template_subjects``.
+
     Raises:
-        InputError: neither a config's name nor a folder.
+        InputError: neither a config's name nor a folder; an option of a folder with a config's name.
     """
     named = [config.name for config in Builder.BUILDER_CONFIGS if config.name != "bids"]
+    told: dict[str, Any] = {"space": space, "group_column": group_column, "groups": groups}
+    given = {name: value for name, value in told.items() if value}
     if str(data) in named:
+        if given:
+            raise InputError(f"{', '.join(given)}: without effect on {data}; they are of a folder of scans.")
         return str(data)
     folder = Path(data)
     if not folder.is_dir():
         raise InputError(f"{data}: neither a folder nor one of the configs {', '.join(named)}.")
-    where = hashlib.sha256(f"{folder.resolve()}{modalities}".encode()).hexdigest()[:8]
+    key = f"{folder.resolve()}{modalities}" + (json.dumps(given, sort_keys=True) if given else "")
     return EpilepsyConfig(
-        name=f"bids-{where}",
+        name=f"bids-{hashlib.sha256(key.encode()).hexdigest()[:8]}",
         description=f"The template-space BIDS derivative {folder.name}.",
         folder=folder,
         modalities=None if modalities is None else tuple(modalities),
+        space=space,
+        group_column=group_column,
+        groups=dict(groups) if groups else None,
     )
 
 

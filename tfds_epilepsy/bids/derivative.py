@@ -428,7 +428,7 @@ def _mask_problems(subject: TemplateSubject, volumes: Mapping[Path, VolumeFile])
         return []  # said already
     if (read_lesion_mask(lesion)[0] & (read_nifti(brain)[0] > 0.5)).any():
         return []
-    return [f"{lesion}: lies wholly outside the brain mask ({brain.name})."]
+    return [f"{lesion}: none of the lesion lies in the brain ({brain.name})."]
 
 
 def _is_normalised(path: Path) -> bool:

@@ -315,5 +315,5 @@ def _mask_problems(subject: RawSubject, volumes: Mapping[Path, VolumeFile]) -> l
     image = subject.images[owner]
     volume, _ = read_nifti(image)
     if (volume[read_lesion_mask(path)[0]] == background_of(volume)).all():
-        return [f"{path}: lies wholly outside the brain of {image.name}."]
+        return [f"{path}: none of the lesion lies in the brain ({image.name})."]
     return []
