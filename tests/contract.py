@@ -289,7 +289,7 @@ def uses_or_refuses_what_it_is_given(case: Case) -> None:
     with pytest.raises(InputError, match="sample_weight was given"):
         model.fit(tf.data.Dataset.from_tensors((batch, None, np.zeros(2))))
     with pytest.raises(InputError, match="has no 'loss'"):
-        model.compile(loss="mse")
+        model.compile(None, "mse")
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 

@@ -275,6 +275,7 @@ class PatchModel(keras.Model):
     def compile(
         self,
         optimizer: Any = None,
+        loss: Any = None,
         *,
         run_eagerly: bool = False,
         steps_per_execution: int = 1,
@@ -285,39 +286,16 @@ class PatchModel(keras.Model):
 
         Args:
             optimizer: of a model that has one.
+            loss: not for models, which have their own.
             run_eagerly, steps_per_execution, jit_compile: see ``keras.Model.compile``.
             **optimizers: by name (``d_optimizer``, ...), of a model that has several.
 
         Raises:
-            InputError: an optimiser that the model does not have; float16.
+            InputError: an optimiser that the model does not have, or that is another model's; a loss.
         """
-        given = {"optimizer": optimizer, **optimizers}
+        given = {"optimizer": optimizer, "loss": loss, **optimizers}
         given = {name: value for name, value in given.items() if value is not None}
-        problems = [
-            f"{self.name} has no {name!r}: its losses and figures are its own, its optimisers are "
-            f"{', '.join(self.trains)}."
-            for name in given
-            if name not in self.trains
-        ]
-        objects = [id(value) for value in given.values() if isinstance(value, keras.Optimizer)]
-        if len(set(objects)) < len(objects):
-            problems.append("one optimiser was given for two: each needs its own.")
-        problems += [
-            f"{name} was made for the weights of another model: give a new one."
-            for name in self.trains
-            if isinstance(optimiser := given.get(name), keras.Optimizer)
-            and optimiser.built
-            and not training.knows(optimiser, self.trained_by(name))
-        ]
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            problems += [
-                f"{name} gathers gradients, which Keras cannot do on several devices: give larger batches."
-                for name, value in given.items()
-                if getattr(value, "gradient_accumulation_steps", None)
-            ]
-        if self.losses:
-            problems.append("regularisers have no effect here: add their terms in compute_losses.")
-        if problems:
+        if problems := training.compile_problems(self, given):
             raise InputError(problems)
         with self.distribute_strategy.scope(), training.keras_settings():
             chosen = {name: keras.optimizers.get(value) for name, value in given.items()}
@@ -368,7 +346,7 @@ class PatchModel(keras.Model):
         for data in (x, kwargs.get("validation_data")):
             problems += training.data_problems(self, data)
         if self.compiled:
-            problems += self._optimiser_problems()
+            problems += training.optimiser_problems(self)
         if problems:
             raise InputError(problems)
         if isinstance(x, tf.data.Dataset | GeneratorType):
@@ -697,24 +675,6 @@ class PatchModel(keras.Model):
             )
         starts = range(0, len(patches), batch_size)
         return np.concatenate([np.asarray(function(patches[i : i + batch_size])) for i in starts])
-
-    def _optimiser_problems(self) -> list[str]:
-        """Of a training that would change nothing, or that Keras ends in its first step."""
-        trained = {name: self.trained_by(name) for name in self.trains}
-        if not any(trained.values()):
-            return [f"{self.name} has nothing to train: set trainable = True, then compile again."]
-        problems = [
-            f"{name} is the moving average of {live} and no longer of its shape: change {live}, too."
-            for name, live in self.averages.items()
-            if [v.shape for v in getattr(self, name).variables]
-            != [v.shape for v in getattr(self, live).variables]
-        ]
-        return problems + [
-            f"{name} was made for other weights than {', '.join(self.trains[name])} have now: after "
-            "replacing or unfreezing a network, compile again."
-            for name, variables in trained.items()
-            if not training.knows(getattr(self, name), variables)
-        ]
 
     def _draw(self, function: Any, name: str, shape: Sequence[Any], training: bool) -> Any:
         step: Any = -1

@@ -129,6 +129,51 @@ def label_problems(**given: Any) -> list[str]:
     ]
 
 
+def compile_problems(model: PatchModel, given: Mapping[str, Any]) -> list[str]:
+    """What keeps a model from being compiled with what it was given, by name."""
+    problems = [
+        f"{model.name} has no {name!r}: its losses and figures are its own, its optimisers are "
+        f"{', '.join(model.trains)}."
+        for name in given
+        if name not in model.trains
+    ]
+    objects = {name: value for name, value in given.items() if isinstance(value, keras.Optimizer)}
+    if len(set(map(id, objects.values()))) < len(objects):
+        problems.append("one optimiser was given for two: each needs its own.")
+    problems += [
+        f"{name} was made for the weights of another model: give a new one."
+        for name, value in objects.items()
+        if name in model.trains and value.built and not knows(value, model.trained_by(name))
+    ]
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        problems += [
+            f"{name} gathers gradients, which Keras cannot do on several devices: give larger batches."
+            for name, value in objects.items()
+            if getattr(value, "inner_optimizer", value).gradient_accumulation_steps
+        ]
+    if model.losses:
+        problems.append("regularisers have no effect here: add their terms in compute_losses.")
+    return problems
+
+
+def optimiser_problems(model: PatchModel) -> list[str]:
+    """Of a training that would change nothing, or that Keras ends in its first step."""
+    trained = {name: model.trained_by(name) for name in model.trains}
+    if not any(trained.values()):
+        return [f"{model.name} has nothing to train: set trainable = True, then compile again."]
+    problems = [
+        f"{name} is the moving average of {live} and no longer of its shape: change {live}, too."
+        for name, live in model.averages.items()
+        if _shapes(getattr(model, name)) != _shapes(getattr(model, live))
+    ]
+    return problems + [
+        f"{name} was made for other weights than {', '.join(model.trains[name])} have now: after replacing "
+        "or unfreezing a network, compile again."
+        for name, variables in trained.items()
+        if not knows(getattr(model, name), variables)
+    ]
+
+
 def as_batches(data: Any) -> Any:
     """A generator's dicts as Keras takes them, in tuples; other data as they are."""
     if not isinstance(data, GeneratorType):
@@ -264,3 +309,7 @@ def prepared(model: PatchModel, callbacks: Any) -> Any:
     if problems:
         raise InputError(problems)
     return [Bookkeeping(), *given]
+
+
+def _shapes(network: keras.Model) -> list[tuple[int, ...]]:
+    return [variable.shape for variable in network.variables]
