@@ -16,6 +16,9 @@ from .models import create as create
 from .models import from_preset as from_preset
 from .models import list_models as list_models
 from .models import load_model as load_model
+from .models import register_model as register_model
 from .models.callbacks import train as train
+from .registry import register_detector as register_detector
+from .registry import register_view as register_view
 from .run import Run as Run
 from .run_config import RunConfig as RunConfig

@@ -9,7 +9,7 @@ from rich.console import Console
 
 import epizoo
 from epizoo.models import callbacks
-from tests.contract import Case, Killed
+from epizoo.testing.models import Case, Killed
 from tfds_epilepsy.errors import InputError
 
 CASE = Case("autoencoder", (5, 5), 1)

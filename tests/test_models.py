@@ -2,8 +2,8 @@ import pytest
 import tensorflow as tf
 
 from epizoo.registry import MODELS
-from tests import contract
-from tests.contract import Case
+from epizoo.testing import models as contract
+from epizoo.testing.models import Case
 
 NAMES = list(MODELS.own)
 PLANE = [Case(name) for name in NAMES]

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from epizoo.registry import MODELS
-from tests import contract
+from epizoo.testing import models as contract
 from tuning import spaces
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "new_model.md").read_text()

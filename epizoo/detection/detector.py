@@ -82,7 +82,7 @@ class Detector:
     working: ClassVar[float] = 3.0
     sampled: int = 0
     covariates: Sequence[str] = ()
-    _told: Codes | None = None
+    told_of: Codes | None = None
 
     def codes(self, model: Any, modalities: Sequence[str] | None = None) -> Codes:
         """What it reads of a subject: the maps of its views, what a model makes of them, or both.
@@ -124,16 +124,16 @@ class Detector:
         Raises:
             InputError: maps that it can do nothing with.
         """
-        self._told = codes
+        self.told_of = codes
         return self
 
     @property
     def signs(self) -> tuple[str, ...]:
-        return () if self._told is None else self._told.signs
+        return () if self.told_of is None else self.told_of.signs
 
     @property
     def directions(self) -> tuple[int, ...]:
-        return () if self._told is None else self._told.directions
+        return () if self.told_of is None else self.told_of.directions
 
     def prepare(self, sample: NDArray[np.float32], folds: NDArray[np.integer] | None = None) -> Self:
         """Learn from the whole brain, where ``sampled``; called before anything else.
@@ -203,7 +203,7 @@ class Detector:
     def unfitted(self) -> Self:
         """Another detector of the same configuration, told the same."""
         detector = type(self)(**self.get_config())
-        return detector if self._told is None else detector.told(self._told)
+        return detector if self.told_of is None else detector.told(self.told_of)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What was learnt, as arrays that NumPy stores without pickle."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from epizoo.detection.codes import Codes
 from epizoo.detection.detector import Detector, check_codes
 from tfds_epilepsy.errors import InputError
 
@@ -32,6 +34,11 @@ class ModelOutput(Detector):
     @abstractmethod
     def reader(encoder: keras.Model, part: keras.Model) -> keras.Model:
         """The model from ``patch`` to what is read of it."""
+
+    def codes(self, model: Any, modalities: Sequence[str] | None = None) -> Codes:
+        if model is None:
+            raise InputError(f"detector {self.name!r} reads a model; without one, take another detector.")
+        return super().codes(model, modalities)
 
     def read_of(self, model: Any) -> keras.Model:
         part = self.part(model)

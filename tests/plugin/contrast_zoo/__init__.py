@@ -1,0 +1,1 @@
+"""What a group adds to epizoo, installed beside it: nothing in epizoo names it."""
