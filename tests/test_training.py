@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import epizoo
 from epizoo.models import blocks, training
-from tests.contract import Case
+from epizoo.testing.models import Case
 from tfds_epilepsy.errors import InputError
 
 ONE, SEVERAL = Case("autoencoder", (5, 5), 1), Case("bigan", (5, 5), 1)
