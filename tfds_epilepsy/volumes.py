@@ -378,8 +378,10 @@ def _unusable(image: Any) -> str:
             "anew, or set the codes once you know."
         )
     if header["qform_code"] > 0 and header["sform_code"] > 0:
-        sform, qform = header.get_sform()[:3, :3], header.get_qform()[:3, :3]
-        if np.linalg.det(sform) * np.linalg.det(qform) < 0:
+        sform, qform = header.get_sform(), header.get_qform()
+        if not np.isfinite(qform).all():
+            return "its qform holds NaN or infinity; the header is damaged: convert the scan anew."
+        if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
             return "sform and qform disagree on left and right; set the wrong one anew."
     return ""
 

@@ -100,7 +100,10 @@ def read_grid(path: Path) -> Grid:
     """
     image = open_nifti(path)
     shape = image.shape[:3]
-    turn = nib.io_orientation(image.affine)
+    try:
+        turn = nib.io_orientation(image.affine)
+    except np.linalg.LinAlgError as error:
+        raise InputError(f"{path}: its affine cannot be used ({error}); convert the scan anew.") from error
     turned = tuple(shape[axis] for axis in np.argsort(turn[:, 0]))
     return Grid(shape=turned, affine=image.affine @ nib.orientations.inv_ornt_aff(turn, shape))
 
@@ -177,18 +180,19 @@ def background_of(volume: NDArray[np.floating]) -> float:
 
 
 def _read(path: Path, look: Callable[[NDArray[np.float32]], dict[str, Any]]) -> VolumeFile | str:
-    try:
-        note = orientation_note(open_nifti(path))
-        volume, affine = read_nifti(path)
-    except InputError as error:
-        return str(error)
-    grid = Grid(shape=volume.shape, affine=affine)
-    try:
-        if grid.problem:
-            raise InputError(grid.problem)
-        return VolumeFile(grid=grid, note=note, **look(volume))
-    except InputError as error:
-        return f"{path}: {error}"
+    with np.errstate(all="ignore"):  # of headers with any numbers; each is judged
+        try:
+            note = orientation_note(open_nifti(path))
+            volume, affine = read_nifti(path)
+        except InputError as error:
+            return str(error)
+        grid = Grid(shape=volume.shape, affine=affine)
+        try:
+            if grid.problem:
+                raise InputError(grid.problem)
+            return VolumeFile(grid=grid, note=note, **look(volume))
+        except InputError as error:
+            return f"{path}: {error}"
 
 
 def _image(volume: NDArray[np.float32]) -> dict[str, Any]:
