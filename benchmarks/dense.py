@@ -83,13 +83,13 @@ def main() -> None:
     expected = np.concatenate(by_function(1024))
     codes = dense(volume)
     difference = np.abs(codes[tuple(sample.T)] - expected).max() / np.abs(expected).max()
-    masked = dense.latents(volume, mask)
+    masked = dense.codes_at(volume, mask)
     same = np.array_equal(masked, codes[mask])
     del codes, masked
 
     methods: dict[str, Callable[[], object]] = {
         "dense": lambda: dense(volume),
-        "dense, mask": lambda: dense.latents(volume, mask),
+        "dense, mask": lambda: dense.codes_at(volume, mask),
         **{f"function {size}": lambda size=size: by_function(size) for size in BATCHES},  # type: ignore[misc]
         **{f"predict {size}": lambda size=size: by_predict(size) for size in BATCHES},  # type: ignore[misc]
         "matmul": lambda: [matmul() for _ in range(10)],

@@ -101,18 +101,18 @@ def score_loop(svms: list[OneClassSVM], codes: np.ndarray) -> np.ndarray:
     return np.array([-svm.decision_function(x)[0] for svm, x in zip(svms, codes, strict=True)])
 
 
-def kernels_alone(latents: np.ndarray) -> None:
-    over_voxels(lambda start, stop: _kernels(latents, start, stop), len(latents))
+def kernels_alone(codes: np.ndarray) -> None:
+    over_voxels(lambda start, stop: _kernels(codes, start, stop), len(codes))
 
 
 @compiled
-def _kernels(latents, start, stop):
-    _, n, d = latents.shape
+def _kernels(codes, start, stop):
+    _, n, d = codes.shape
     everyone = np.arange(n)
     distance, buffer = buffers(n, d)
     kernel, powers = np.zeros(distance.shape, np.float32), np.empty(len(distance), np.int32)
     for voxel in range(start, stop):
-        distances(latents[voxel], buffer, distance)
+        distances(codes[voxel], buffer, distance)
         _kernel(distance, 0.01, everyone, kernel, powers)
 
 

@@ -329,7 +329,7 @@ def check(
     group_column: GroupColumn = None,
     group: Group = None,
     training: Annotated[
-        bool, typer.Option("--training", help="Fewer than 2 training controls are a problem too.")
+        bool, typer.Option("--training", help="Fewer than 3 training controls are a problem too.")
     ] = False,
 ) -> None:
     """List the subjects of a data set, their files, and every problem."""

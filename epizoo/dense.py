@@ -105,7 +105,7 @@ class DenseEncoder:
         _side_by_side(encode, self._steps(slices, volume.shape))
         return codes
 
-    def latents(
+    def codes_at(
         self, volume: NDArray[np.floating], mask: NDArray[np.bool_], z: slice | None = None
     ) -> NDArray[np.float32]:
         """The codes at the voxels of a mask alone: less work and memory than all voxels.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tfds_epilepsy import bids
+from tfds_epilepsy.bids.participants import FEWEST_CONTROLS
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_table
 from tfds_epilepsy.lesions import implant_in_dataset
@@ -46,11 +47,12 @@ def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 
         for one in everyone
         if one.participant.group != "control"
     ]
-    most = len(everyone) - VALIDATION - 2  # at least two train
+    most = len(everyone) - VALIDATION - FEWEST_CONTROLS
     if not problems and (folds < 2 or -(-len(everyone) // folds) > most):
         problems.append(
             f"{data}: {folds} folds of {len(everyone)} controls; at least 2 folds are needed, and beside the "
-            f"test subjects of each {VALIDATION} controls for the threshold and 2 for training."
+            f"test subjects of each {VALIDATION} controls for the threshold and {FEWEST_CONTROLS} for "
+            "training."
         )
     if problems:
         raise InputError(problems)

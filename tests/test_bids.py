@@ -333,6 +333,10 @@ def test_check_shows_sessions_runs_and_acquisitions_that_were_not_taken(tmp_path
 
 
 def test_check_of_a_derivative_and_its_training_controls(derivative):
+    (problem,) = bids.check(derivative, require_controls=True).problems
+    assert "2 controls in split 'train', at least 3" in problem
+    table = derivative / "participants.tsv"
+    table.write_text(table.read_text().replace("control\ttest", "control\ttrain"))
     found = bids.check(derivative, require_controls=True)
     assert (found.kind, found.problems) == ("derivative", [])
     assert [row["group"] for row in found.rows] == ["control"] * 3 + ["patient"]

@@ -42,7 +42,7 @@ def test_equals_the_encoder_of_the_3d_patch_at_every_voxel(build, patch_shape, s
     assert_equal(encode(volume), expected)
     assert_equal(encode(volume, slice(3, 15)), expected[:, :, 3:15])
     mask = volume[..., 0] > 0.7
-    assert_equal(encode.latents(volume, mask), expected[mask])
+    assert_equal(encode.codes_at(volume, mask), expected[mask])
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ def test_latents_are_the_codes_of_the_mask_in_its_order(small, monkeypatch):
     codes = encode(volume)
     for step_bytes in (dense.STEP_BYTES, 40_000, 1):
         monkeypatch.setattr(dense, "STEP_BYTES", step_bytes)
-        assert_equal(encode.latents(volume, mask), codes[mask])
-        assert_equal(encode.latents(volume, mask, slice(3, 6)), codes[:, :, 3:6][mask[:, :, 3:6]])
-    assert encode.latents(volume, mask, slice(0, 2)).shape == (0, 5)
+        assert_equal(encode.codes_at(volume, mask), codes[mask])
+        assert_equal(encode.codes_at(volume, mask, slice(3, 6)), codes[:, :, 3:6][mask[:, :, 3:6]])
+    assert encode.codes_at(volume, mask, slice(0, 2)).shape == (0, 5)
 
 
 def test_memory_budget_does_not_change_the_codes(small, monkeypatch):
@@ -140,4 +140,4 @@ def test_a_volume_that_does_not_fit_is_refused(small):
     with pytest.raises(InputError, match="step of 1"):
         encode(np.zeros((4, 4, 4, 2)), slice(None, None, 2))
     with pytest.raises(InputError, match="mask of shape"):
-        encode.latents(np.zeros((4, 4, 4, 2)), np.ones((4, 4, 3), bool))
+        encode.codes_at(np.zeros((4, 4, 4, 2)), np.ones((4, 4, 3), bool))

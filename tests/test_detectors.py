@@ -91,17 +91,17 @@ def test_threads_do_not_change_the_scores(detector):
 def test_a_fit_holds_no_more_than_it_says(detector):
     if detector.sampled:
         return  # learnt from a sample, before the slabs
-    latents = np.random.default_rng(0).normal(size=(2000, 40, 16)).astype(np.float32)
+    drawn = np.random.default_rng(0).normal(size=(2000, 40, 16)).astype(np.float32)
     folds = np.arange(40) % 10
     fresh = Adjusted(scale="whiten") if detector.name == "adjusted" else detector
-    fresh.fit(latents[:2])  # compiles
-    fresh.cross_scores(latents[:2], folds)
+    fresh.fit(drawn[:2])  # compiles
+    fresh.cross_scores(drawn[:2], folds)
     tracemalloc.start()
-    fresh.cross_scores(latents, folds)
-    fresh.fit(latents)
+    fresh.cross_scores(drawn, folds)
+    fresh.fit(drawn)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak <= detector.working * latents.nbytes
+    assert peak <= detector.working * drawn.nbytes
 
 
 def test_cross_scores_come_from_detectors_that_did_not_see_the_fold(detector):

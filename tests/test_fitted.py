@@ -55,12 +55,12 @@ def test_map_is_the_calibrated_score_of_each_voxel_alone(model):
     mask = 2 * np.sum([s.brain_mask for s in people], axis=0) >= len(people)
     folds = np.empty(12, int)
     folds[np.random.default_rng(0).permutation(12)] = np.arange(12) % 10
-    latents = np.stack([s.image[mask] for s in people], axis=1)
-    scores = LocalOneClassSVM(nu=0.1).cross_scores(latents, folds)
+    codes = np.stack([s.image[mask] for s in people], axis=1)
+    scores = LocalOneClassSVM(nu=0.1).cross_scores(codes, folds)
     variance = np.zeros(SHAPE)
     variance[mask] = scores.var(1, ddof=1)
     moderated = (11 * variance + 10 * smooth(variance, mask, AFFINE, 8.0)) / 21
-    raw = LocalOneClassSVM(nu=0.1).fit(latents).score(patient.image[mask][:, None])[:, 0]
+    raw = LocalOneClassSVM(nu=0.1).fit(codes).score(patient.image[mask][:, None])[:, 0]
     where = np.ravel_multi_index(voxel, SHAPE) == np.flatnonzero(mask)
     expected = (raw[where] - scores[where].mean(1)) / np.sqrt(moderated[voxel] * (1 + 1 / 12))
     np.testing.assert_allclose(model.score(patient)[voxel], expected[0], atol=1e-3)
@@ -140,11 +140,11 @@ import os, signal
 from epizoo.detection.ocsvm import LocalOneClassSVM
 from tests.test_fitted import fit
 fitted, original = [], LocalOneClassSVM.fit
-def until_killed(self, latents):
+def until_killed(self, codes):
     if len(fitted) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    fitted.append(len(latents))
-    return original(self, latents)
+    fitted.append(len(codes))
+    return original(self, codes)
 LocalOneClassSVM.fit = until_killed
 fit({str(tmp_path / "detector")!r}, slab_bytes=1)
 """
@@ -153,9 +153,9 @@ fit({str(tmp_path / "detector")!r}, slab_bytes=1)
         FittedDetector.load(tmp_path / "detector", None)
     fitted, original = [], LocalOneClassSVM.fit
 
-    def counted(self, latents):
-        fitted.append(len(latents))
-        return original(self, latents)
+    def counted(self, codes):
+        fitted.append(len(codes))
+        return original(self, codes)
 
     monkeypatch.setattr(LocalOneClassSVM, "fit", counted)
     resumed = fit(tmp_path / "detector", slab_bytes=2**30)  # the plan's own slabs hold
@@ -248,16 +248,20 @@ def test_all_problems_of_the_controls_are_listed_at_once(tmp_path):
     assert not (tmp_path / "detector").exists()
 
 
-def test_one_control_is_too_few_and_two_suffice(tmp_path):
-    with pytest.raises(InputError, match="1 controls: at least 2"):
-        fit(tmp_path / "one", subjects=controls(1))
-    assert np.isfinite(fit(tmp_path / "two", subjects=controls(2)).score(subject(99))).all()
+def test_two_controls_are_too_few_and_three_suffice(tmp_path):
+    with pytest.raises(InputError, match="2 controls: at least 3"):
+        fit(tmp_path / "two", subjects=controls(2))
+    score = fit(tmp_path / "three", subjects=controls(3)).score(subject(99))
+    assert np.isfinite(score).all()
+    assert np.abs(score).max() < 1e3
 
 
 def test_identical_controls_give_finite_maps(tmp_path):
     twins = [replace(subject(0), subject=f"{n}") for n in range(6)]
-    score = fit(tmp_path, subjects=twins).score(subject(99))
+    fitted = fit(tmp_path, subjects=twins)
+    score = fitted.score(subject(99))
     assert np.isfinite(score).all()
+    np.testing.assert_allclose(fitted.sd[fitted.mask], 1e-4 * np.sqrt(1 + 1 / 6), rtol=1e-5)
     assert score.max() > 0
 
 
@@ -282,8 +286,8 @@ def test_codes_of_an_encoder_are_those_of_its_patches(tmp_path, patch_shape):
         window = tuple(slice(v - h, v + h + 1) for v, h in zip(voxel, half, strict=True))
         return encoder(s.image[window].reshape(1, *patch_shape, 2)).numpy()
 
-    latents = np.stack([latent(s) for s in people], axis=1)
-    raw = LocalOneClassSVM(nu=0.1).fit(latents).score(latent(subject(99))[None])[0, 0]
+    codes = np.stack([latent(s) for s in people], axis=1)
+    raw = LocalOneClassSVM(nu=0.1).fit(codes).score(latent(subject(99))[None])[0, 0]
     z = (raw - thick.mean[voxel]) / thick.sd[voxel]
     np.testing.assert_allclose(thick.score(subject(99))[voxel], z, atol=1e-2)
 

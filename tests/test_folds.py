@@ -14,12 +14,12 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, load_template, write_nifti
 
-LABELS = [f"{n:02}" for n in range(1, 7)]
+LABELS = [f"{n:02}" for n in range(1, 10)]
 
 
 @pytest.fixture(scope="module")
 def controls(tmp_path_factory):
-    """Six T1w of one anatomy and much noise."""
+    """Nine T1w of one anatomy and much noise."""
     folder = tmp_path_factory.mktemp("controls")
     template, rng = load_template(2), np.random.default_rng(0)
     for label in LABELS:
@@ -51,7 +51,7 @@ def test_each_control_is_tested_once_with_and_without_a_lesion(controls, folds):
         test, train = by_split["test"], by_split["train"]
         patients = {label for label, one in test.items() if one.participant.group == "patient"}
         assert patients == {f"{label}lesion" for label in set(test) - patients}
-        assert (len(train), len(by_split["validation"]), len(patients)) == (2, 2, 2)
+        assert (len(train), len(by_split["validation"]), len(patients)) == (4, 2, 3)
         assert all(one.participant.group == "control" for one in train.values())
         calibrating |= set(by_split["validation"])
         check_no_leak([*train, *by_split["validation"]], [label.removesuffix("lesion") for label in test])
@@ -116,7 +116,7 @@ def test_folds_are_pooled_into_one_table_and_a_killed_benchmark_goes_on(
 def test_what_cannot_be_folded_is_refused(controls, tmp_path):
     with pytest.raises(InputError, match="folds are made of a folder"):
         make_folds("phantom_2mm", tmp_path, 3)
-    with pytest.raises(InputError, match="2 folds of 6 controls"):
+    with pytest.raises(InputError, match="2 folds of 9 controls"):
         make_folds(controls, tmp_path / "two", 2)
     with pytest.raises(InputError, match="1 folds"):
         make_folds(controls, tmp_path / "one", 1)

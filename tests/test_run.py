@@ -13,6 +13,7 @@ import epizoo.run
 from epizoo.detection import find_clusters
 from epizoo.evaluation import Metrics
 from epizoo.finished_run import open_run
+from epizoo.maps.deviations import Deviations
 from epizoo.outputs import score_cohort
 from epizoo.run import Run
 from epizoo.run_config import RunConfig
@@ -238,29 +239,22 @@ input()
     assert Run(short_run(cohort), tmp_path / "run", data_dir=data_dir).finished  # a killed process lets go
 
 
-def test_fewer_than_two_training_controls_are_too_few(cohort, data_dir, tmp_path):
+def test_fewer_than_three_training_controls_are_too_few(cohort, data_dir, tmp_path):
     alone = tmp_path / "alone"
-    for name in ("c0", "p1"):
+    for name in ("c0", "c1", "p1"):
         (alone / f"sub-{name}").parent.mkdir(exist_ok=True)
         (alone / f"sub-{name}").symlink_to(cohort / f"sub-{name}", target_is_directory=True)
-    write_participants(
-        alone, [["sub-c0", "control", "train"], ["sub-p1", "patient", "test"]], "participant_id\tgroup\tsplit"
-    )
-    with pytest.raises(InputError, match="1 controls in split 'train'"):
+    rows = [["sub-c0", "control", "train"], ["sub-c1", "control", "train"], ["sub-p1", "patient", "test"]]
+    write_participants(alone, rows, "participant_id\tgroup\tsplit")
+    with pytest.raises(InputError, match="2 controls in split 'train', at least 3"):
         Run(short_run(alone), tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
 
 
-def test_two_controls_are_too_few_to_deviate_from(cohort, data_dir, tmp_path):
-    two = tmp_path / "two"
-    names = ("c0", "c1", "p1")
-    for name in names:
-        (two / f"sub-{name}").parent.mkdir(exist_ok=True)
-        (two / f"sub-{name}").symlink_to(cohort / f"sub-{name}", target_is_directory=True)
-    rows = [[f"sub-{n}", *(("control", "train") if n[0] == "c" else ("patient", "test"))] for n in names]
-    write_participants(two, rows, "participant_id\tgroup\tsplit")
-    with pytest.raises(InputError, match=r"2 training controls; 'deviation'.* at least 3"):
-        Run(RunConfig.resolve(str(two)), tmp_path / "run", data_dir=data_dir)
+def test_a_view_that_needs_more_controls_says_so(cohort, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(Deviations, "fewest_controls", 6)
+    with pytest.raises(InputError, match=r"5 training controls; 'deviation'.* at least 6"):
+        Run(RunConfig.resolve(str(cohort)), tmp_path / "run", data_dir=data_dir)
     assert not (tmp_path / "run").exists()
 
 

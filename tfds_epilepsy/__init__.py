@@ -41,7 +41,7 @@ def load(
         space: of a folder that holds several.
         group_column: of a folder's participants.tsv; by default ``group`` and its like.
         groups: further words for ``control`` and ``patient`` in that column, ``{"typ": "control"}``.
-        require_controls: fewer than 2 training controls are a problem of the data set too.
+        require_controls: fewer than 3 training controls are a problem of the data set too.
         beam_options: prepare on Apache Beam (the extra ``beam``), with these pipeline options, such as
             ``["--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]``.
             The records are the same.

@@ -108,7 +108,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """Prepare the data set, or find it prepared from the same source, by another process meanwhile too.
 
         Args:
-            require_controls: fewer than 2 training controls are a problem of the source too.
+            require_controls: fewer than 3 training controls are a problem of the source too.
             beam_options: prepare on Apache Beam, with these pipeline options; in this process if None.
 
         Raises:

@@ -32,6 +32,7 @@ from rich.status import Status
 
 from epizoo import models
 from epizoo.run_config import RunConfig
+from tfds_epilepsy.bids.participants import control_problems
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json, write_text
 from tuning import builds, leaderboard, spaces
@@ -125,8 +126,9 @@ class DetectionTuner(base_tuner.BaseTuner):
         self.trials, self.workers, self.trial_seconds = trials, workers, trial_seconds
         self.trial_gib = trial_gib or 0.8 * psutil.virtual_memory().available / 2**30 / workers
         self.cohort = Visible(data, data_dir)
-        if len(self.cohort.subjects("train")) < 2:
-            raise InputError(f"{data}: at least 2 training controls are needed.")
+        problems = control_problems(data, len(self.cohort.subjects("train")))
+        if problems:
+            raise InputError(problems)
         space = keras_tuner.HyperParameters()
         if model is not None:
             spaces.declare(spaces.space_of(model), space)

@@ -121,7 +121,7 @@ class EncoderCodes(Codes):
     def at(self, volume: Maps, mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
         halo = self.dense.patch_shape[2] // 2 if len(self.dense.patch_shape) == 3 else 0
         begin, end = max(z.start - halo, 0), min(z.stop + halo, volume.shape[2])
-        return self.dense.latents(
+        return self.dense.codes_at(
             np.asarray(volume[:, :, begin:end]), mask[:, :, begin:end], slice(z.start - begin, z.stop - begin)
         )
 

@@ -29,11 +29,14 @@ from epizoo.detection.detector import Detector, create_detector
 from epizoo.maps.deviations import PRIOR_FWHM, moderated
 from epizoo.maps.smoothing import smooth
 from epizoo.registry import DETECTORS
+from tfds_epilepsy.bids.participants import FEWEST_CONTROLS
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
 from tfds_epilepsy.volumes import Subject, subject_problems
 
 VERSION = 2
+# Of a voxel's scores, where all controls score the same: a thousandth of the brain's, and in any case:
+SMALLEST_SHARE, SMALLEST_SD = 1e-3, 1e-4
 SLAB_BYTES = 2 * 2**30  # of codes; larger slabs do not make it faster
 HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
 
@@ -59,7 +62,8 @@ def fit_detector(
     not see its fold; the mean and standard deviation of these scores at a voxel turn scores into z units.
     The variance of so few scores is moderated with that of its neighbourhood (Smyth 2004:
     ``(f s^2 + f0 s0^2) / (f + f0)``, f = n - 1, f0 = 10, s0^2 the variance map smoothed at 8 mm), and the
-    factor ``sqrt(1 + 1/n)`` of a new subject's score is in it.
+    factor ``sqrt(1 + 1/n)`` of a new subject's score is in it. No standard deviation is less than a
+    thousandth of the brain's (root mean square) or than 1e-4: controls that hardly vary give no huge z.
 
     A killed fit, called again with the same arguments, goes on at its slab; a finished one is loaded.
 
@@ -85,7 +89,7 @@ def fit_detector(
         console: where progress is shown.
 
     Raises:
-        InputError: fewer than two controls, one that is not a control or stands twice, grids that disagree,
+        InputError: fewer than three controls, one that is not a control or stands twice, grids that disagree,
             NaN, an empty mask; a folder that holds another fit or cannot be written.
     """
     console = console or Console(stderr=True)
@@ -314,8 +318,10 @@ class _Fit:
             # In Fortran order a slab of axial slices is one run of the file.
             volume = np.asfortranarray(self.codes.volume(subject), np.float32)
             np.save(self._volume_path(len(self.subjects) - 1), volume)
-        if len(self.subjects) < 2:
-            problems.append(f"{len(self.subjects)} controls: at least 2 are needed to fit a normative model.")
+        if len(self.subjects) < FEWEST_CONTROLS:
+            problems.append(
+                f"{len(self.subjects)} controls: at least {FEWEST_CONTROLS} are needed to fit a detector."
+            )
         if problems:
             raise InputError(problems)
         self.mask = 2 * votes >= len(self.subjects)
@@ -424,7 +430,7 @@ class _Fit:
         if self.detector.calibration == "voxel":
             neighbourhood = smooth(variance, self.mask, self.affine, PRIOR_FWHM)
             variance = moderated(variance, freedom, neighbourhood)
-        floor = 1e-6 * max(float(variance[self.mask].mean()), 1e-12)  # where all controls score the same
+        floor = max(SMALLEST_SHARE**2 * float(variance[self.mask].mean()), SMALLEST_SD**2)
         sd = np.sqrt(np.where(self.mask, np.maximum(variance, floor), 1))
 
         # A control is in the mean that it is held against (variance 1 - 1/n), a new subject is not (1 + 1/n).

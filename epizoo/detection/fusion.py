@@ -26,14 +26,14 @@ def fuse_maps(
         ``(x, y, z)`` float32, 0 where any of the maps is.
 
     Raises:
-        InputError: no map, shapes that differ, weights that are not one positive number a map.
+        InputError: no map, shapes that differ, weights that are not one positive number per map.
     """
     shapes = {np.shape(m) for m in maps}
     if len(shapes) != 1:
         raise InputError(f"maps of shapes {sorted(shapes)}: at least one map, all of one grid, are needed.")
     w = np.ones(len(maps)) if weights is None else np.asarray(weights, float)
     if w.shape != (len(maps),) or not (w > 0).all():
-        raise InputError(f"weights {w.tolist()} for {len(maps)} maps: one positive number a map is needed.")
+        raise InputError(f"weights {w.tolist()} for {len(maps)} maps: one positive number per map is needed.")
     inside = np.all([m != 0 for m in maps], axis=0)
     z = np.stack([m[inside] for m in maps])  # (k, v)
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""A Gaussian a voxel, with shrunk covariance."""
+"""One Gaussian per voxel, with shrunk covariance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distance to the nearest controls, a voxel at a time."""
+"""Distance to the nearest controls, voxel by voxel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One one-class SVM a voxel, all voxels in compiled code.
+"""One one-class SVM per voxel, all voxels in compiled code.
 
 The solver is libsvm's (Fan, Chen & Lin 2005, JMLR 6:1889: SMO with second-order working sets), without
 shrinking, on the whole n x n kernel of a voxel, which stays in the first levels of cache for the tens to few

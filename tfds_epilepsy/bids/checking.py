@@ -57,7 +57,7 @@ def check(
         space: of a derivative, as in ``template_subjects``.
         group_column: of participants.tsv.
         groups: further words for ``control`` and ``patient``.
-        require_controls: fewer than 2 training controls are a problem too.
+        require_controls: fewer than 3 training controls are a problem too.
 
     Returns:
         One row per subject (subject, session, group, split, one column per modality, masks, problems), the

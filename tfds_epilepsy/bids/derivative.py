@@ -116,7 +116,7 @@ def read_derivative(
         folder: with ``sub-*/[ses-*/]anat/*_space-*``, ``participants.tsv``, ``dataset_description.json``.
         modalities: which channels, in order; None takes all of ``MODALITIES`` that any subject has.
         participant_labels, space, group_column, groups: as in ``template_subjects``.
-        require_controls: fewer than 2 training controls are an error.
+        require_controls: fewer than 3 training controls are an error.
 
     Raises:
         InputError: all problems at once: files that are missing, unreadable, not 3-D, NaN, on other grids;

@@ -33,6 +33,7 @@ COLUMNS = ("participant_id", *GROUP_COLUMNS, "split", "age", "age_at_scan", "sex
 UNKNOWN = ("n/a", "na", "nan")
 OLDEST = 120  # years; 999 is a code
 # Without a column `split`: cumulative shares of train, validation, test by a hash of the subject's label.
+FEWEST_CONTROLS = 3  # that train: each is held against the others, and two vary in one way alone
 SHARES = {"control": (0.7, 0.8, 1.0), "patient": (0.0, 0.0, 1.0)}
 
 
@@ -113,10 +114,10 @@ def split_of(participant: Participant) -> str:
 
 def control_problems(source: str | Path, count: int) -> list[str]:
     """Why so many training controls cannot train a normative model, if they cannot."""
-    if count >= 2:
+    if count >= FEWEST_CONTROLS:
         return []
     return [
-        f"{source}: {count} controls in split 'train', at least 2 are needed; "
+        f"{source}: {count} controls in split 'train', at least {FEWEST_CONTROLS} are needed; "
         "a column 'split' in participants.tsv decides who trains."
     ]
 
