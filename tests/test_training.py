@@ -153,3 +153,11 @@ def test_weights_beside_a_data_set_are_named():
     data = tf.data.Dataset.from_tensors((ONE.batch(2), None, np.ones(2)))
     with pytest.raises(InputError, match="sample_weight was given"):
         ONE.create().fit(data, verbose=0)
+
+
+def test_nan_in_a_corner_that_the_network_does_not_look_at_is_warned_of():
+    case = Case("deviation", (7, 7), 1)
+    batch = case.batch(2)
+    batch["patch"][0, 0, 0, 0] = np.nan
+    with pytest.warns(UserWarning, match="1.02 % of the values in patches lie outside"):
+        case.create().fit(batch, verbose=0)

@@ -545,8 +545,8 @@ class PatchModel(keras.Model):
         """Add scalars to the epoch's means, named as in ``tracked``; returns the means so far."""
         n = tf.cast(tf.shape(batch["patch"])[0], tf.float32)
         low, high = self.view.limits
-        unread = (batch["patch"] < low - NEARLY) | (batch["patch"] > high + NEARLY)
-        self._outside.update_state(tf.reduce_mean(tf.cast(unread, tf.float32)), sample_weight=n)
+        read = (batch["patch"] >= low - NEARLY) & (batch["patch"] <= high + NEARLY)  # NaN is not
+        self._outside.update_state(tf.reduce_mean(tf.cast(~read, tf.float32)), sample_weight=n)
         unknown = set(figures) - set(self.tracked)
         if unknown:
             raise ValueError(f"{type(self).__name__} must name {sorted(unknown)} in 'tracked'.")
