@@ -1,5 +1,6 @@
 """From raw scans to a derivative in template space: what it holds, what it refuses, how it goes on."""
 
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 
 from tests.heads import turned, whole_head
-from tfds_epilepsy import bids, preprocessing, registration
+from tfds_epilepsy import bids, preprocessing, quality, registration
 from tfds_epilepsy.bids import RawSubject, read_derivative, read_subject
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import hold
@@ -252,6 +253,46 @@ def test_a_z_scored_brain_keeps_all_its_tissue(tmp_path, monkeypatch, known_move
     low, high = np.percentile(scores[mask], [0.5, 99])  # in the units of the file
     assert sidecar["Normalisation"]["low"] == pytest.approx(low, abs=0.2)
     assert sidecar["Normalisation"]["high"] == pytest.approx(high, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("image", "failure"),
+    [
+        ("T1w", "none"),
+        *itertools.product(["T1w", "FLAIR"], ["noise", "shuffled", "upside down", "back to front"]),
+        ("T1w", "upper half"),
+    ],
+)
+def test_scans_that_are_none_are_marked_in_the_figures(tmp_path, monkeypatch, known_moves, failure, image):
+    template, rng = load_template(2), np.random.default_rng(0)
+    mask = template.brain_mask
+
+    def information(fixed, inside, moving, path):
+        registration._write_affine(np.eye(4), path)
+        other = resample(moving, fixed).array
+        return registration.mutual_information(fixed.array[inside], other[inside])
+
+    monkeypatch.setattr(preprocessing, "register_rigid", information)
+    scans = {"T1w": template.t1 * mask, "FLAIR": (1.2 * template.gm + template.wm + 0.2) * mask}
+    bad = scans[image].copy()
+    if failure == "noise":
+        bad[mask] = np.abs(rng.normal(1, 0.3, mask.sum()))
+    elif failure == "shuffled":
+        bad[mask] = rng.permutation(bad[mask])
+    elif failure == "upper half":
+        bad[:, :, :38] = 0
+    elif failure == "upside down":
+        bad = bad[:, :, ::-1]
+    elif failure == "back to front":
+        bad = bad[:, ::-1]
+    for name, array in {**scans, image: bad}.items():
+        noisy = array + rng.normal(0, 0.01, array.shape) * (array > 0)
+        write_nifti(tmp_path / f"raw/sub-01/anat/sub-01_{name}.nii.gz", noisy, template.affine)
+    out = preprocess(tmp_path / "raw", tmp_path / "out", skull="stripped")
+    marked = quality.outliers(quality.figures(out)).get("01", [])
+    assert bool(marked) == (failure != "none")
+    if image == "FLAIR":
+        assert set(marked) <= {"FLAIR to T1w"}
 
 
 def test_the_builder_reads_the_derivative(derivative):

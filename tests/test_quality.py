@@ -41,6 +41,37 @@ def test_outliers_lie_far_below_the_median_or_failed_outright():
     assert quality.outliers(few) == {"b": ["MaskDice"]}
 
 
+MEASURED = {  # of real scans and of what became of them, registered in earnest
+    "ds002748 sub-52": (0.985, 0.829, None),
+    "lowest of ds002748": (0.973, 0.776, None),
+    "open_ms sub-07": (0.991, 0.830, 0.520),
+    "open_ms sub-19": (0.990, 0.703, 0.600),
+    "open_ms sub-26": (0.989, 0.809, 0.480),
+    "noise": (0.989, 0.298, 0.185),
+    "shuffled": (0.989, 0.273, 0.189),
+    "shuffled slices": (0.968, 0.218, 0.033),
+    "upside down": (0.981, 0.433, 0.049),
+    "back to front": (0.983, 0.434, 0.066),
+    "upper half": (0.913, 0.638, 0.269),
+    "of another head": (0.989, 0.703, 0.170),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_failures_are_marked_even_where_all_failed_and_real_scans_are_not(name):
+    dice, correlation, information = MEASURED[name]
+    figures = {"MaskDice": dice, "TemplateCorrelation": correlation}
+    if information is not None:
+        figures["FLAIR to T1w"] = information
+    marked = quality.outliers({"a": figures, "b": figures})
+    assert bool(marked) == (not name.startswith(("ds002748", "lowest", "open_ms")))
+    if marked and name != "of another head":
+        assert {"MaskDice", "TemplateCorrelation"} & set(marked["a"])
+    if marked:
+        assert "FLAIR to T1w" in marked["a"]
+    assert quality.outliers({"a": {"pet to T1w": 0.1}}) == {}
+
+
 def test_the_page_stands_alone_and_shows_outliers_first(tmp_path):
     put(tmp_path, "01", 0.97, 0.8, ("T1w", "FLAIR"), lesion=True)
     put(tmp_path, "02", 0.70, 0.8)

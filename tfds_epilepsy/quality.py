@@ -17,7 +17,15 @@ from tfds_epilepsy.files import write_text
 from tfds_epilepsy.volumes import load_template, read_lesion_mask, read_nifti
 
 OUTLIER = -3.5  # robust z-score (Iglewicz & Hoaglin 1993)
-LEAST_DICE = 0.9  # below it the registration failed, whatever the others are like
+# Below them a scan or its registration failed, whatever the others are like. Real T1w (ds002748, 21 healthy
+# adults; open_ms, 3 patients, one with a wasted brain) have a Dice of 0.973 and more and correlations of 0.70
+# and more. Of the same brain as noise, shuffled, with shuffled slices or upside down the correlation is 0.43
+# and less; its upper half has a Dice of 0.91.
+FLOORS = {"MaskDice": 0.94, "TemplateCorrelation": 0.6}
+# In nats. A FLAIR of the same head has 0.48 and more (open_ms); noise, a flipped FLAIR and that of another
+# head have 0.19 and less, half of its own 0.27.
+LEAST_INFORMATION = 0.35
+BLURRED = ("pet",)  # it tells less of the T1w, and has not been measured
 FIGURES = {
     "MaskDice": "Dice of the brain mask with the template's",
     "TemplateCorrelation": "correlation of the T1w with the template's",
@@ -57,11 +65,15 @@ def outliers(found: dict[str, dict[str, float]]) -> dict[str, list[str]]:
         values = np.array([found[label][name] for label in labels])
         spread = 1.4826 * np.median(np.abs(values - np.median(values)))
         far = (values - np.median(values) < OUTLIER * spread) & (len(values) >= 5)
-        if name == "MaskDice":
-            far |= values < LEAST_DICE
+        far |= values < _floor(name)
         for label in np.array(labels)[far]:
             flagged.setdefault(str(label), []).append(name)
     return flagged
+
+
+def _floor(figure: str) -> float:
+    image = figure.removesuffix(" to T1w")
+    return FLOORS.get(figure, 0.0 if image.lower() in BLURRED else LEAST_INFORMATION)
 
 
 def write_page(derivative_dir: str | Path) -> Path:
@@ -95,6 +107,8 @@ def write_page(derivative_dir: str | Path) -> Path:
         summary=f"{count}. Median Dice of the brain mask with the template's {np.median(dice):.3f} "
         f"(lowest {dice.min():.3f}). To be looked at first: {len(flagged)}.",
         rows="\n".join(rows),
+        floors=f"a Dice under {FLOORS['MaskDice']:g}, a correlation under {FLOORS['TemplateCorrelation']:g}, "
+        f"mutual information under {LEAST_INFORMATION:g} (but for PET)",
     )
     return write_text(folder / "quality.html", page)
 
@@ -186,7 +200,7 @@ td {{ text-align: right; font-variant-numeric: tabular-nums; }}
 <p>{summary}</p>
 <p>Cyan: the template's brain; red: the lesion mask. The cyan line should run along the edge of every brain,
 and the ventricles and the midline should lie alike from subject to subject. A figure is marked where it lies
-far below the other subjects' (robust z-score under -3.5), or the Dice under 0.9.</p>
+far below the other subjects' (robust z-score under -3.5), or below what any real scan has: {floors}.</p>
 {rows}
 </body></html>
 """
