@@ -9,6 +9,7 @@ where, if a file is missing, differs or is left over.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -92,7 +93,7 @@ def run(folder: Path) -> Work:
 
 
 def score(folder: Path) -> Work:
-    from epizoo.run import score_cohort
+    from epizoo.outputs import score_cohort
     from tests.small_cohort import TEST, write_cohort
 
     in_a_fork(run(folder), folder / "trained")
@@ -176,20 +177,23 @@ def content(path: Path) -> object:
         return undated(json.loads(path.read_text()))
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as parts:
-            return {n: parts.read(n) for n in parts.namelist() if n != "metadata.json"}
-    if path.suffix == ".h5":
-        with h5py.File(path) as file:
-            return datasets(file)
+            return [parts.read("config.json"), datasets(io.BytesIO(parts.read("model.weights.h5")))]
+    if path.suffix == ".h5":  # HDF5 notes when each array was written
+        return datasets(path)
     if path.suffix == ".html":  # times and memory of its steps, and ids that nilearn's viewer draws
         return re.sub(r"\d+(\.\d+)? (s|GiB)\b|[0-9a-f]{32}", "", path.read_text())
     return path.read_bytes()
 
 
-def datasets(file: h5py.File) -> dict[str, object]:
+def datasets(path: Path | io.BytesIO) -> dict[str, object]:
     found: dict[str, object] = {}
-    file.visititems(
-        lambda name, item: found.update({name: item[()].tolist()} if "shape" in dir(item) else {})
-    )
+
+    def keep(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()].tolist()
+
+    with h5py.File(path) as file:
+        file.visititems(keep)
     return found
 
 

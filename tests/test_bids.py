@@ -184,7 +184,7 @@ def test_a_session_that_holds_more_modalities_comes_first(tmp_path):
 
 
 def test_of_several_acquisitions_the_one_that_the_lesion_is_drawn_on_is_taken(tmp_path):
-    fine = np.diag([1.0, 1, 1, 1])
+    fine = np.diag([3.0, 3, 3, 1])
     raw_scan(tmp_path, "sub-a_acq-iso08_T1w.nii.gz")
     raw_scan(tmp_path, "sub-a_acq-T2sel_FLAIR.nii.gz", (20, 20, 20), fine)
     raw_scan(tmp_path, "sub-a_acq-thick_FLAIR.nii.gz", (9, 9, 4), fine)

@@ -1,3 +1,5 @@
+import re
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -211,3 +213,22 @@ def test_a_file_of_another_session_than_its_folder_is_named(tmp_path):
     path = raw_scan(tmp_path, "sub-a_ses-1_T1w.nii.gz")
     path.with_name("sub-a_ses-2_FLAIR.nii.gz").write_bytes(path.read_bytes())
     assert "does not say ses-1" in problem_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "word"),
+    [
+        ((9, 10, 8), (0.002, 0.002, 0.003), r"voxels of 0\.002 x 0\.002 x 0\.003 mm; .* metres"),
+        ((9, 10, 8), (2, 2, 30), "voxels of 2 x 2 x 30 mm"),
+        ((9, 10, 8), (2000, 2000, 3000), "voxels of"),
+        ((80, 10, 8), (10, 10, 10), "field of view of 800 x 100 x 80 mm; heads fill 10 to 700 mm"),
+        ((4, 10, 8), (1, 2, 3), "field of view of 4 x 20 x 24 mm"),
+    ],
+)
+def test_voxels_and_fields_of_view_that_no_head_has_are_refused(tmp_path, shape, size, word):
+    raw_scan(tmp_path, "sub-a_T1w.nii.gz", shape, np.diag([*size, 1.0]))
+    raw_scan(tmp_path, "sub-b_T1w.nii.gz", (180, 60, 60), np.diag([0.2, 0.5, 10, 1]))  # fine, and thick
+    (problem,) = bids.check(tmp_path).problems
+    assert re.search(rf"sub-a_T1w\.nii\.gz: .*{word}", problem)
+    with pytest.raises(InputError, match=word):
+        bids.raw_subjects(tmp_path)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -226,9 +227,15 @@ def test_a_lesion_outside_the_brain_is_named(tmp_path, known_moves):
     outside = np.zeros(template.shape)
     outside[1, 1:3, 1:3] = 1
     write_nifti(anat / "sub-01_T1w.nii.gz", template.t1 * template.brain_mask, template.affine)
-    write_nifti(anat / "sub-01_label-lesion_mask.nii.gz", outside, template.affine)
-    with pytest.raises(InputError, match=r"label-lesion_mask\.nii\.gz: none of the lesion lies in the brain"):
+    lesion = write_nifti(anat / "sub-01_label-lesion_mask.nii.gz", outside, template.affine)
+    with pytest.raises(InputError, match=r"label-lesion_mask\.nii\.gz: none of the lesion lies in the brain \(sub"):
         preprocess(tmp_path / "raw", tmp_path / "out")
+    lesion.unlink()
+    (found,) = bids.raw_subjects(tmp_path / "raw")
+    write_nifti(lesion, outside, template.affine)
+    unseen = replace(found, lesion_mask=lesion, lesion_modality="T1w")
+    with pytest.raises(InputError, match=r"label-lesion_mask\.nii\.gz: none of the lesion lies in the brain"):
+        preprocess_subjects([unseen], tmp_path / "raw", tmp_path / "out", Options())
 
 
 @pytest.mark.parametrize("outside", ["lowest", "zero"])

@@ -18,6 +18,9 @@ from tfds_epilepsy.bids.participants import Participant, split_of
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import lesion_voxels, open_nifti, orientation_note, read_nifti, same_grid
 
+VOXEL_MM = (0.1, 15.0)  # the finest scans of living heads have 0.2, the thickest slices 10
+EXTENT_MM = (10.0, 700.0)  # of each axis: from a few slices to the bore of a scanner
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -48,7 +51,16 @@ class Grid:
         """Why no brain can be read on this grid, or nothing."""
         if min(self.shape) == 1:
             return f"of shape {self.shape}: a single slice; a volume is needed."
-        axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        size = nib.affines.voxel_sizes(self.affine)
+        extent = size * self.shape
+        if not (VOXEL_MM[0] <= size.min() and size.max() <= VOXEL_MM[1]):
+            return (
+                f"voxels of {_by(size)} mm; heads are scanned at {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm: the "
+                "header may hold metres or micrometres."
+            )
+        if not (EXTENT_MM[0] <= extent.min() and extent.max() <= EXTENT_MM[1]):
+            return f"a field of view of {_by(extent)} mm; heads fill {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm."
+        axes = self.affine[:3, :3] / size
         if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
             return "its axes are not at right angles (a sheared affine); resample it first."
         return ""
@@ -177,6 +189,10 @@ def background_of(volume: NDArray[np.floating]) -> float:
     """The value that most voxels on the faces of ``(x, y, z)`` share."""
     values, counts = np.unique(_faces(volume), return_counts=True)
     return float(values[counts.argmax()])
+
+
+def _by(lengths: NDArray[np.float64]) -> str:
+    return " x ".join(f"{length:.3g}" for length in lengths)
 
 
 def _read(path: Path, look: Callable[[NDArray[np.float32]], dict[str, Any]]) -> VolumeFile | str:
