@@ -228,7 +228,7 @@ def test_a_lesion_outside_the_brain_is_named(tmp_path, known_moves):
     outside[1, 1:3, 1:3] = 1
     write_nifti(anat / "sub-01_T1w.nii.gz", template.t1 * template.brain_mask, template.affine)
     lesion = write_nifti(anat / "sub-01_label-lesion_mask.nii.gz", outside, template.affine)
-    with pytest.raises(InputError, match=r"label-lesion_mask\.nii\.gz: none of the lesion lies in the brain \(sub"):
+    with pytest.raises(InputError, match=r"lesion_mask\.nii\.gz: none of the lesion lies in the brain \("):
         preprocess(tmp_path / "raw", tmp_path / "out")
     lesion.unlink()
     (found,) = bids.raw_subjects(tmp_path / "raw")
