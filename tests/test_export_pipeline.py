@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,20 @@ def test_detectors_and_modalities_that_do_not_fit_are_refused(tmp_path):
     assert len(error.value.problems) == 2
     assert "'adjusted' has no form" in str(error.value)
     assert not (tmp_path / "pipeline").exists()
+
+
+def test_own_volumes_in_0_to_1_are_not_normalised_again(tmp_path):
+    """A pipeline that normalised them gave scores tens of standard deviations from the detector's."""
+    own = [replace(c, image=(0.3 + 0.4 * c.image).astype(np.float32)) for c in controls(2)]
+    detector = fit_detector(None, lambda: own, tmp_path / "own", "zscore", folds=3)
+    assert detector.manifest["normalised"] == []
+    folder = export_pipeline(detector, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
+    patient, _ = scanned("p", 2, "patient", seed=99)
+    patient = replace(patient, image=(0.3 + 0.4 * patient.image).astype(np.float32))
+    expected = detector.score(patient)
+    np.testing.assert_allclose(score(folder, patient.image, patient.brain_mask), expected, atol=1e-4)
+    with pytest.raises(InputError, match=r"'unit' would change the controls' images.* take 'none'"):
+        export_pipeline(detector, tmp_path / "x", modalities=("T1w", "FLAIR"), normalisation="unit")
 
 
 def test_another_grid_is_refused(tmp_path):

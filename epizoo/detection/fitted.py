@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import zlib
@@ -32,11 +33,12 @@ from epizoo.registry import DETECTORS
 from tfds_epilepsy.bids.participants import FEWEST_CONTROLS
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
-from tfds_epilepsy.volumes import Subject, subject_problems
+from tfds_epilepsy.volumes import Subject, normalise, subject_problems
 
 VERSION = 2
 # Of a voxel's scores, where all controls score the same: a thousandth of the brain's, and in any case:
 SMALLEST_SHARE, SMALLEST_SD = 1e-3, 1e-4
+NORMALISATIONS = ("unit", "zscore")  # that an exported pipeline can do; others are learnt from a cohort
 SLAB_BYTES = 2 * 2**30  # of codes; larger slabs do not make it faster
 HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
 
@@ -295,6 +297,7 @@ class _Fit:
         self.subjects: list[str] = []
         known: list[dict[str, NDArray[np.float64]]] = []
         checksum = 0
+        normalised = set(NORMALISATIONS)
         _writable(self.scratch)
         for subject in subjects():
             name = f"sub-{subject.subject}"
@@ -313,6 +316,7 @@ class _Fit:
             if problems:
                 continue
             votes += subject.brain_mask
+            normalised = {method for method in normalised if _stays(subject, method)}
             for array in (subject.image, subject.brain_mask):
                 checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
             # In Fortran order a slab of axial slices is one run of the file.
@@ -330,6 +334,7 @@ class _Fit:
                 "no voxel lies in the brain of half of the controls: are they in template space?"
             )
         self.checksum = f"{checksum:08x}"
+        self.normalised = sorted(normalised)
         self.covariates = {
             name: np.concatenate([row[name] for row in known]) for name in self.detector.covariates
         }
@@ -354,6 +359,7 @@ class _Fit:
             "code_size": self.width,
             "subjects": self.subjects,
             "images": self.checksum,
+            "normalised": self.normalised,
             "covariates": {
                 name: [repr(v) for v in values.tolist()] for name, values in self.covariates.items()
             },
@@ -537,7 +543,7 @@ class _Fit:
         if stored.get("version") == 1:
             stored = version_1.upgraded(stored)
             self.manifest["codes"] = version_1.fingerprint(self.codes)
-            self.manifest |= {name: stored[name] for name in ("encoder", "modalities")}
+            self.manifest |= {name: stored[name] for name in ("encoder", "modalities", "normalised")}
         different = [key for key in self.manifest if key != "slabs" and stored.get(key) != self.manifest[key]]
         if different:
             raise InputError(
@@ -569,6 +575,23 @@ def _sample(
     where = np.zeros(mask.size, bool)
     where[chosen] = True
     return codes.at(volume, where.reshape(mask.shape), slice(0, mask.shape[2]))
+
+
+def _stays(subject: Subject, method: str) -> bool:
+    """Whether an image is what a normalisation makes: an exported pipeline leaves it as it is."""
+    image, mask = subject.image, subject.brain_mask
+    for values, channel in zip(image[mask].T, np.moveaxis(image, -1, 0), strict=True):
+        last = len(values) - 1
+        ends = np.sort(values)[[int(last * 0.005), math.ceil(last * 0.99)]]
+        if method == "unit" and ends.tolist() == [0, 1]:
+            continue
+        try:
+            again = normalise(channel, mask, method)[0][mask]
+        except InputError:  # constant
+            return False
+        if not np.allclose(again, values, atol=1e-4):
+            return False
+    return True
 
 
 def _slab_name(number: int) -> str:

@@ -25,6 +25,7 @@ def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "channels": manifest["modalities"],
         "code_size": manifest["features"],
         "codes": manifest["encoder"],
+        "normalised": None,  # not known
     }
     kept = {name: value for name, value in manifest.items() if name != "features"}
     return {**kept, **renamed, "version": 2, "config": config, "modalities": modalities}

@@ -33,7 +33,7 @@ def export_pipeline(
     folder: str | Path,
     *,
     modalities: Sequence[str],
-    normalisation: str = "unit",
+    normalisation: str | None = None,
     run: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -41,8 +41,8 @@ def export_pipeline(
 
     Its signature ``score`` (also ``serving_default``) takes one raw template-space volume (x, y, z) a
     modality, by its name, and ``mask`` (x, y, z) bool, the brain, on the detector's grid, and gives ``score``
-    (x, y, z): what ``FittedDetector.score`` gives. It normalises; volumes that are normalised already stay
-    as they are.
+    (x, y, z): what ``FittedDetector.score`` gives. It normalises as the controls' images were; volumes that
+    are normalised already stay as they are.
 
     What the detector has learnt is kept in variables, packed as in its own folder: the 2 GiB of a graph do
     not limit it. It is read a run of voxels at a time: memory is that of the variables and of a few slices.
@@ -51,7 +51,8 @@ def export_pipeline(
         detector: a fitted one that is ``exportable``, smoothed or not.
         folder: where the export goes; appears once it is whole and gives what the detector gives.
         modalities: names of the channels in order.
-        normalisation: of raw intensities (see ``export_encoder``).
+        normalisation: of raw intensities (see ``export_encoder``); ``none``: volumes are taken as the
+            detector was fitted on them. By default what the controls' images were normalised by, if anything.
         run: facts of the run that it comes from, for card and metadata.
         overwrite: replace an export that exists.
 
@@ -59,7 +60,8 @@ def export_pipeline(
         The folder.
 
     Raises:
-        InputError: the folder exists; a detector or codes that have no form in TensorFlow operations.
+        InputError: the folder exists; a detector or codes that have no form in TensorFlow operations; a
+            normalisation that does not make images like the controls'.
     """
     folder = Path(folder)
     name, codes = detector.manifest["detector"], detector.codes
@@ -74,6 +76,14 @@ def export_pipeline(
         problems.append(
             f"a detector that reads {type(codes).__name__} has no form in TensorFlow operations: of codes, "
             "those of an encoder and the maps of views have."
+        )
+    normalised = detector.manifest["normalised"]
+    if normalisation is None:
+        normalisation = normalised[0] if normalised else "none"
+    elif normalised is not None and normalisation not in (*normalised, "none"):
+        problems.append(
+            f"normalisation {normalisation!r} would change the controls' images, and the pipeline would give "
+            "other scores than the detector: take 'none', and give it volumes as the detector was fitted on."
         )
     if normalisation not in NORMALISATIONS:
         problems.append(f"normalisation {normalisation!r}: choose one of {', '.join(NORMALISATIONS)}.")
