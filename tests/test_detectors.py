@@ -1,6 +1,8 @@
 """Every detector against an independent implementation, and what all have in common."""
 
+import copy
 import json
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -71,6 +73,48 @@ def test_the_state_restores_the_detector(detector):
     assert all(array.dtype != object for array in state.values())
     again = type(detector).from_state(state, **config).score(query)
     np.testing.assert_allclose(again, scores, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [1e17, -1e30, 1e300])
+def test_codes_of_1e30_have_no_infinite_scores(detector, value):
+    controls = codes(0, 6, 20, 4)
+    detector.fit(controls)
+    assert np.isfinite(detector.score(np.full((6, 2, 4), np.copysign(1e16, value)))).all()
+    with pytest.raises(InputError, match="beyond 1e\\+16"):
+        detector.score(np.full((6, 2, 4), value))
+
+
+def test_a_code_far_from_controls_that_hardly_vary_is_scored():
+    controls = codes(0, 6, 20, 4) * np.float32(1e-18)
+    for scale in ("standard", "whiten"):
+        scores = Adjusted("knn", scale=scale).fit(controls).score(np.ones((6, 2, 4)))
+        assert np.isfinite(scores).all()
+
+
+def test_controls_of_1e_30_give_no_nan(detector):
+    scale = np.float32(1e-30)
+    scores = detector.fit(codes(0, 6, 20, 4) * scale).score(codes(1, 6, 3, 4) * scale)
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+@pytest.mark.parametrize("name", ["ocsvm", "gaussian", "knn"])
+def test_threads_as_in_n_jobs_are_refused_before_fitting(name, threads):
+    with pytest.raises(InputError, match="None for all cores"):
+        create_detector(name, threads=threads)
+
+
+def test_a_detector_outlives_pickle_and_deepcopy(detector):
+    train, query = codes(0, 6, 20, 4), codes(1, 6, 3, 4)
+    scores = detector.fit(train).score(query)
+    for again in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):
+        np.testing.assert_array_equal(again.score(query), scores)
+
+
+def test_a_detector_fitted_again_has_forgotten_the_first_controls(detector):
+    train, query = codes(0, 6, 20, 4), codes(1, 6, 3, 4)
+    scores = create_detector(detector.name).fit(train).score(query)
+    np.testing.assert_array_equal(detector.fit(codes(2, 5, 9, 3)).fit(train).score(query), scores)
 
 
 def test_voxels_do_not_see_each_other(detector):

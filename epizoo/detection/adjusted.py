@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.codes import Codes
-from epizoo.detection.detector import Detector, check_codes, create_detector
+from epizoo.detection.detector import LARGEST, Detector, check_codes, create_detector
 from epizoo.detection.gaussian import LocalGaussian
 from tfds_epilepsy.errors import InputError
 
@@ -69,47 +69,47 @@ class Adjusted(Detector):
         codes = check_codes(codes)
         n = codes.shape[1]
         known = self._known(covariates, n)
-        self._centre, self._spread = _mean_and_sd(known)
+        self.centre_, self.spread_ = _mean_and_sd(known)
         design = np.column_stack([np.ones(n), self._standard(known)])
         if n < design.shape[1] + 3:
             design[:, 1:] = 0
         # (1 + c, n) x (v, n, d) -> (v, 1 + c, d); the pseudo-inverse gives 0 to what does not vary
-        self._effects = np.einsum("cn,vnd->vcd", np.linalg.pinv(design), codes).astype(np.float32)
+        self.effects_ = np.einsum("cn,vnd->vcd", np.linalg.pinv(design), codes).astype(np.float32)
         rest = self._without_effects(codes, known)
         if self.scale == "standard":
             sd = rest.std(1, ddof=min(1, n - 1))
             floor = SMALLEST * sd.mean(1, keepdims=True)
-            self._sd = np.where(floor > 0, np.maximum(sd, floor), 1).astype(np.float32)
+            self.sd_ = np.where(floor > 0, np.maximum(sd, floor), 1).astype(np.float32)
         elif self.scale == "whiten":
-            self._gaussian = LocalGaussian().fit(rest)
+            self.gaussian_ = LocalGaussian().fit(rest)
         self._inner.fit(self._scaled(rest))
         return self
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        codes = check_codes(codes, len(self._effects))
+        codes = check_codes(codes, len(self.effects_), self.effects_.shape[2])
         known = self._known(covariates, codes.shape[1])
         return self._inner.score(self._scaled(self._without_effects(codes, known)))
 
     def state(self) -> dict[str, NDArray[Any]]:
-        state = {"effects": self._effects, "centre": self._centre, "spread": self._spread}
+        state = {"effects": self.effects_, "centre": self.centre_, "spread": self.spread_}
         if self.scale == "standard":
-            state["sd"] = self._sd
+            state["sd"] = self.sd_
         elif self.scale == "whiten":
-            state |= {f"gaussian.{name}": array for name, array in self._gaussian.state().items()}
+            state |= {f"gaussian.{name}": array for name, array in self.gaussian_.state().items()}
         return state | {f"detector.{name}": array for name, array in self._inner.state().items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, NDArray[Any]], **config: Any) -> Self:
         adjusted = cls(**config)
-        adjusted._effects, adjusted._centre, adjusted._spread = (
+        adjusted.effects_, adjusted.centre_, adjusted.spread_ = (
             state["effects"],
             state["centre"],
             state["spread"],
         )
         if adjusted.scale == "standard":
-            adjusted._sd = state["sd"]
+            adjusted.sd_ = state["sd"]
         elif adjusted.scale == "whiten":
-            adjusted._gaussian = LocalGaussian.from_state(_part(state, "gaussian."))
+            adjusted.gaussian_ = LocalGaussian.from_state(_part(state, "gaussian."))
         inner = adjusted._inner
         adjusted._inner = type(inner).from_state(_part(state, "detector."), **inner.get_config())
         return adjusted
@@ -123,19 +123,21 @@ class Adjusted(Detector):
         return known
 
     def _standard(self, known: NDArray[np.floating]) -> NDArray[np.float64]:
-        return np.nan_to_num((known - self._centre) / self._spread)
+        return np.nan_to_num((known - self.centre_) / self.spread_)
 
     def _without_effects(
         self, codes: NDArray[np.float32], known: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         design = np.column_stack([np.ones(len(known)), self._standard(known)]).astype(np.float32)
-        rest: NDArray[np.float32] = codes - np.einsum("mc,vcd->vmd", design, self._effects)
+        rest: NDArray[np.float32] = codes - np.einsum("mc,vcd->vmd", design, self.effects_)
         return rest
 
     def _scaled(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.scale == "standard":
-            return rest / self._sd[:, None]
-        return self._gaussian.whiten(rest) if self.scale == "whiten" else rest
+        if self.scale == "none":
+            return rest
+        with np.errstate(over="ignore"):
+            scaled = rest / self.sd_[:, None] if self.scale == "standard" else self.gaussian_.whiten(rest)
+        return np.clip(scaled, -LARGEST, LARGEST, out=scaled)  # controls may vary by next to nothing
 
 
 def _mean_and_sd(known: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

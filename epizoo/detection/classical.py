@@ -50,7 +50,7 @@ class ZScore(Detector):
         return self
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        codes = check_codes(codes, len(self.mean_))
+        codes = check_codes(codes, *self.mean_.shape)
         return np.asarray((np.abs(codes - self.mean_[:, None]) / self.sd_[:, None]).max(2), np.float32)
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
@@ -81,17 +81,20 @@ class FlairThreshold(Detector):
         return {"fwhm": self.fwhm}
 
     def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        codes = check_codes(codes)
-        if codes.shape[2] <= self.modality:
-            raise InputError(f"modality {self.modality} of {codes.shape[2]}: there is no FLAIR to threshold.")
-        self.voxels_ = np.array(len(codes))
+        self.voxels_ = np.array(len(self._with_flair(codes)))
         return self
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        return check_codes(codes, int(self.voxels_))[..., self.modality].copy()
+        return self._with_flair(codes, int(self.voxels_))[..., self.modality].copy()
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
         return FlairScorer(self, state, order)
+
+    def _with_flair(self, codes: NDArray[np.floating], voxels: int | None = None) -> NDArray[np.float32]:
+        codes = check_codes(codes, voxels)
+        if codes.shape[2] <= self.modality:
+            raise InputError(f"modality {self.modality} of {codes.shape[2]}: there is no FLAIR to threshold.")
+        return codes
 
 
 class JunctionExtension(Adjusted):

@@ -55,7 +55,7 @@ class Detector:
     ...         return self
     ...
     ...     def score(self, codes, **covariates):
-    ...         return np.abs(check_codes(codes, len(self.mean_)) - self.mean_[:, None]).max(2)
+    ...         return np.abs(check_codes(codes, *self.mean_.shape) - self.mean_[:, None]).max(2)
 
     Attributes:
         name: what the registry calls it.
@@ -83,6 +83,13 @@ class Detector:
     sampled: int = 0
     covariates: Sequence[str] = ()
     told_of: Codes | None = None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name.endswith("_") and not name.startswith("_"):
+                raise NotFittedError(f"detector {self.name!r} has learnt nothing yet: fit it first.")
+            return self.__getattribute__(name)
 
     def codes(self, model: Any, modalities: Sequence[str] | None = None) -> Codes:
         """What it reads of a subject: the maps of its views, what a model makes of them, or both.
@@ -235,19 +242,36 @@ class Detector:
         return {name: getattr(self, name) for name in self.option_names()}
 
 
-def check_codes(codes: NDArray[np.floating], voxels: int | None = None) -> NDArray[np.float32]:
+class NotFittedError(InputError, AttributeError):
+    """A detector is asked for what it has not learnt yet."""
+
+
+def check_codes(
+    codes: NDArray[np.floating], voxels: int | None = None, size: int | None = None
+) -> NDArray[np.float32]:
     """Codes as C-ordered float32 ``(v, n, d)``.
 
+    Args:
+        codes: any array of three axes.
+        voxels, size: v and d of the codes that were fitted.
+
     Raises:
-        InputError: not 3-D, no control or no number, other voxels than were fitted, NaN or infinity.
+        InputError: not 3-D, no control or no number, other voxels or another size than were fitted, NaN,
+            infinity, or beyond ``LARGEST``.
     """
-    array = np.ascontiguousarray(codes, dtype=np.float32)
+    with np.errstate(over="ignore"):  # told below
+        array = np.ascontiguousarray(codes, dtype=np.float32)
     if array.ndim != 3 or 0 in array.shape[1:]:
         raise InputError(f"codes of shape {array.shape}: (voxels, subjects, numbers of a code) is needed.")
     if voxels is not None and len(array) != voxels:
         raise InputError(f"codes at {len(array)} voxels: the detector was fitted at {voxels}.")
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(array.sum()) or np.isfinite(array).all()  # the sum alone is quicker
-    if not finite:
-        raise InputError("codes are NaN or infinite: the encoder or its input is broken.")
+    if size is not None and array.shape[2] != size:
+        raise InputError(f"codes of {array.shape[2]} numbers: the detector was fitted on codes of {size}.")
+    if array.size and not (array.min() >= -LARGEST and array.max() <= LARGEST):  # of NaN, neither
+        raise InputError(
+            f"codes are NaN or infinite, or beyond {LARGEST:g}: the encoder or its input is broken."
+        )
     return array
+
+
+LARGEST = 1e16  # of a number of a code: squared distances stay finite in float32

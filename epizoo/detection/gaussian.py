@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.detector import Detector, check_codes
-from epizoo.detection.kernels import compiled, over_voxels
+from epizoo.detection.kernels import check_threads, compiled, over_voxels
 from epizoo.detection.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ class LocalGaussian(Detector):
     Attributes:
         mean_: ``(v, d)`` float32.
         factor_: ``(v, d (d + 1) / 2)`` float32, the rows of the upper Cholesky factor of the covariance.
+
+    Raises:
+        InputError: threads under 1.
     """
 
     name: ClassVar[str] = "gaussian"
@@ -36,7 +39,7 @@ class LocalGaussian(Detector):
     exportable: ClassVar[bool] = True
 
     def __init__(self, threads: int | None = None):
-        self.threads = threads
+        self.threads = check_threads(threads)
 
     def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         codes = check_codes(codes)
@@ -48,7 +51,7 @@ class LocalGaussian(Detector):
         return self
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        codes = check_codes(codes, len(self.mean_))
+        codes = check_codes(codes, *self.mean_.shape)
         scores = np.empty(codes.shape[:2], np.float32)
         arguments = (codes, self.mean_, self.factor_, scores)
         over_voxels(lambda start, stop: _score(*arguments, start, stop), len(codes), self.threads)
@@ -56,7 +59,7 @@ class LocalGaussian(Detector):
 
     def whiten(self, codes: NDArray[np.floating]) -> NDArray[np.float32]:
         """Codes ``(v, m, d)`` about the mean, of unit covariance: their length is the score."""
-        codes = check_codes(codes, len(self.mean_))
+        codes = check_codes(codes, *self.mean_.shape)
         white = np.empty_like(codes)
         arguments = (codes, self.mean_, self.factor_, white)
         over_voxels(lambda start, stop: _whiten(*arguments, start, stop), len(codes), self.threads)

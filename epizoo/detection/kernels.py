@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from tfds_epilepsy.errors import InputError
+
 LANES = 16
 # Reassociation vectorises sums and maxima; nothing here is NaN or infinite.
 FAST = {"contract", "reassoc", "nsz", "nnan", "ninf", "arcp"}
@@ -25,7 +27,8 @@ def over_voxels(kernel: Callable[[int, int], None], voxels: int, threads: int | 
 
     Each voxel is solved by itself, so results do not depend on the number of threads.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    if threads is None:
+        threads = len(os.sched_getaffinity(0))
     step = max(1, min(2048, -(-voxels // threads)))
     starts = range(0, voxels, step)
     if threads == 1 or len(starts) <= 1:
@@ -52,6 +55,17 @@ def unpacked(
     arguments = (state["packed"], first, state["lowest"], state["step"], rows)
     over_voxels(lambda start, stop: _unpack(*arguments, start, stop), len(first) - 1, threads)
     return rows
+
+
+def check_threads(threads: int | None) -> int | None:
+    """A number of threads as it is.
+
+    Raises:
+        InputError: less than one.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"threads={threads!r}: at least 1, or None for all cores.")
+    return threads
 
 
 @compiled

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.detector import Detector, check_codes
-from epizoo.detection.kernels import buffers, compiled, distances, over_voxels, packed, unpacked
+from epizoo.detection.kernels import (
+    buffers,
+    check_threads,
+    compiled,
+    distances,
+    over_voxels,
+    packed,
+    unpacked,
+)
 from epizoo.detection.scorer import Scorer
 from tfds_epilepsy.errors import InputError
 
@@ -31,7 +39,7 @@ class LocalKNN(Detector):
         codes_: ``(v, n, d)`` float32.
 
     Raises:
-        InputError: k under 1.
+        InputError: k or threads under 1.
     """
 
     name: ClassVar[str] = "knn"
@@ -41,14 +49,14 @@ class LocalKNN(Detector):
     def __init__(self, k: int = 5, threads: int | None = None):
         if k < 1:
             raise InputError(f"k={k!r}: at least one neighbour is needed.")
-        self.k, self.threads = k, threads
+        self.k, self.threads = k, check_threads(threads)
 
     def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         self.codes_ = check_codes(codes)
         return self
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        codes = check_codes(codes, len(self.codes_))
+        codes = check_codes(codes, len(self.codes_), self.codes_.shape[2])
         scores = np.empty(codes.shape[:2], np.float32)
         arguments = (codes, self.codes_, self.k, scores)
         over_voxels(lambda start, stop: _score(*arguments, start, stop), len(codes), self.threads)

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.detector import Detector, check_codes
-from epizoo.detection.kernels import LANES, buffers, compiled, distances, over_voxels, packed, unpacked
+from epizoo.detection.kernels import (
+    LANES,
+    buffers,
+    check_threads,
+    compiled,
+    distances,
+    over_voxels,
+    packed,
+    unpacked,
+)
 from epizoo.detection.scorer import Scorer
 from tfds_epilepsy.errors import InputError
 
@@ -37,7 +46,7 @@ class LocalOneClassSVM(Detector):
     Args:
         nu: bound on the fraction of controls outside, between 0 and 1. 0.03 is the paper's.
         gamma: of the kernel ``exp(-gamma |x - y|^2)``; ``"scale"`` is ``1 / (d * Var)`` over all entries of
-            a voxel's ``(n, d)`` codes, 1 where they are all equal, as in scikit-learn.
+            a voxel's ``(n, d)`` codes, as in scikit-learn; 1 where Var is under 1e-30.
         tol: the optimality gap at which the solver stops (libsvm's default is 1e-3); the many fits of the
             calibration stop at 1e-4.
         threads: threads; all cores by default. The results do not depend on it.
@@ -68,7 +77,7 @@ class LocalOneClassSVM(Detector):
             raise InputError(f"nu={nu!r}: a number between 0 and 1 is needed.")
         if gamma != "scale" and not (isinstance(gamma, int | float) and gamma > 0):
             raise InputError(f"gamma={gamma!r}: 'scale' or a positive number is needed.")
-        self.nu, self.gamma, self.tol, self.threads = nu, gamma, tol, threads
+        self.nu, self.gamma, self.tol, self.threads = nu, gamma, tol, check_threads(threads)
 
     def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         codes = check_codes(codes)
@@ -88,7 +97,7 @@ class LocalOneClassSVM(Detector):
         return self
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        codes = check_codes(codes, len(self.rho_))
+        codes = check_codes(codes, len(self.rho_), self.support_.shape[1])
         scores = np.empty(codes.shape[:2], np.float32)
         over_voxels(
             lambda start, stop: _score(
@@ -187,6 +196,7 @@ def _reordered(ends: NDArray[np.int64], order: NDArray[np.int64]) -> tuple[Any, 
 # are float64.
 
 BIG = 1e30
+SMALLEST = 1e-30  # variance: of less, the squares are nothing in float32
 
 
 @compiled
@@ -304,7 +314,7 @@ def _moments(x: NDArray[Any], means: NDArray[Any], squares: NDArray[Any]) -> Non
 
 @compiled
 def _scale_gamma(means: NDArray[Any], squares: NDArray[Any], chosen: NDArray[Any], d: int) -> float:
-    """``1 / (d * Var)`` over all features of the chosen controls (Chan's sum of variances); 1 if Var is 0."""
+    """``1 / (d * Var)`` over all features of the chosen controls (Chan's sum of variances)."""
     mean = 0.0
     for i in chosen:
         mean += means[i]
@@ -313,7 +323,7 @@ def _scale_gamma(means: NDArray[Any], squares: NDArray[Any], chosen: NDArray[Any
     for i in chosen:
         total += squares[i] + d * (means[i] - mean) ** 2
     variance = total / (len(chosen) * d)
-    return 1 / (d * variance) if variance > 0 else 1.0
+    return 1 / (d * variance) if variance > SMALLEST else 1.0
 
 
 @compiled

@@ -105,7 +105,7 @@ class Signs(ZScore):
         return np.asarray(signs / np.linalg.norm(signs))
 
     def _z(self, codes: NDArray[np.floating]) -> NDArray[np.float32]:
-        codes = check_codes(codes, len(self.mean_))
+        codes = check_codes(codes, *self.mean_.shape)
         return np.asarray((codes - self.mean_[:, None]) / self.sd_[:, None])
 
 

@@ -26,8 +26,9 @@ def check_detector(name: str, *, code_size: int = CODE_SIZE, **options: Any) -> 
     """Hold a detector of your own to what every detector does, on drawn codes.
 
     It has scikit-learn's manners; far codes score higher than controls; controls are scored by detectors that
-    did not see their fold; its state comes back from arrays without pickle; broken codes are refused; its
-    form in TensorFlow operations, where it has one, gives its scores.
+    did not see their fold; its state comes back from arrays without pickle; broken codes, and those of
+    another size than it has learnt, are refused; its form in TensorFlow operations, where it has one, gives
+    its scores.
 
     >>> check_detector("gaussian")
 
@@ -126,6 +127,20 @@ def refuses_broken_codes(make: Make) -> None:
         detector.fit(controls[0])
 
 
+def scores_only_what_it_has_learnt(make: Make) -> None:
+    """Before it is fitted, and of codes of another size, it has no scores, unless it learns nothing."""
+    detector = make()
+    controls = codes(detector, 0, CONTROLS)
+    if not any(np.ndim(value) for value in detector.fit(controls).state().values()):
+        return
+    with refused(InputError, "fit it first"):
+        make().score(controls)
+    others = [np.concatenate([controls, controls], 2), controls[:, :, :-1]]
+    for other in others if controls.shape[2] > 1 else others[:1]:
+        with refused(InputError, f"fitted on codes of {controls.shape[2]}"):
+            detector.score(other)
+
+
 def has_the_same_scores_in_a_graph(make: Make) -> None:
     """Its form in TensorFlow operations gives the scores of the state that is exported."""
     detector = make()
@@ -169,5 +184,6 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     controls_are_scored_without_their_fold,
     comes_back_from_its_state,
     refuses_broken_codes,
+    scores_only_what_it_has_learnt,
     has_the_same_scores_in_a_graph,
 )

@@ -25,7 +25,7 @@ class Farthest(Detector):
         return self
 
     def score(self, codes, **covariates):
-        codes = check_codes(codes, len(self.mean_))
+        codes = check_codes(codes, *self.mean_.shape)
         return (np.abs(codes - self.mean_[:, None]) / self.sd_[:, None]).max(2)
 
     def graph(self, state, order):
