@@ -1,8 +1,11 @@
 """Exported encoders load without epizoo, give the same codes, and say what to feed."""
 
+import gc
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -14,7 +17,7 @@ from keras import layers
 import epizoo
 from epizoo.dense import DenseEncoder
 from epizoo.export import export_encoder, verify
-from epizoo.export.encoder import in_precision
+from epizoo.export.encoder import _signatures, by_name, in_precision
 from tests.consumer import run_consumer
 from tests.encoders import encoder_2d, encoder_3d
 from tests.raw_scans import normalised, raw_volume
@@ -204,6 +207,99 @@ def test_volumes_that_cannot_be_normalised_are_refused(exports, spoil, message):
     encode = tf.saved_model.load(exports.flat).signatures["encode_volume"]
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         encode(T1w=volume[..., 0], FLAIR=volume[..., 1], mask=mask)
+
+
+def test_a_volume_whose_range_is_infinite_in_float32_is_refused(exports):
+    volume, mask = raw_volume((8, 9, 6), 2)
+    volume = np.where(volume > np.median(volume[mask]), 3e38, -3e38).astype(np.float32)
+    encode = tf.saved_model.load(exports.flat).signatures["encode_volume"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="range infinite"):
+        encode(T1w=volume[..., 0], FLAIR=volume[..., 1], mask=mask)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (1, 0), (-3e38, 3e38), (np.nan, 1)])
+def test_a_raw_patch_with_low_and_high_mixed_up_has_no_code(exports, low, high):
+    patch = np.random.default_rng(0).random((2, 7, 9, 2), np.float32)
+    ends = {"low": np.array([[0, low]], np.float32), "high": np.array([[1, high]], np.float32)}
+    encode = tf.saved_model.load(exports.flat).signatures["encode_raw"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"low is not under high|NaN or infinity"):
+        encode(patch=patch, **ends)
+
+
+@pytest.mark.parametrize("name", epizoo.list_models())
+def test_a_batch_of_no_patches_has_no_codes(name):
+    model = epizoo.create(name, patch_shape=(9, 9))
+    signatures = _signatures(DenseEncoder(model.encoder), ("T1w", "FLAIR"), "none", "savedmodel")
+    assert signatures["encode"].graph(patch=tf.zeros((0, 9, 9, 2)))["latent"].shape == (
+        0,
+        model.encoder.output_shape[-1],
+    )
+
+
+def test_an_empty_batch_of_raw_patches_and_of_blocks(exports):
+    flat, solid = (tf.saved_model.load(folder).signatures for folder in (exports.flat, exports.solid))
+    ends = {"low": np.zeros((1, 2), np.float32), "high": np.ones((1, 2), np.float32)}
+    assert flat["encode_raw"](patch=tf.zeros((0, 7, 9, 2)), **ends)["latent"].shape == (0, 5)
+    assert solid["encode"](patch=tf.zeros((0, 5, 5, 3, 1)))["latent"].shape == (0, 3)
+
+
+def test_signatures_outlive_the_model_that_they_were_loaded_with_and_take_threads(exports):
+    encode = tf.saved_model.load(exports.flat).signatures["encode"]
+    gc.collect()
+    patches = [tf.random.uniform((n, 7, 9, 2)) for n in range(1, 17)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda patch: encode(patch=patch)["latent"].numpy(), patches))
+    for patch, codes in zip(patches, found, strict=True):
+        np.testing.assert_allclose(codes, exports.model.encoder(patch), atol=1e-5)
+
+
+def test_volumes_in_the_order_and_type_of_nibabel(exports):
+    encode = tf.saved_model.load(exports.flat).signatures["encode_volume"]
+    volume, mask = raw_volume((8, 9, 6), 2)
+    given = {"T1w": volume[..., 0], "FLAIR": volume[..., 1], "mask": mask}
+    expected = encode(**given)["latent"].numpy()
+    as_nibabel = {n: np.asfortranarray(v if n == "mask" else v.astype(np.float64)) for n, v in given.items()}
+    np.testing.assert_array_equal(encode(**as_nibabel)["latent"], expected)
+
+
+@pytest.mark.parametrize(
+    ("modalities", "inputs"),
+    [
+        (("7T_T1w", "_FLAIR"), ("image_7T_T1w", "image__FLAIR")),
+        (("self", "class"), ("image_self", "image_class")),
+        (("é", "T1w+C"), ("image__", "T1w_C")),
+    ],
+)
+def test_modalities_whose_names_are_no_names_of_tensors(modalities, inputs):
+    form = by_name(modalities, (None, None, None))
+    assert list(form) == [*inputs, "mask"]
+    function = tf.function(lambda **given: given)
+    graph = function.get_concrete_function(**{n: tf.TensorSpec(s.shape, s.dtype, n) for n, s in form.items()})
+    assert set(graph.structured_input_signature[1]) == set(form)
+
+
+@pytest.mark.parametrize("modalities", [("T1w", "t1w"), ("Mask", "T1w"), ("a b", "a_b")])
+def test_modalities_that_a_graph_cannot_tell_apart_are_refused(modalities, tmp_path):
+    with pytest.raises(InputError, match="differ in more than case"):
+        export_encoder(encoder_2d(), tmp_path / "e", modalities=modalities)
+
+
+@pytest.mark.parametrize("name", ["a[x]", "a*", "a?", "a\\b"])
+def test_a_folder_that_tensorflow_takes_for_a_pattern_is_refused(name, tmp_path):
+    with pytest.raises(InputError, match="patterns"):
+        export_encoder(encoder_2d(), tmp_path / name / "e")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_any_other_name_by_a_relative_path_and_a_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export_encoder(encoder_2d(), "Frau Müller/模型 #1")
+    link = tmp_path / "current"
+    link.symlink_to(Path("Frau Müller/模型 #1"))
+    export_encoder(encoder_2d(), "current", overwrite=True)
+    assert link.is_symlink()
+    assert verify.verify(tmp_path / "Frau Müller" / "模型 #1")
+    assert {path.name for path in tmp_path.iterdir()} == {"Frau Müller", "current"}
 
 
 def test_verify_finds_what_was_changed(exports, tmp_path):

@@ -81,6 +81,12 @@ def test_what_is_not_finite_gets_nan_for_a_code_where_nothing_can_be_refused(tmp
             codes = load(tmp_path / format)("encode", {"patch": spoilt})["latent"]
             assert np.isnan(codes[1]).all()
             np.testing.assert_allclose(codes[::2], expected[::2], atol=1e-4)
+        for low, high in ((1, 0), (0.5, 0.5), (-3e38, 3e38), (np.nan, 1)):
+            ends = {"low": np.zeros((3, 2), np.float32), "high": np.ones((3, 2), np.float32)}
+            ends["low"][1, 0], ends["high"][1, 0] = low, high
+            codes = load(tmp_path / format)("encode_raw", {"patch": patch, **ends})["latent"]
+            assert np.isnan(codes[1]).all()
+            np.testing.assert_allclose(codes[::2], expected[::2], atol=1e-4)
     volume, mask = raw_volume((12, 11, 5), 2)
     volume[tuple(np.argwhere(mask)[0])] = np.inf
     given = {"channel_0": volume[..., 0], "channel_1": volume[..., 1], "mask": mask}

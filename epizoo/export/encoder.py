@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,13 @@ def export_encoder(
         problems.append(f"precision 'bfloat16' with format {format!r}: it is a SavedModel's alone.")
     encoder = encoder_of(model)
     about = model.view.about if isinstance(model, PatchModel) else ""
+    channels = encoder.inputs[0].shape[-1]
+    if modalities is not None and len(modalities) != channels:
+        problems.append(f"modalities {list(modalities)}: the encoder takes {channels} channels.")
     if problems:
         raise InputError(problems)
     fingerprint = encoder_fingerprint(encoder)
     dense = DenseEncoder(in_precision(encoder, precision))
-    if modalities is not None and len(modalities) != dense.channels:
-        raise InputError(f"modalities {list(modalities)}: the encoder takes {dense.channels} channels.")
     names = list(modalities or (f"channel_{i}" for i in range(dense.channels)))
     with dilating_in_3d(format == "onnx"):  # a SavedModel runs wherever TensorFlow does
         export = Export(
@@ -148,11 +150,19 @@ def in_precision(encoder: keras.Model, precision: str) -> keras.Model:
 
 def by_name(modalities: Sequence[str], form: Sequence[int | None]) -> dict[str, tf.TensorSpec]:
     """A volume input a modality, and the mask."""
-    names = [re.sub(r"\W", "_", name) for name in modalities]
-    if len({*names, MASK}) <= len(names):
-        raise InputError(f"modalities {list(modalities)}: names that differ, and not {MASK!r}, are needed.")
+    names = [_input_name(name) for name in modalities]
+    if len({*(name.lower() for name in names), MASK}) <= len(names):  # a graph's names have no case
+        raise InputError(
+            f"modalities {list(modalities)}: names that differ in more than case, and not {MASK!r}."
+        )
     specs = {name: tf.TensorSpec(form, tf.float32) for name in names}
     return {**specs, MASK: tf.TensorSpec(form, tf.bool)}
+
+
+def _input_name(modality: str) -> str:
+    """A name that TensorFlow and a call in Python both take: ASCII, a letter first."""
+    name = re.sub(r"\W", "_", modality, flags=re.ASCII)
+    return name if name[:1].isalpha() and not iskeyword(name) and name != "self" else f"image_{name}"
 
 
 def stacked(names: Sequence[str], inputs: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -185,13 +195,20 @@ def _signatures(
     checks = format == "savedmodel"
 
     def encode(patch: tf.Tensor) -> dict[str, tf.Tensor]:
-        code = tf.cast(encoder(patch, training=False), tf.float32)
-        return {"latent": intensities.of_finite(patch, code, checks=checks)}
+        def code() -> tf.Tensor:
+            return tf.cast(encoder(patch, training=False), tf.float32)
+
+        # TensorFlow's convolutions fail where there is nothing to convolve.
+        some = (
+            tf.cond(tf.size(patch) > 0, code, lambda: tf.zeros((0, dense.latent_dim))) if checks else code()
+        )
+        return {"latent": intensities.of_finite(patch, some, checks=checks)}
 
     def encode_raw(patch: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> dict[str, tf.Tensor]:
         ones = [1] * len(dense.patch_shape)
         low, high = (tf.reshape(value, (-1, *ones, channels)) for value in (low, high))
         code = encode(intensities.rescale(patch, low, high))["latent"]
+        code = intensities.of_scale(low, high, code, checks=checks)
         return {"latent": intensities.of_finite(patch, code, checks=checks)}
 
     def codes(volume: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -50,6 +50,8 @@ class Export:
 def check_target(folder: Path, format: str, overwrite: bool) -> list[str]:
     """What speaks against writing an export there."""
     problems = []
+    if set(str(folder.resolve())) & set("*?[\\"):
+        problems.append(f"{folder}: TensorFlow takes * ? [ \\ for patterns, and finds no model there.")
     if folder.exists() and not overwrite:
         problems.append(
             f"{folder}: exists already; choose another folder, or overwrite it (--overwrite, overwrite=True)."
@@ -75,8 +77,9 @@ def write(export: Export, folder: Path) -> Path:
     Raises:
         InputError: the format has no form for it, its runtime is not installed, or it gives other values.
     """
-    partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.resolve()  # a link stays one
+    partial = place.with_name(f".partial-{os.getpid()}-{place.name}")
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.mkdir()
         formats.WRITERS[export.format](export.signatures, export.variables, partial)
@@ -94,7 +97,7 @@ def write(export: Export, folder: Path) -> Path:
             raise InputError(
                 f"{folder}: not written, since it does not give what epizoo gives: {error}"
             ) from error
-        _replace(partial, folder)
+        _replace(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

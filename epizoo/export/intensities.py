@@ -34,12 +34,12 @@ def normalise(
     else:
         fit = {"unit": _unit, "zscore": _zscore}[method]
         ends = [fit(tf.sort(inside[:, channel])) for channel in range(volume.shape[-1])]
-    low, high = (tf.stack([tf.cast(end, tf.float64) for end in side]) for side in zip(*ends, strict=True))
+    low, high = (tf.stack([tf.cast(end, tf.float32) for end in side]) for side in zip(*ends, strict=True))
     if checks:
         tf.debugging.Assert(
-            tf.reduce_all(high > low), ["an image is constant inside the brain mask; low, high:", low, high]
+            tf.reduce_all(_is_scale(low, high)),
+            ["an image is constant inside the brain mask, or its range infinite; low, high:", low, high],
         )
-    low, high = tf.cast(low, tf.float32), tf.cast(high, tf.float32)
     scaled = volume if method == "none" else rescale(volume, low, high)
     return tf.where(mask[..., tf.newaxis], scaled, 0.0), low, high
 
@@ -57,15 +57,32 @@ def of_finite(patch: tf.Tensor, code: tf.Tensor, *, checks: bool = True) -> tf.T
         code: ``(n, ..., d)``.
         checks: refuse NaN and infinity; else the code of such a patch is NaN.
     """
+    finite = tf.abs(patch) <= tf.float32.max  # TFLite has no test for it
+    return _where_all(finite, code, "NaN or infinity in a patch.", checks)
+
+
+def of_scale(low: tf.Tensor, high: tf.Tensor, code: tf.Tensor, *, checks: bool = True) -> tf.Tensor:
+    """Codes of what a usable scale made; clipping hides what any other did.
+
+    Args:
+        low, high: ``(n or 1, ...)``.
+        code: ``(n, d)``.
+        checks: refuse a low that is not under its high; else the code of such a patch is NaN.
+    """
+    return _where_all(_is_scale(low, high), code, "low is not under high.", checks)
+
+
+def _is_scale(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    return tf.logical_and(high > low, high - low <= tf.float32.max)
+
+
+def _where_all(good: tf.Tensor, code: tf.Tensor, message: str, checks: bool) -> tf.Tensor:
+    """Codes ``(n, ...)`` where all of ``good`` ``(n or 1, ...)`` is true."""
     if checks:
-        message = "NaN or infinity in a patch."
-        with tf.control_dependencies(
-            [tf.debugging.Assert(tf.reduce_all(tf.math.is_finite(patch)), [message])]
-        ):
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(good), [message])]):
             return tf.identity(code)
-    axes = list(range(1, len(patch.shape)))
-    finite = tf.reduce_all(tf.abs(patch) <= tf.float32.max, axes)  # TFLite has no test for it
-    return tf.where(tf.reshape(finite, (-1, *[1] * (len(code.shape) - 1))), code, np.nan)
+    whole = tf.reduce_all(good, list(range(1, len(good.shape))))
+    return tf.where(tf.reshape(whole, (-1, *[1] * (len(code.shape) - 1))), code, np.nan)
 
 
 def _unit(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
