@@ -73,6 +73,9 @@ class DenseEncoder:
         self._encode_at = tf.function(self._convert, input_signature=[form, voxels], autograph=False)
         self._check_equal()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.encoder,)  # compiled functions cannot be copied or sent to a process
+
     def __call__(self, volume: NDArray[np.floating], z: slice | None = None) -> NDArray[np.float32]:
         """The code at every voxel of some axial slices.
 

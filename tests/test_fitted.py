@@ -1,6 +1,8 @@
 """Normative models: fitted slab by slab, calibrated, kept in a folder, loaded, refused."""
 
+import copy
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from epizoo.detection.codes import Homotopic, ViewCodes, encoder_fingerprint
 from epizoo.detection.ocsvm import LocalOneClassSVM
 from epizoo.maps.image import Image
 from epizoo.maps.smoothing import smooth
+from tests.exported import tiny_encoder
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
 
@@ -213,6 +216,13 @@ def test_a_damaged_file_is_named(model, tmp_path):
     (folder / "manifest.json").write_text(json.dumps({"version": 99}))
     with pytest.raises(InputError, match="format version 99"):
         FittedDetector.load(folder, None)
+
+
+def test_a_detector_of_codes_can_be_copied_and_sent_to_a_process(tmp_path):
+    fitted, patient = fit(tmp_path / "fit", tiny_encoder(), folds=3), subject(50)
+    expected = fitted.score(patient)
+    for again in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
+        np.testing.assert_array_equal(again.score(patient), expected)
 
 
 def test_another_grid_or_other_modalities_are_refused(model):
