@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +106,15 @@ class FinishedRun:
     def modalities(self) -> list[str]:
         """Names of the image's channels, in their order."""
         return self.metadata.modalities
+
+    @property
+    def patch_shape(self) -> list[int] | None:
+        """What its encoder sees, in voxels, read without TensorFlow; None where there is no encoder."""
+        if not self.folder.model.is_file():
+            return None
+        with zipfile.ZipFile(self.folder.model) as archive:
+            shape: list[int] = json.loads(archive.read("config.json"))["config"]["patch_shape"]
+            return shape
 
     @property
     def space(self) -> str:

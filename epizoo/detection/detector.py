@@ -80,7 +80,6 @@ class Detector:
     calibration: ClassVar[str] = "voxel"
     map_fwhm: ClassVar[float] = 0.0
     working: ClassVar[float] = 3.0
-    sampled: int = 0
     covariates: Sequence[str] = ()
     told_of: Codes | None = None
 
@@ -133,6 +132,10 @@ class Detector:
         """
         self.told_of = codes
         return self
+
+    @property
+    def sampled(self) -> int:
+        return 0
 
     @property
     def signs(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class PooledOneClassSVM(_BrainOneClassSVM):
     _folds: dict[int, LocalOneClassSVM] | None = None
 
     @property
-    def sampled(self) -> int:  # type: ignore[override]
+    def sampled(self) -> int:
         return self.samples
 
     def prepare(self, sample: NDArray[np.floating], folds: NDArray[np.integer] | None = None) -> Self:
@@ -111,7 +111,7 @@ class PatientOneClassSVM(_BrainOneClassSVM):
     _own: LocalOneClassSVM | None = None
 
     @property
-    def sampled(self) -> int:  # type: ignore[override]
+    def sampled(self) -> int:
         return self.samples
 
     def prepare(self, sample: NDArray[np.floating], folds: NDArray[np.integer] | None = None) -> Self:

@@ -6,7 +6,6 @@ import base64
 import itertools
 import json
 import math
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def build_report(
         data=config.data,
         space=run.space,
         modalities=run.modalities,
-        patch_shape=_patch_shape(folder.model),
+        patch_shape=run.patch_shape,
         controls=_mean_image(controls() if controls else ()),
         scores=_control_scores(run, rows),
         limit=max(6.0, math.ceil(metrics.threshold or 0)),
@@ -253,15 +252,6 @@ def _control_scores(run: FinishedRun, rows: Iterable[SubjectRow]) -> ControlScor
             score_map = run.score_map(row.subject)
             scores.add(row.subject, score_map[score_map != 0])
     return scores
-
-
-def _patch_shape(model: Path) -> list[int] | None:
-    """What the encoder sees; None where there is no encoder."""
-    if not model.is_file():
-        return None
-    with zipfile.ZipFile(model) as archive:
-        shape: list[int] = json.loads(archive.read("config.json"))["config"]["patch_shape"]
-        return shape
 
 
 def _title(config: RunConfig) -> str:
