@@ -17,7 +17,7 @@ metadata, and epizoo imports them when a name is asked for that it does not know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -102,17 +102,23 @@ class Registry(Generic[Kind]):
         path = self._path(given)
         for name in self:
             known = self.own.get(name) or self._path(self.registered.get(name))
-            if path == (known or self._installed()[name].value.replace(" ", "")):
+            if path == (known or self._installed()[name][0].value.replace(" ", "")):
                 return name
         return None
 
     def load_installed(self) -> None:
         """Import all classes of installed packages: for a file that names a class and no name."""
-        for name, entry in self._installed().items():
+        for name, entries in self._installed().items():
             if name not in self.registered:
-                self._load(entry)
+                self._load(entries)
 
-    def _load(self, entry: EntryPoint) -> type[Kind]:
+    def _load(self, entries: Sequence[EntryPoint]) -> type[Kind]:
+        entry = entries[0]
+        if len(entries) > 1:
+            raise InputError(
+                f"{self.what} {entry.name!r} is a name of several installed packages "
+                f"({', '.join(one.value for one in entries)}): keep one of them."
+            )
         try:
             found: type[Kind] = entry.load()
         except Exception as error:  # whatever a stranger's module raises
@@ -129,9 +135,9 @@ class Registry(Generic[Kind]):
             given.name = name  # type: ignore[attr-defined]  # of detectors and views
         self.registered[name] = given
 
-    def _installed(self) -> dict[str, EntryPoint]:
-        """Entry points of other packages; epizoo's own names are not theirs to take."""
-        return {name: entry for name, entry in _entry_points(self.group).items() if name not in self.own}
+    def _installed(self) -> dict[str, tuple[EntryPoint, ...]]:
+        """Entry points of other packages by name; epizoo's own names are not theirs to take."""
+        return {name: entries for name, entries in _entry_points(self.group).items() if name not in self.own}
 
     @staticmethod
     def _path(given: Any) -> str | None:
@@ -139,8 +145,11 @@ class Registry(Generic[Kind]):
 
 
 @cache
-def _entry_points(group: str) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=group)}
+def _entry_points(group: str) -> dict[str, tuple[EntryPoint, ...]]:
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for entry in entry_points(group=group):  # a package may be found twice, on two paths
+        found.setdefault(entry.name, {})[entry.value] = entry
+    return {name: tuple(entries.values()) for name, entries in found.items()}
 
 
 MODELS: Registry[PatchModel] = Registry(

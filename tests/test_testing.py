@@ -1,8 +1,11 @@
 """The installed contracts: all detectors keep theirs, and what breaks one is named."""
 
+from importlib.metadata import EntryPoint
+
 import numpy as np
 import pytest
 
+from epizoo import registry
 from epizoo.detection import Detector
 from epizoo.detection.classical import ZScore
 from epizoo.maps.image import Image
@@ -68,3 +71,11 @@ def test_a_name_is_given_once_and_beside_its_decorator():
     assert register_detector("zscore")(ZScore) is ZScore
     with pytest.raises(InputError, match="unknown detector 'nobody'"):
         DETECTORS.get("nobody")
+
+
+def test_a_name_of_two_installed_packages_is_refused_where_it_is_asked_for(monkeypatch):
+    both = tuple(EntryPoint("twice", f"zoo_{n}:Twice", "epizoo.detectors") for n in "ab")
+    monkeypatch.setattr(registry, "_entry_points", lambda group: {"twice": both})
+    assert DETECTORS.get("zscore") is ZScore
+    with pytest.raises(InputError, match=r"several installed packages \(zoo_a:Twice, zoo_b:Twice\)"):
+        DETECTORS.get("twice")
