@@ -52,7 +52,7 @@ def preprocess(folder: Path, **options: object) -> Work:
     template = load_template(2)
     for number, label in enumerate(("01", "02")):
         stem = folder / f"raw/sub-{label}/anat/sub-{label}"
-        for name, power in (("T1w", 1 + number), ("FLAIR", 3)):
+        for name, power in (("T1w", 1 + number), ("FLAIR", 3 + number)):
             image = 700 * template.t1**power * template.brain_mask
             write_nifti(f"{stem}_{name}.nii.gz", image, template.affine)
         lesion = template.gm * (np.indices(template.shape)[2] == 50)

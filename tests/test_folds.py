@@ -98,9 +98,9 @@ def test_folds_are_pooled_into_one_table_and_a_killed_benchmark_goes_on(
         epizoo.run, "score_subject", lambda *a: (done.append(a[1].subject), score_subject(*a))
     )
     table = run()
-    assert len(done) == 3 * (2 + 4)  # validation and test of each fold, nobody twice
+    assert len(done) == 3 * (2 + 6)  # validation and test of each fold, nobody twice
     (row,) = pd.read_csv(table.with_suffix(".tsv"), sep="\t").to_dict("records")
-    assert "6 patients, 6 controls" in table.read_text()
+    assert "9 patients, 9 controls" in table.read_text()
     metrics = [Metrics.read(tmp_path / "out" / f"fold-{n}" / "zscore" / "metrics.json") for n in (1, 2, 3)]
     patients = [one for fold in metrics for one in fold.annotated]
     controls = [one for fold in metrics for one in fold.rows if one.group == "control"]

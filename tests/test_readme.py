@@ -16,7 +16,9 @@ def test_the_readmes_example_runs(cohort, tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     load = tfds_epilepsy.load
     monkeypatch.setattr(
-        tfds_epilepsy, "load", lambda data, data_dir=None, **options: load(data, tmp_path, **options)
+        tfds_epilepsy,
+        "load",
+        lambda data, data_dir=None, *rest, **options: load(data, tmp_path, *rest, **options),
     )
 
     short = {**Deviation.run_defaults, "epochs": 1, "steps_per_epoch": 2}

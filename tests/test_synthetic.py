@@ -169,7 +169,8 @@ def test_most_shifts_go_the_way_that_lesions_change_a_modality():
     model = epizoo.create("synthetic", patch_shape=(9, 9), filters=8, directions=[-1, 1])
     model.compile()
     config = type(model).config_for(["T1w", "FLAIR", "SWI"])
-    assert config == {"channels": 3, "directions": [-1, 1, 0]}
+    assert config == {"channels": 3, "modalities": ["T1w", "FLAIR", "SWI"], "view": "image"}
+    assert epizoo.create("synthetic", patch_shape=(9, 9), filters=8, **config).directions == [-1, 1, 0]
     x = np.full((800, 9, 9, 2), 0.5, np.float32)  # in one tissue without noise only shifts and tints show
     made = model.alter(tf.constant(x))[0].numpy() - x
     darker, brighter = (made < -2e-3).any((1, 2)), (made > 2e-3).any((1, 2))

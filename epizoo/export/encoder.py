@@ -93,8 +93,8 @@ def export_encoder(
         problems.append(f"precision 'bfloat16' with format {format!r}: it is a SavedModel's alone.")
     encoder = encoder_of(model)
     about = model.view.about if isinstance(model, PatchModel) else ""
-    channels = encoder.inputs[0].shape[-1]
-    if modalities is not None and len(modalities) != channels:
+    channels = encoder.inputs[0].shape[-1] if hasattr(encoder, "inputs") else None
+    if modalities is not None and channels is not None and len(modalities) != channels:
         problems.append(f"modalities {list(modalities)}: the encoder takes {channels} channels.")
     if problems:
         raise InputError(problems)

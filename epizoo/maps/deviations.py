@@ -29,8 +29,8 @@ PRIOR_FWHM = 8.0  # millimetres
 class Deviations(Signs):
     """The signs of a scan in standard deviations from the controls' mean, where half of them have brain.
 
-    The variance of so few controls is ``moderated``, and ``1 + 1/n`` for the doubt about the mean is in it. No
-    standard deviation of a sign is taken to be less than .001 (``SMALLEST_SD``).
+    The variance of so few controls is ``moderated``, and ``1 + 1/n`` for the doubt about the mean is in it.
+    No standard deviation of a sign is taken to be less than .001 (``SMALLEST_SD``).
     **A control is held against the others alone**: its image is known, whatever it is called, and taken out
     of mean and variance. So controls deviate as new healthy people do, and a network may learn from them
     what is normal. Normative modelling of this kind: Marquand et al. 2016, Biol Psychiatry 80:552.
