@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the command line does, on every processor
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")  # of processes that tests start
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # tests run side by side, and threads of many spin
 
 import keras

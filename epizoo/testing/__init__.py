@@ -5,8 +5,14 @@
 ...     check_model("contrastive")
 """
 
+import os
+
 from epizoo.testing.detectors import check_detector
 from epizoo.testing.models import check_model
 from epizoo.testing.views import check_view
+
+# As on the command line: kernels that run side by side round differently from one training to the next, and a
+# resumed training is compared bit by bit. TensorFlow reads it when it does its first operation.
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 __all__ = ["check_detector", "check_model", "check_view"]
