@@ -408,9 +408,14 @@ def ignores_the_users_keras_configuration(case: Case) -> None:
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy(before)
     assert set_by == ("channels_first", "float64", "mixed_bfloat16")
-    assert expected.fit(case.batch(2), verbose=0).history == figures
-    assert np.array_equal(expected.encode(case.patches()), codes)
-    same_state(model, expected)
+    # To rounding: kernels that share a step among threads differ in the last bits from one run to the next.
+    rtol, atol = 1e-4, 1e-5
+    for name, values in expected.fit(case.batch(2), verbose=0).history.items():
+        np.testing.assert_allclose(figures[name], values, rtol, atol, err_msg=name)
+    np.testing.assert_allclose(codes, expected.encode(case.patches()), rtol, atol)
+    for mine, its in zip(model.variables, expected.variables, strict=True):
+        assert mine.dtype == its.dtype
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol, atol)
 
 
 def refuses_patches_that_are_not_finite(case: Case, folder: Path) -> None:
