@@ -26,9 +26,6 @@ def space_of(model: str) -> Space:
     Raises:
         InputError: an unknown model, or one without a search space.
     """
-
-    if model not in MODELS:
-        raise InputError(f"unknown model {model!r}: choose one of {', '.join(MODELS)}.")
     space = MODELS.get(model).search_space
     if not space:
         raise InputError(
