@@ -36,6 +36,8 @@ def benchmark(
     seeds: int = 3,
     supervised: int = PATIENTS,
     folds: int | None = None,
+    modalities: Sequence[str] | None = None,
+    reading: Mapping[str, Any] | None = None,
     data_dir: Path | None = None,
     console: Console | None = None,
     **training: int | None,
@@ -58,6 +60,7 @@ def benchmark(
         supervised: annotated patients that the supervised reference is trained on; 0 leaves it out.
         folds: for a derivative of controls alone: cross-validate over subjects, with lesions implanted in
             the held-out ones (``epizoo.folds``); the table pools the folds.
+        modalities, reading: of a folder, as in ``RunConfig``.
         data_dir: where prepared data sets live.
         console: where progress is shown; stderr if None.
         **training: ``epochs``, ``steps_per_epoch``, ``batch_size`` of the models.
@@ -73,13 +76,18 @@ def benchmark(
         raise InputError("0 seeds run baselines alone: name no model and no detector, or at least 1 seed.")
     models = list(MODELS) if models is None else models
     _check_names(models, detectors, baselines or ())
+    source: dict[str, Any] = {"modalities": modalities, "reading": reading}
+    RunConfig.resolve(data, **source)  # refuses what has no effect
     cohorts = {folder: data}
     if folds is not None:
-        cohorts = {path.parent: str(path) for path in make_folds(data, folder, folds)}
+        made = make_folds(data, folder, folds, modalities=modalities, **(reading or {}))
+        cohorts = {path.parent: str(path) for path in made}
+        source = {}  # what they hold leaves nothing open
     if baselines is None:
-        modalities = tfds_epilepsy.load(next(iter(cohorts.values())), data_dir).modalities
-        baselines = [name for name in BASELINES if name != "flair" or "FLAIR" in modalities[1:2]]
-    plan = list(_plan(data, models, detectors, baselines, seeds, supervised, training))
+        first = next(iter(cohorts.values()))
+        found = tfds_epilepsy.load(first, data_dir, source.get("modalities"), **(source.get("reading") or {}))
+        baselines = [name for name in BASELINES if name != "flair" or "FLAIR" in found.modalities[1:2]]
+    plan = list(_plan(data, models, detectors, baselines, seeds, supervised, source, training))
     if not plan:
         raise InputError("no method to run: name a model with a detector, or a baseline.")
     entries: list[Entry] = []
@@ -143,17 +151,19 @@ def _plan(
     baselines: Sequence[str],
     seeds: int,
     supervised: int,
+    source: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> Iterator[_Planned]:
     for baseline in baselines:
-        yield _Planned(baseline, RunConfig.resolve(data, model="none", detector=baseline))
+        yield _Planned(baseline, RunConfig.resolve(data, model="none", detector=baseline, **source))
     for seed in range(seeds):
         if supervised:
-            config = supervised_config(data, patients=supervised, seed=seed)
+            config = supervised_config(data, patients=supervised, seed=seed, **source)
             yield _Planned(f"supervised-{seed}", config)
         for model in models:
             for detector in detectors or (None,):
-                config = RunConfig.resolve(data, model=model, detector=detector, seed=seed, **training)
+                method = {"model": model, "detector": detector, "seed": seed}
+                config = RunConfig.resolve(data, **method, **source, **training)
                 yield _Planned(f"{model}-{config.detector}-{seed}", config)
 
 

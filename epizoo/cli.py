@@ -107,6 +107,11 @@ def start(app: typer.Typer) -> None:
         _refuse([f"{where}cannot be written to ({error.strerror})."])
 
 
+def reading_of(space: str | None, group_column: str | None, group: list[str] | None) -> dict[str, Any]:
+    """How a folder's data are read, where that was said."""
+    return _given(space=space, group_column=group_column, groups=_groups(group) or None)
+
+
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -166,7 +171,7 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
             seed=seed,
             preset=preset,
             modalities=modality,
-            reading=_reading(space, group_column, group),
+            reading=reading_of(space, group_column, group),
         )
         work(Run(config, out_dir, data_dir=data_dir, overwrite=overwrite))
 
@@ -204,7 +209,7 @@ def score(
     from epizoo.outputs import score_cohort
     from epizoo.run import Run
 
-    reading = _reading(space, group_column, group)
+    reading = reading_of(space, group_column, group)
     if data is None and native:
         raise InputError("--native without DATA and OUT_DIR: a run's own maps stay in template space.")
     if data is None and reading:
@@ -310,12 +315,23 @@ def implant(
     visible: Annotated[bool, typer.Option("--visible", help="Lesions that a reader would see.")] = False,
     contrast: Annotated[float, typer.Option(help="Of the lesions; 0 leaves no sign of them.")] = 1.0,
     seed: Seed = 0,
+    modality: Modality = None,
+    space: Space = None,
+    group_column: GroupColumn = None,
+    group: Group = None,
 ) -> None:
     """Put lesions in your own held-out controls: a validation where no annotated patient exists."""
     from tfds_epilepsy.lesions import implant_in_dataset
 
     implant_in_dataset(
-        derivative, out_dir, subjects=participant_label, visible=visible, contrast=contrast, seed=seed
+        derivative,
+        out_dir,
+        subjects=participant_label,
+        visible=visible,
+        contrast=contrast,
+        seed=seed,
+        modalities=modality,
+        **reading_of(space, group_column, group),
     )
 
 
@@ -339,22 +355,24 @@ def check(
 
     from tfds_epilepsy import bids
 
-    found = bids.check(
-        bids_dir,
-        modalities=modality,
-        session=session,
-        filters=_filters(filter),
-        space=space,
-        group_column=group_column,
-        groups=_groups(group),
-        require_controls=training,
-    )
+    with Console(stderr=True).status(escape(f"reading every voxel of {bids_dir}")):
+        found = bids.check(
+            bids_dir,
+            modalities=modality,
+            session=session,
+            filters=_filters(filter),
+            space=space,
+            group_column=group_column,
+            groups=_groups(group),
+            require_controls=training,
+        )
     table = Table(*(found.rows[0] if found.rows else ()), title=escape(f"{bids_dir}: {found.kind}"))
     for row in found.rows:
         table.add_row(*map(escape, row.values()))
     Console().print(table)
     for note in found.notes:
         typer.echo(note)
+    typer.echo(found.summary)
     if found.problems:
         raise InputError(found.problems)
 
@@ -415,6 +433,10 @@ def benchmark(
         ),
     ] = None,
     epochs: Epochs = None,
+    modality: Modality = None,
+    space: Space = None,
+    group_column: GroupColumn = None,
+    group: Group = None,
     data_dir: DataDir = None,
 ) -> None:
     """Every model with every detector, every classical baseline, the supervised reference: one table.
@@ -433,6 +455,8 @@ def benchmark(
         supervised=supervised,
         folds=folds,
         epochs=epochs,
+        modalities=modality,
+        reading=reading_of(space, group_column, group),
         data_dir=data_dir,
     )
 
@@ -489,11 +513,6 @@ def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:
 def _given(**options: Any) -> dict[str, Any]:
     """Those that were given on the command line."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _reading(space: str | None, group_column: str | None, group: list[str] | None) -> dict[str, Any]:
-    """How a folder's data are read, where that was said."""
-    return _given(space=space, group_column=group_column, groups=_groups(group) or None)
 
 
 def _groups(words: list[str] | None) -> dict[str, str]:

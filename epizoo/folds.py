@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,9 @@ VALIDATION = 2  # controls of each fold that calibrate its threshold and neither
 LESION = "lesion"  # ends the label of the twin that has one
 
 
-def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 0) -> list[Path]:
+def make_folds(
+    data: str | Path, folder: str | Path, folds: int, *, seed: int = 0, **reading: Any
+) -> list[Path]:
     """Split the controls of a derivative into folds; the held-out ones also get a lesion.
 
     In each fold, its subjects are the test set twice: as they are (controls) and with an implanted lesion
@@ -31,6 +34,7 @@ def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 
         folder: gets ``implanted`` and, in ``fold-1``, ``fold-2``, ..., a derivative ``data`` each, of links.
         folds: how many; at least 2.
         seed: of the lesions, and of who is in which fold.
+        **reading: ``modalities``, ``space``, ``group_column``, ``groups``, as in ``bids.template_subjects``.
 
     Returns:
         The derivatives, one per fold.
@@ -41,7 +45,7 @@ def make_folds(data: str | Path, folder: str | Path, folds: int, *, seed: int = 
     source, folder = Path(data).absolute(), Path(folder)
     if not source.is_dir():
         raise InputError(f"{data}: folds are made of a folder, a template-space derivative of controls.")
-    everyone, problems = bids.template_subjects(source)
+    everyone, problems = bids.template_subjects(source, **reading)
     problems += [
         f"{data}: sub-{one.subject} is a patient; folds are made of controls alone, patients are tested on."
         for one in everyone

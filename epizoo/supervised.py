@@ -10,7 +10,7 @@ seeks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,18 @@ PATIENTS = 60  # annotated ones, in no split of the cohort
 TRAINING: dict[str, Any] = {"epochs": 20, "steps_per_epoch": 50, "batch_size": 16}  # 16 000 segments
 
 
-def supervised_config(data: str | Path, *, patients: int = PATIENTS, seed: int = 0) -> RunConfig:
+def supervised_config(
+    data: str | Path,
+    *,
+    patients: int = PATIENTS,
+    seed: int = 0,
+    modalities: Sequence[str] | None = None,
+    reading: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """The settings of a run of the supervised reference.
 
     Args:
-        data: as of every run.
+        data, modalities, reading: as of every run.
         patients: annotated ones that it is trained on.
         seed: of weights and segments; the patients are the same for every seed.
 
@@ -66,6 +73,8 @@ def supervised_config(data: str | Path, *, patients: int = PATIENTS, seed: int =
         model_config={"patients": patients},
         seed=seed,
         fwhm=0.0,
+        modalities=None if modalities is None else list(modalities),
+        reading=dict(reading or {}),
         **TRAINING,
     )
 

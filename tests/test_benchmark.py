@@ -141,7 +141,7 @@ def test_by_default_everything_is_planned(cohort, data_dir, tmp_path, monkeypatc
     monkeypatch.setattr("epizoo.benchmark._plan", plan)
     with pytest.raises(InputError, match="no method"):
         benchmark(str(cohort), tmp_path, data_dir=data_dir)
-    models, detectors, baselines, seeds, supervised, _ = asked[0]
+    models, detectors, baselines, seeds, supervised, _, _ = asked[0]
     assert list(models) == list(MODELS)
     assert (list(baselines), list(detectors)) == (list(BASELINES), [])
     assert (seeds, supervised) == (3, 60)
@@ -165,3 +165,25 @@ def test_an_evaluated_run_is_an_entry_of_the_leaderboard(tmp_path):
     assert (got.method, got.seed, got.cohort, got.supervised) == ("siamese + ocsvm", 3, "d/s", False)
     assert (got.seconds, got.peak_gib) == ({"train": 5.0, "score": 2.0}, 2.5)
     assert got.metrics == open_run(tmp_path, needs=["metrics"]).metrics
+
+
+def test_every_run_of_a_benchmark_reads_the_folder_as_it_was_told(tmp_path, monkeypatch):
+    asked = []
+
+    def refused(config, *_, **__):
+        asked.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("epizoo.benchmark.Run", refused)
+    source = {"modalities": ["T1w"], "reading": {"space": "MNI"}}
+    for methods in ({"baselines": ["zscore"]}, {"baselines": [], "seeds": 1, "supervised": 2}):
+        options = {"models": [], "seeds": 0, "supervised": 0, **methods}
+        with pytest.raises(KeyboardInterrupt):
+            benchmark(str(tmp_path), tmp_path / "out", **options, **source)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(str(tmp_path), tmp_path / "out", ["siamese"], baselines=[], seeds=1, supervised=0, **source)
+    assert [config.method for config in asked] == ["normative", "supervised", "normative"]
+    for config in asked:
+        assert (config.modalities, config.reading) == (["T1w"], {"space": "MNI"})
+    with pytest.raises(InputError, match="without effect"):
+        benchmark("phantom_2mm", tmp_path / "out", **source)

@@ -1,13 +1,17 @@
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from epizoo import cli
 from epizoo.run_config import RunConfig
 from tests.bids_files import raw_scan
+from tfds_epilepsy import bids
+from tuning import search
 
 COMMANDS = (
     *("demo", "preprocess", "run", "train", "score", "evaluate"),
@@ -180,3 +184,42 @@ def test_how_scans_are_read_is_handed_to_a_run_and_to_score(monkeypatch, tmp_pat
     assert run_main(monkeypatch, "score", "RUN", str(tmp_path), "OUT", *options) == 0
     assert scored == [told]
     assert run_main(monkeypatch, "score", "RUN", *options) == 2
+
+
+def test_check_ends_with_who_and_how_many_problems(monkeypatch, capsys, tmp_path):
+    for name in ("a", "b"):
+        raw_scan(tmp_path, f"sub-{name}_T1w.nii.gz")
+    (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-a\thc\nsub-b\tfcd\n")
+    assert run_main(monkeypatch, "check", str(tmp_path)) == 0
+    assert capsys.readouterr().out.endswith("\n2 subjects (1 control, 1 patient), no problem.\n")
+    (tmp_path / "sub-b/anat/sub-b_T1w.nii.gz").write_bytes(b"")
+    assert run_main(monkeypatch, "check", str(tmp_path)) == 2
+    assert capsys.readouterr().out.endswith("(1 control, 1 patient), 1 problem.\n")
+
+
+def options_of(app, name=None):
+    command = typer.main.get_command(app)
+    command = command if name is None else command.commands[name]
+    return {word for parameter in command.params for word in parameter.opts}
+
+
+@pytest.mark.parametrize("command", ["run", "train", "implant", "benchmark", "check", "search"])
+def test_what_reading_a_derivative_advises_can_be_done_where_it_is_read(command):
+    given = options_of(search.app) if command == "search" else options_of(cli.app, command)
+    advised = set()
+    for path in Path(bids.__file__).parent.glob("*.py"):
+        advised |= set(re.findall(r"--[a-z-]+", path.read_text())) - {"--session", "--filter"}  # of raw scans
+    assert advised >= {"--space", "--group"}
+    assert given >= {*advised, "--modality", "--group-column"}
+
+
+def test_how_scans_are_read_is_handed_to_implant_and_benchmark(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr("tfds_epilepsy.lesions.implant_in_dataset", lambda *_, **told: given.append(told))
+    monkeypatch.setattr("epizoo.benchmark.benchmark", lambda *_, **told: given.append(told))
+    options = ["--modality", "T1w", "--space", "MNI", "--group-column", "arm", "--group", "typ=control"]
+    told = {"space": "MNI", "group_column": "arm", "groups": {"typ": "control"}}
+    for command in ("implant", "benchmark"):
+        assert run_main(monkeypatch, command, str(tmp_path), "OUT", *options) == 0
+    assert {name: given[0][name] for name in ("modalities", *told)} == {"modalities": ["T1w"], **told}
+    assert (given[1]["modalities"], given[1]["reading"]) == (["T1w"], told)

@@ -129,3 +129,18 @@ def test_what_cannot_be_folded_is_refused(controls, tmp_path):
     with pytest.raises(InputError, match="sub-03 is a patient"):
         make_folds(ill, tmp_path / "none", 3)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_table_of_other_words_is_benchmarked_with_and_without_folds(controls, tmp_path):
+    source = tmp_path / "source"
+    for label in LABELS:
+        (source / f"sub-{label}").parent.mkdir(exist_ok=True)
+        (source / f"sub-{label}").symlink_to(controls / f"sub-{label}", target_is_directory=True)
+    write_participants(source, [[f"sub-{label}", "typ"] for label in LABELS], "participant_id\tarm")
+    told = {"group_column": "arm", "groups": {"typ": "control"}}
+    with pytest.raises(InputError, match="no group"):
+        make_folds(source, tmp_path / "none", 3)
+    first = make_folds(source, tmp_path / "folds", 3, **told)[0]
+    everyone, problems = bids.template_subjects(first)  # which leaves nothing open
+    assert problems == []
+    assert {one.participant.group for one in everyone} == {"control", "patient"}

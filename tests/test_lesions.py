@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 import zlib
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.small_cohort import write_cohort
+from tests.small_cohort import SPACE, write_cohort
 from tfds_epilepsy import bids, lesions, phantom
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import KINDS, LesionSpec, implant, implant_in_subject, implant_in_tissue
@@ -327,3 +328,19 @@ def test_two_processes_do_not_implant_into_one_folder(cohort, tmp_path):
             implanted(cohort, out)
         other.communicate("")
     assert implanted(cohort, out)
+
+
+def test_controls_of_another_column_word_and_space_get_lesions(cohort, tmp_path):
+    table = (cohort / "participants.tsv").read_text().replace("control", "typ").replace("group", "arm")
+    (cohort / "participants.tsv").write_text(table)
+    (image,) = (cohort / "sub-h1" / "anat").glob("*_T1w.nii.gz")
+    shutil.copy(image, image.with_name("sub-h1_space-other_T1w.nii.gz"))
+    with pytest.raises(InputError, match="--space"):
+        lesions.implant_in_dataset(cohort, tmp_path / "out", progress=False)
+    told = {"space": SPACE, "group_column": "arm", "groups": {"typ": "control"}}
+    out = lesions.implant_in_dataset(cohort, tmp_path / "out", modalities=["T1w"], progress=False, **told)
+    after, problems = bids.template_subjects(out)
+    assert problems == []
+    assert {one.subject: one.participant.group for one in after}["h1"] == "patient"
+    assert {path.name.split("_")[1] for path in out.rglob("*_T1w.nii.gz")} == {f"space-{SPACE}"}
+    assert not list(out.rglob("*FLAIR*"))

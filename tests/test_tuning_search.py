@@ -25,7 +25,7 @@ from tests.tuning_cheap import cheap
 from tests.tuning_kills import kill_often
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json
-from tuning import DetectionTuner, cases, detection_tuner, leaderboard, oracles, search
+from tuning import DetectionTuner, cases, detection_tuner, leaderboard, oracles, search, trial
 from tuning.trial import SearchFailed
 
 ROOT = Path(__file__).parents[1]
@@ -245,6 +245,16 @@ def test_a_finished_search_can_be_made_longer(make, tmp_path):
     longer = make(folder, trials=12).search()
     assert len(longer) == 12
     assert longer[:9] == first
+
+
+def test_trials_read_a_folder_as_the_search_was_told(make, cohort, tmp_path, monkeypatch):
+    given, told = [], {"modalities": ["T1w"], "group_column": "arm"}
+    monkeypatch.setattr(detection_tuner, "Visible", lambda *_, **reading: given.append(reading) or cohort)
+    monkeypatch.setattr(cases, "Visible", lambda *_, **reading: given.append(reading) or cohort)
+    tuner = make(tmp_path, reading=told)
+    with pytest.raises(InputError, match="has changed"):
+        trial.run(replace(tuner.spec, fingerprint="other"), tmp_path / "trial")
+    assert given == [told, told]
 
 
 # === Another search, another folder ===

@@ -209,7 +209,7 @@ def test_of_two_forms_that_disagree_the_sform_is_believed_and_that_is_said(tmp_p
     nib.save(image, tmp_path / "a.nii")
     np.testing.assert_allclose(read_nifti(tmp_path / "a.nii")[1], AFFINE)
     assert orientation_note(open_nifti(tmp_path / "a.nii")) == (
-        "sform and qform disagree by 5.0 mm; the sform is believed."
+        "sform and qform disagree by up to 5.0 mm; the sform is believed."
     )
     image.set_qform(AFFINE, code=1)
     nib.save(image, tmp_path / "b.nii")

@@ -310,6 +310,7 @@ def implant_in_dataset(
     contrast: float = 1.0,
     seed: int = 0,
     progress: bool = True,
+    **reading: Any,
 ) -> Path:
     """Put lesions in users' own controls: a validation where no annotated patient exists.
 
@@ -326,6 +327,7 @@ def implant_in_dataset(
         contrast: scales every change.
         seed: of the lesions.
         progress: show a bar.
+        **reading: ``modalities``, ``space``, ``group_column``, ``groups``, as in ``bids.template_subjects``.
 
     Raises:
         InputError: problems of the input, all at once; subjects that are no controls outside training; a
@@ -335,7 +337,7 @@ def implant_in_dataset(
     if unknown_kinds or not kinds:
         raise InputError(f"unknown lesion kinds {unknown_kinds}: choose among {', '.join(KINDS)}.")
     folder = Path(bids_dir)
-    everyone, problems = bids.template_subjects(folder)
+    everyone, problems = bids.template_subjects(folder, **reading)
     problems += bids.voxel_problems(everyone)
     if problems:
         raise InputError(problems)

@@ -160,7 +160,7 @@ def orientation_note(image: Any) -> str:
     if image.header["qform_code"] <= 0 or image.header["sform_code"] <= 0:
         return ""
     apart = _apart(image)
-    return f"sform and qform disagree by {apart:.1f} mm; the sform is believed." if apart > 0.5 else ""
+    return f"sform and qform disagree by up to {apart:.1f} mm; the sform is believed." if apart > 0.5 else ""
 
 
 def write_nifti(path: str | Path, array: ArrayLike, affine: ArrayLike, *, dtype: Any = np.float32) -> Path:

@@ -30,13 +30,14 @@ class Visible:
     Args:
         data: a config's name or a template-space derivative.
         data_dir: where prepared data sets live.
+        **reading: ``modalities``, ``space``, ``group_column``, ``groups``, as in ``tfds_epilepsy.load``.
 
     Raises:
         InputError: problems of the data set.
     """
 
-    def __init__(self, data: str, data_dir: str | Path | None = None):
-        self._builder = tfds_epilepsy.load(data, data_dir)
+    def __init__(self, data: str, data_dir: str | Path | None = None, **reading: Any):
+        self._builder = tfds_epilepsy.load(data, data_dir, **reading)
 
     @property
     def modalities(self) -> tuple[str, ...]:

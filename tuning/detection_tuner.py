@@ -85,6 +85,8 @@ class DetectionTuner(base_tuner.BaseTuner):
         trial_seconds: a trial that takes longer fails.
         trial_gib: a trial that needs more memory fails; by default what is free, shared by ``workers``.
         workers: trials at a time on this machine that memory is shared by, and that confirm.
+        reading: how a folder is read: ``modalities``, ``space``, ``group_column``, ``groups``, as in
+            ``tfds_epilepsy.load``.
         data_dir: where prepared data sets live.
         console: where progress is shown; stderr if None.
 
@@ -111,6 +113,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         trial_seconds: float = 1800,
         trial_gib: float | None = None,
         workers: int = 1,
+        reading: Mapping[str, Any] | None = None,
         data_dir: str | Path | None = None,
         console: Console | None = None,
     ):
@@ -125,7 +128,8 @@ class DetectionTuner(base_tuner.BaseTuner):
         self.console = console or Console(stderr=True)
         self.trials, self.workers, self.trial_seconds = trials, workers, trial_seconds
         self.trial_gib = trial_gib or 0.8 * psutil.virtual_memory().available / 2**30 / workers
-        self.cohort = Visible(data, data_dir)
+        reading = dict(reading or {})
+        self.cohort = Visible(data, data_dir, **reading)
         problems = control_problems(data, len(self.cohort.subjects("train")))
         if problems:
             raise InputError(problems)
@@ -157,6 +161,7 @@ class DetectionTuner(base_tuner.BaseTuner):
             steps_per_epoch=steps_per_epoch,
             batch_size=batch_size,
             seed=seed,
+            reading=reading,
         )
         self._lock: IO[str] | None = None
         identity = {

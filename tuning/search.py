@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from epizoo.cli import Data, DataDir, Seed, start
+from epizoo.cli import Data, DataDir, Group, GroupColumn, Modality, Seed, Space, reading_of, start
 from tfds_epilepsy.errors import InputError
 from tuning import spaces
 from tuning.process import POLL_SECONDS
@@ -53,6 +53,10 @@ def search(
     ] = None,
     confirm: Annotated[int, typer.Option(min=0, help="Seeds on which the winner is confirmed; 0: none.")] = 3,
     seed: Seed = 0,
+    modality: Modality = None,
+    space: Space = None,
+    group_column: GroupColumn = None,
+    group: Group = None,
     data_dir: DataDir = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="HParams for TensorBoard, an extra, in OUT_DIR/tensorboard.")
@@ -82,6 +86,7 @@ def search(
         trial_seconds=duration(trial_time),
         trial_gib=trial_memory,
         workers=workers,
+        reading={"modalities": modality, **reading_of(space, group_column, group)},
         data_dir=data_dir,
     )
     if distributed:  # the chief, or one of its workers: what they find is put together by who started them

@@ -46,6 +46,7 @@ class Spec:
 
     Attributes:
         data, data_dir, fingerprint: the cohort, and what it must still be.
+        reading: how a folder is read, as in ``tfds_epilepsy.load``.
         cases: folder of the validation subjects to score.
         model: its name; None if ``build`` makes it.
         build: file with a build function and the classes that the user registered (``builds.pack``).
@@ -70,6 +71,7 @@ class Spec:
     seed: int = 0
     limits: dict[str, float] = field(default_factory=dict)
     begun: str | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Spec:
@@ -105,7 +107,7 @@ def run(spec: Spec, folder: Path) -> Result:
 
     keras.config.disable_interactive_logging()
     steps = _Steps(folder)
-    cohort = Visible(spec.data, spec.data_dir)
+    cohort = Visible(spec.data, spec.data_dir, **spec.reading)
     if cohort.fingerprint != spec.fingerprint:
         raise InputError(f"{spec.data} has changed since the search began: {cohort.fingerprint} now.")
     model = build_model(spec, cohort.modalities)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,15 @@ class Check:
     rows: list[dict[str, str]]
     problems: list[str]
     notes: list[str]
+
+    @property
+    def summary(self) -> str:
+        """``21 subjects (20 control, 1 patient), no problem.``"""
+        groups = Counter(row["group"] for row in self.rows)
+        who = ", ".join(f"{count} {group}" for group, count in sorted(groups.items()))
+        count = len(self.problems)
+        found = f"{count} problem{'s' * (count > 1)}" if count else "no problem"
+        return f"{len(self.rows)} subject{'s' * (len(self.rows) != 1)} ({who}), {found}."
 
 
 def check(
