@@ -5,6 +5,7 @@ They have the interface of every other detector; each names the view that it rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from epizoo.detection.adjusted import Adjusted
 from epizoo.detection.detector import Detector, check_codes
+from epizoo.detection.kernels import compiled, over_voxels
 from epizoo.detection.scorer import Scorer
 from tfds_epilepsy.errors import InputError
 
@@ -43,15 +45,25 @@ class ZScore(Detector):
 
     def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         codes = check_codes(codes)
-        n = codes.shape[1]
-        self.mean_ = codes.mean(1)
-        sd = codes.std(1, ddof=min(1, n - 1)) * np.sqrt(1 + 1 / n)
-        self.sd_ = np.maximum(sd, SMALLEST_SD).astype(np.float32)
+        (self.mean_,), (self.sd_,) = moments_without(codes, np.full(codes.shape[1], -1), 1)
         return self
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
         codes = check_codes(codes, *self.mean_.shape)
         return np.asarray((np.abs(codes - self.mean_[:, None]) / self.sd_[:, None]).max(2), np.float32)
+
+    def cross_scores(
+        self, codes: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """Scores as of the base class; the sums of the others are those of all less those of the fold."""
+        codes = check_codes(codes)
+        scores = np.empty(codes.shape[:2], np.float32)
+        names, folds = np.unique(folds, return_inverse=True)
+        without = self.unfitted()
+        for fold, moments in enumerate(zip(*moments_without(codes, folds, len(names)), strict=True)):
+            without.mean_, without.sd_ = moments
+            scores[:, folds == fold] = without.score(codes[:, folds == fold])
+        return scores
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
         return ZScoreScorer(self, state, order)
@@ -168,3 +180,65 @@ class FlairScorer(Scorer):
 
 
 SMALLEST_SD = 1e-3  # of intensities and probabilities in [0, 1]
+
+
+def moments_without(
+    codes: NDArray[np.float32], folds: NDArray[np.integer], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation, with the doubt about the mean, of all controls but those of each fold.
+
+    Args:
+        codes: ``(v, n, d)``.
+        folds: ``(n,)``; a control with another number than ``0 ... count - 1`` is in none.
+        count: of the folds.
+
+    Returns:
+        ``(count, v, d)`` float32 each.
+    """
+    voxels, _, d = codes.shape
+    means, sds = (np.empty((count, voxels, d), np.float32) for _ in range(2))
+    arguments = (codes, np.asarray(folds, np.int64), means, sds)
+    over_voxels(lambda start, stop: _moments_without(*arguments, start, stop), voxels)
+    return means, sds
+
+
+@compiled
+def _moments_without(
+    codes: NDArray[Any],
+    folds: NDArray[Any],
+    means: NDArray[Any],
+    sds: NDArray[Any],
+    start: int,
+    stop: int,
+) -> None:
+    count, (_, n, d) = len(means), codes.shape
+    sums, squares = np.empty((count + 1, d)), np.empty((count + 1, d))  # the last row: of all
+    held_out = np.zeros(count)
+    for i in range(n):
+        if 0 <= folds[i] < count:
+            held_out[folds[i]] += 1
+    mean = np.empty(d)
+    for voxel in range(start, stop):
+        mean[:] = 0
+        for i in range(n):
+            for k in range(d):
+                mean[k] += np.float64(codes[voxel, i, k])
+        mean /= n
+        sums[:], squares[:] = 0, 0
+        for i in range(n):
+            fold = folds[i]
+            for k in range(d):
+                off = codes[voxel, i, k] - mean[k]
+                sums[count, k] += off
+                squares[count, k] += off * off
+                if 0 <= fold < count:
+                    sums[fold, k] += off
+                    squares[fold, k] += off * off
+        for fold in range(count):
+            left = n - held_out[fold]
+            for k in range(d):
+                shift = (sums[count, k] - sums[fold, k]) / left
+                square = squares[count, k] - squares[fold, k] - left * shift * shift
+                variance = max(square, 0.0) / max(left - 1, 1) * (1 + 1 / left)
+                means[fold, voxel, k] = mean[k] + shift
+                sds[fold, voxel, k] = max(math.sqrt(variance), SMALLEST_SD)
