@@ -440,16 +440,16 @@ class _Fit:
         sd = np.sqrt(np.where(self.mask, np.maximum(variance, floor), 1))
 
         # A control is in the mean that it is held against (variance 1 - 1/n), a new subject is not (1 + 1/n).
-        counts = np.zeros(len(HISTOGRAM) + 1)
+        reached = np.zeros(len(HISTOGRAM))  # how many are at each edge or above
         for control in range(n):
             z = (self._score_map(maps, control) - mean)[self.mask] / (sd[self.mask] * np.sqrt(1 - 1 / n))
-            counts += np.bincount(np.searchsorted(HISTOGRAM, z, side="right"), minlength=len(counts))
-        reached = np.cumsum(counts[::-1])[::-1][1:]  # z >= each edge
+            reached += len(z) - np.searchsorted(np.sort(z), HISTOGRAM)
+        total = n * np.count_nonzero(self.mask)
         arrays = {
             "mask": self.mask,
             "mean": mean.astype(np.float32),
             "sd": np.where(self.mask, sd * np.sqrt(1 + 1 / n), 1).astype(np.float32),
-            "survival": ((reached + 1) / (counts.sum() + 1)).astype(np.float32),
+            "survival": ((reached + 1) / (total + 1)).astype(np.float32),
         }
         _write_arrays(self.folder / "calibration.npz", arrays)
         names = ["calibration.npz", *(_slab_name(number) for number in range(len(self.slabs)))]
