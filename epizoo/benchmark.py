@@ -162,8 +162,9 @@ def _plan(
             yield _Planned(f"supervised-{seed}", config)
         for model in models:
             for detector in detectors or (None,):
-                method = {"model": model, "detector": detector, "seed": seed}
-                config = RunConfig.resolve(data, **method, **source, **training)
+                config = RunConfig.resolve(
+                    data, model=model, detector=detector, seed=seed, **source, **training
+                )
                 yield _Planned(f"{model}-{config.detector}-{seed}", config)
 
 
