@@ -1,75 +1,17 @@
 """Whatever lies in a folder, ``check`` says what it is: no traceback, no hang, no file written."""
 
-import gzip
-import os
 import tempfile
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bids_files import AFFINE, SHAPE, raw_scan, write_participants, write_subject
+from tests.damage import DAMAGES, HEADERS, NAMES, ROWS, change_header, damage, few, write_table
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import write_nifti
-
-# EPIZOO_FUZZ=1000 tries as many of each kind.
-few = settings(
-    max_examples=int(os.environ.get("EPIZOO_FUZZ", "8")),
-    deadline=20_000,
-    derandomize="EPIZOO_FUZZ" not in os.environ,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-WORDS = (
-    "sub-a",
-    "sub-1",
-    "a",
-    "control",
-    "patient",
-    "train",
-    "n/a",
-    '"',
-    "31",
-    "30,5",
-    "participant_id",
-    "group",
-)
-CELL = st.sampled_from(WORDS) | st.text(max_size=8)
-ENTITY = st.sampled_from(
-    (
-        "ses-1",
-        "ses-",
-        "acq-x",
-        "ce-gad",
-        "space-MNI",
-        "space-T1w",
-        "part-phase",
-        "label-lesion",
-        "desc-brain",
-        "-",
-        "",
-    )
-)
-SUFFIX = st.sampled_from(("T1w", "FLAIR", "mask", "roi", "lesion", "T1w_roi", "pet", "x", ""))
-NUMBER = st.sampled_from((0, 1, -1, 2, 32767, -32768, 1e38, -1e38, float("nan"), float("inf"), 0.5))
-FIELDS = st.sampled_from(
-    (
-        *("dim", "pixdim", "datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter", "qform_code"),
-        *(
-            "sform_code",
-            "quatern_b",
-            "quatern_c",
-            "qoffset_x",
-            "srow_x",
-            "srow_y",
-            "srow_z",
-            "magic",
-            "sizeof_hdr",
-        ),
-    )
-)
 
 
 def told(folder: Path) -> None:
@@ -95,44 +37,27 @@ def data_set(folder: Path) -> Path:
 
 
 @few
-@given(st.lists(st.tuples(FIELDS, st.integers(0, 7), NUMBER), min_size=1, max_size=4), st.booleans())
+@given(HEADERS, st.booleans())
 def test_any_header_is_read_or_named(changes, template):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         there = data_set(folder)
-        path = there if template else folder / "sub-a" / "anat" / "sub-a_T1w.nii.gz"
-        content = bytearray(gzip.decompress(path.read_bytes()))
-        header = np.frombuffer(content, nib.nifti1.header_dtype, count=1)
-        for field, place, number in changes:
-            kind = header[field].dtype.kind
-            with np.errstate(all="ignore"):
-                value = b"x" if kind == "S" else np.nan_to_num(np.float64(number)) if kind in "iu" else number
-                if kind in "iu":
-                    info = np.iinfo(header[field].dtype)
-                    value = int(np.clip(value, info.min, info.max))
-                flat = header[field].reshape(-1)
-                flat[place % flat.size] = value
-        path.write_bytes(gzip.compress(bytes(content), mtime=0))
+        change_header(there if template else folder / "sub-a" / "anat" / "sub-a_T1w.nii.gz", changes)
         told(folder)
 
 
 @few
-@given(
-    st.lists(st.lists(CELL, max_size=5), max_size=5),
-    st.sampled_from(("\t", ",", "\t\t")),
-    st.binary(max_size=5),
-)
+@given(ROWS, st.sampled_from(("\t", ",", "\t\t")), st.binary(max_size=5))
 def test_any_table_is_read_or_named(rows, between, end):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data_set(folder)
-        text = "\n".join(between.join(row) for row in [["participant_id", "group", "split", "age"], *rows])
-        (folder / "participants.tsv").write_bytes(text.encode("utf-8", "replace") + end)
+        write_table(folder, rows, between, end)
         told(folder)
 
 
 @few
-@given(st.lists(st.tuples(st.lists(ENTITY, max_size=3), SUFFIX, st.booleans()), min_size=1, max_size=6))
+@given(NAMES)
 def test_any_file_names_are_read_or_named(names):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -149,19 +74,9 @@ def test_any_file_names_are_read_or_named(names):
 
 
 @few
-@given(st.integers(0, 2000), st.binary(max_size=8), st.sampled_from(("cut", "change", "plain")))
-def test_any_damage_of_a_file_is_named_or_harmless(place, change, kind):
+@given(DAMAGES)
+def test_any_damage_of_a_file_is_named_or_harmless(damaged):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = data_set(folder)
-        content = path.read_bytes()
-        if kind == "plain":
-            content = gzip.decompress(content)
-        place %= len(content)
-        content = (
-            content[:place] if kind == "cut" else content[:place] + change + content[place + len(change) :]
-        )
-        path.write_bytes(content)
-        sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-        sidecar.write_bytes(change)
+        damage(data_set(folder), *damaged)
         told(folder)
