@@ -390,3 +390,10 @@ def test_real_lesion_patients_are_read(tmp_path):
     inside, outside = subject.brain_mask & subject.lesion_mask, subject.brain_mask & ~subject.lesion_mask
     assert subject.image[inside, 1].mean() > 1.3 * subject.image[outside, 1].mean()  # bright on FLAIR
     assert not subject.image[~subject.brain_mask].any()
+
+
+def test_huge_volumes_are_judged_by_their_header(tmp_path, monkeypatch):
+    path = raw_scan(tmp_path, "sub-a_T1w.nii.gz", affine=np.diag([0.018, 0.018, 0.018, 1]))
+    monkeypatch.setattr("tfds_epilepsy.bids.voxels.read_nifti", lambda path: pytest.fail("voxels are read"))
+    (problem,) = bids.check(tmp_path).problems
+    assert f"{path}: voxels of 0.018 x 0.018 x 0.018 mm" in problem

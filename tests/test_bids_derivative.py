@@ -7,7 +7,7 @@ import pytest
 from tests.bids_files import AFFINE, SHAPE, write_participants, write_subject
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import write_nifti
+from tfds_epilepsy.volumes import read_nifti, write_nifti
 
 LESION = np.zeros(SHAPE)
 LESION[4, 2:-2, 2:-2] = 1
@@ -140,3 +140,33 @@ def test_a_derivative_that_also_holds_native_images_is_one_when_it_says_so(deriv
     assert bids.check(derivative).kind == "raw"
     (derivative / "dataset_description.json").write_text(json.dumps({"DatasetType": "derivative"}))
     assert bids.check(derivative).kind == "derivative"
+
+
+def test_a_sidecar_whose_content_was_not_fetched_is_named_and_not_taken_for_none(derivative):
+    image = next((derivative / "sub-c1").glob("anat/*T1w.nii.gz"))
+    image.with_name(image.name.replace(".nii.gz", ".json")).symlink_to(".git/annex/objects/x")
+    (problem,) = problems_of(derivative)
+    assert "T1w.json: a link to .git/annex/objects/x, which is not there" in problem
+    assert bids.check(derivative).problems == [problem]
+
+
+def test_a_whole_head_in_air_of_one_value_is_no_brain(tmp_path):
+    volume = np.zeros((60, 60, 60), np.float32)
+    volume[5:-5, 5:-5, 5:-5] = np.random.default_rng(0).uniform(1, 9, (50, 50, 50))
+    for label in ("c1", "c2"):
+        stem = f"sub-{label}/anat/sub-{label}_space-MNI152NLin2009aSym"
+        write_nifti(tmp_path / f"{stem}_T1w.nii.gz", volume + (label == "c2"), np.diag([3, 3, 3, 1]))
+    write_participants(tmp_path, [["sub-c1", "control"], ["sub-c2", "control"]], "participant_id\tgroup")
+    assert all("no brain mask" in problem for problem in problems_of(tmp_path))  # 3.4 litres
+    for path in tmp_path.glob("sub-*/anat/*T1w.nii.gz"):
+        write_nifti(path, read_nifti(path)[0], np.diag([2, 2, 2, 1]))
+    assert len(bids.read_derivative(tmp_path).subjects) == 2  # 1 litre
+
+
+def test_who_lacks_a_modality_is_told_how_to_do_without(derivative):
+    next((derivative / "sub-c1").glob("anat/*FLAIR.nii.gz")).unlink()
+    (problem,) = problems_of(derivative)
+    assert problem.endswith("of sub-c1. Or do without: --modality T1w.")
+    (problem,) = problems_of(derivative, modalities=["T1w", "FLAIR"])
+    assert "--modality" not in problem
+    assert bids.read_derivative(derivative, ["T1w"]).modalities == ("T1w",)

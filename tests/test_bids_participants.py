@@ -107,3 +107,17 @@ def test_a_label_that_is_not_there_is_suggested(tmp_path):
     raw_scan(tmp_path, "sub-001_T1w.nii.gz")
     with pytest.raises(ValueError, match=r"sub-1: no such subject \(1 are there\); sub-001 is\."):
         bids.raw_subjects(tmp_path, ["sub-1"])
+
+
+@pytest.mark.parametrize("row", ["sub-01_ses-1", "01_ses-baseline", "1_ses1"])
+def test_a_row_that_names_a_session_too_is_suggested(tmp_path, row):
+    raw_scan(tmp_path, "sub-01_ses-1_T1w.nii.gz")
+    table(tmp_path, f"participant_id\tgroup\n{row}\tcontrol\n")
+    (problem,) = bids.check(tmp_path).problems
+    assert f"no row for sub-01; if the one of {row!r}" in problem
+
+
+def test_a_row_for_each_session_is_one_too_many(tmp_path):
+    _, (problem,) = bids.read_participants(table(tmp_path, "participant_id\tgroup\n01\thc\nsub-01\thc\n"))
+    assert "line 3: a second row for sub-01; leave one" in problem
+    assert "sub-01_sessions.tsv" in problem

@@ -232,3 +232,38 @@ def test_voxels_and_fields_of_view_that_no_head_has_are_refused(tmp_path, shape,
     assert re.search(rf"sub-a_T1w\.nii\.gz: .*{word}", problem)
     with pytest.raises(InputError, match=word):
         bids.raw_subjects(tmp_path)
+
+
+@pytest.mark.parametrize("odd", ["inv-1", "inv-02"])
+def test_an_inversion_of_an_mp2rage_comes_after_the_plain_image(tmp_path, odd):
+    raw_scan(tmp_path, f"sub-a_{odd}_T1w.nii.gz")
+    subject = only(tmp_path)
+    assert any(
+        f"is one inversion of several ({odd}); there is no plain T1w" in note for note in subject.notes
+    )
+    plain = raw_scan(tmp_path, "sub-a_rec-z_T1w.nii.gz")
+    assert only(tmp_path).images["T1w"] == plain
+
+
+def test_a_t1w_that_is_there_under_another_name_or_format_is_told(tmp_path):
+    raw_scan(tmp_path, "sub-a_UNIT1.nii.gz")
+    assert "no T1w (*_T1w.nii.gz) of sub-a: sub-a_UNIT1.nii.gz may be named so." in problem_of(tmp_path)
+    for name in ("sub-a_T1w.mgz", "sub-a_T1w.dcm", "sub-a_T1w.json", "._sub-a_T1w.mgz"):
+        (tmp_path / "sub-a" / "anat" / name).write_bytes(b"x")
+    problem = problem_of(tmp_path)
+    assert "of sub-a: sub-a_T1w.dcm is no NIfTI, sub-a_T1w.mgz is no NIfTI, sub-a_UNIT1.nii.gz" in problem
+
+
+@pytest.mark.parametrize("name", ["a_old", "a_ses-1"])
+def test_a_folder_whose_label_cannot_be_one_is_told_once(tmp_path, name):
+    raw_scan(tmp_path, "sub-a_T1w.nii.gz")
+    raw_scan(tmp_path / "x", "sub-a_T1w.nii.gz")
+    (tmp_path / "x" / "sub-a").rename(tmp_path / f"sub-{name}")
+    assert "a label holds no '_'" in problem_of(tmp_path)
+    assert only(tmp_path, participant_labels=["a"]).subject == "a"
+
+
+def test_content_of_sidecars_that_was_not_fetched_is_no_problem_of_raw_scans(tmp_path):
+    path = raw_scan(tmp_path, "sub-a_T1w.nii.gz")
+    path.with_name("sub-a_T1w.json").symlink_to("../../.git/annex/objects/x")
+    assert bids.check(tmp_path).problems == []

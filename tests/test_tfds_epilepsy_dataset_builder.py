@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -243,3 +244,15 @@ def test_groups_spaces_and_modalities_of_a_folder_can_be_told(tmp_path):
     )
     with pytest.raises(InputError, match="space: without effect on phantom_2mm"):
         tfds_epilepsy.load("phantom_2mm", tmp_path / "data", space="MNI")
+
+
+@pytest.mark.parametrize("ending", ["T1w.nii.gz", "T1w.json"])
+def test_a_file_whose_content_was_dropped_since_is_named(cohort, tmp_path, ending):
+    copy = shutil.copytree(cohort, tmp_path / "copy")
+    tfds_epilepsy.load(copy, tmp_path / "data")
+    path = next((copy / "sub-p1" / "anat").glob("*T1w.nii.gz"))
+    path = path.with_name(path.name.replace("T1w.nii.gz", ending))
+    path.unlink(missing_ok=True)
+    path.symlink_to(".git/annex/objects/x")
+    with pytest.raises(InputError, match=rf"{ending}: a link to .* get the file's content first"):
+        tfds_epilepsy.load(copy, tmp_path / "data")

@@ -1,3 +1,4 @@
+import gzip
 from dataclasses import replace
 
 import nibabel as nib
@@ -240,3 +241,17 @@ def test_a_plain_file_named_gz_and_a_link_without_a_file_say_what_to_do(tmp_path
     link.symlink_to(".git/annex/objects/b.nii.gz")
     with pytest.raises(InputError, match="datalad get, git annex get"):
         read_nifti(link)
+
+
+@pytest.mark.parametrize("content", [b"\0\0\0\1" * 200, b"NRRD0004\n" * 90])
+def test_another_format_under_the_name_of_a_nifti_is_told(tmp_path, content):
+    for name, data in (("a.nii.gz", gzip.compress(content)), ("a.nii", content)):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=r"holds no header of a NIfTI; .* of another format: convert it"):
+            read_nifti(tmp_path / name)
+
+
+def test_nan_around_the_brain_is_told_what_to_do_with(tmp_path):
+    nib.save(nib.Nifti1Image(np.full((2, 3, 4), np.nan, np.float32), AFFINE), tmp_path / "a.nii")
+    with pytest.raises(InputError, match=r"24 voxels are NaN or infinite; .* set them to 0"):
+        read_nifti(tmp_path / "a.nii")

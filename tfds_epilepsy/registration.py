@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import load_template, voxel_to_world
+from tfds_epilepsy.volumes import LARGEST_BRAIN_MM3, load_template, voxel_to_world
 
 # The deformation is smooth: its field is found and kept on the 2 mm grid, whatever the grid of the images.
 WORKING_MM = 2
@@ -300,9 +300,9 @@ def mutual_information(first: NDArray[Any], second: NDArray[Any], bins: int = 24
 
 
 def looks_stripped(scan: Scan) -> bool:
-    """Whether all that is not background is no larger than a brain can be (2.3 litres)."""
+    """Whether all that is not background is no larger than a brain can be."""
     tissue = scan.array != background(scan.array)
-    return bool(np.count_nonzero(tissue) * np.prod(scan.spacing) <= 2.3e6)
+    return bool(np.count_nonzero(tissue) * np.prod(scan.spacing) <= LARGEST_BRAIN_MM3)
 
 
 def head_brain_mask(head: Scan) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ from tfds_epilepsy.files import replacing
 TEMPLATE_SPACE = "MNI152NLin2009aSym"  # the template that nilearn ships
 # World box (mm) around the template's brain; symmetric in x, so that reversing axis 0 mirrors the brain.
 TEMPLATE_BOX = ((-74, 74), (-110, 76), (-72, 84))
+LARGEST_BRAIN_MM3 = 2.3e6  # with the fluid around it, in the template's space too; no head is so small
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,10 @@ def read_nifti(path: str | Path, *, dtype: Any = np.float32) -> tuple[NDArray[An
     except Exception as error:
         raise InputError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated.") from error
     if not np.isfinite(array).all():
-        raise InputError(f"{path}: {np.count_nonzero(~np.isfinite(array))} voxels are NaN or infinite.")
+        count = np.count_nonzero(~np.isfinite(array))
+        raise InputError(
+            f"{path}: {count} voxels are NaN or infinite; where they lie around the brain, set them to 0."
+        )
     return array.reshape(array.shape[:3]), turned.affine
 
 
@@ -139,7 +143,7 @@ def open_nifti(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: {_absent(path)}")
+        raise InputError(f"{path}: {absent(path)}")
     try:
         with np.errstate(all="ignore"):
             image: Any = nib.load(path)
@@ -324,7 +328,8 @@ def _grid(shape: tuple[int, ...], affine: NDArray[np.floating]) -> str:
     return f"{tuple(shape)} of {size.tolist()} mm with its origin at {origin.tolist()}"
 
 
-def _absent(path: Path) -> str:
+def absent(path: Path) -> str:
+    """Why there is no such file, and what to do."""
     if path.is_symlink():
         return (
             f"a link to {path.readlink()}, which is not there; get the file's content first "
@@ -351,6 +356,8 @@ def _unreadable(path: Path, error: Exception) -> str:
         return "is no gzip file; it is damaged, or of another format."
     if path.name.lower().endswith(".nii") and compressed:
         return f"is compressed; rename it to {path.name}.gz."
+    if isinstance(error, nib.filebasedimages.ImageFileError):
+        return "holds no header of a NIfTI; it is damaged, or of another format: convert it."
     return f"cannot be read as NIfTI ({error}); the file may be truncated."
 
 

@@ -14,7 +14,7 @@ from tfds_epilepsy.bids.derivative import (
     sidecar_problems,
     template_subjects,
 )
-from tfds_epilepsy.bids.finding import MODALITIES, is_derivative, read_object
+from tfds_epilepsy.bids.finding import MODALITIES, is_derivative, read_object, sidecar_of
 from tfds_epilepsy.bids.participants import read_participants, training_problems, unmatched
 from tfds_epilepsy.bids.raw import RawSubject, find_raw_subjects
 from tfds_epilepsy.errors import InputError
@@ -106,7 +106,9 @@ def check(
             group_column=group_column,
             groups=groups,
         )
-        problems += sidecar_problems([path for one in subjects for path in one.images.values()])
+        images = [path for one in subjects for path in one.images.values()]
+        # Nothing is read of raw scans' sidecars: content that was not fetched is no matter.
+        problems += sidecar_problems([p for p in images if (s := sidecar_of(p)) is None or s.is_file()])
         notes = [f"sub-{one.subject}: group unknown." for one in subjects if not one.participant.group]
     problems += _folder_problems(folder, [one.subject for one in subjects])
     if require_controls and subjects:

@@ -19,6 +19,7 @@ from tfds_epilepsy.bids.finding import (
     ScanFile,
     best_session,
     find_files,
+    lacking,
     listed,
     read_object,
     session_note,
@@ -35,7 +36,7 @@ from tfds_epilepsy.bids.participants import (
 )
 from tfds_epilepsy.bids.voxels import VolumeFile, read_volumes, same_scans, stripped_mask, volume_notes
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import Subject, normalise, read_lesion_mask, read_nifti
+from tfds_epilepsy.volumes import Subject, absent, normalise, read_lesion_mask, read_nifti
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +187,10 @@ def template_subjects(
     problems += trouble
     if not templated:
         return [], problems
+    advice = ""
     if modalities is None:
-        everyone = [file for files in templated.values() for file in files]
-        modalities = [m for m in MODALITIES if any(file.is_image(m) for file in everyone)]
+        modalities, common = _modalities_of(templated)
+        advice = f" Or do without: --modality {' --modality '.join(common)}." if common else ""
     if not people and not problems:
         problems.append(
             f"{folder / 'participants.tsv'}: no such file; it says who is a control or a patient."
@@ -197,7 +199,7 @@ def template_subjects(
     subjects = []
     for label, files in templated.items():
         person = people.get(label, Participant(subject=label))
-        subject, missing = _subject(person, folder, files, modalities)
+        subject, missing = _subject(person, folder, files, modalities, advice)
         subjects.append(subject)
         problems += missing
         if label in people:
@@ -228,7 +230,7 @@ def check_voxels(subjects: Sequence[TemplateSubject]) -> tuple[list[str], list[s
         usual, _ = Counter(volume.grid.key for volume in volumes.values()).most_common(1)[0]
         reference, one = next((path, one) for path, one in volumes.items() if one.grid.key == usual)
         problems += [
-            f"{path}: {volume.grid}; the others' grid is {one.grid} ({reference.name})."
+            f"{path}: its grid is {volume.grid}; the others' grid is {one.grid} ({reference.name})."
             for path, volume in volumes.items()
             if not volume.grid.equals(one.grid)
         ]
@@ -298,11 +300,16 @@ def fingerprint(subjects: Sequence[TemplateSubject], modalities: Sequence[str], 
 
     Returns:
         16 hexadecimal digits.
+
+    Raises:
+        InputError: links to files that are not there.
     """
     folder = Path(folder)
     lines = [f"modalities {' '.join(modalities)}"]
     files = sorted({path for subject in subjects for path in subject.files})
     sidecars = [path for path in map(sidecar_of, files) if path is not None]
+    if gone := [path for path in [*files, *sidecars] if not path.is_file()]:
+        raise InputError([f"{path}: {absent(path)}" for path in gone])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(_digest, [*files, *sidecars])
         lines += [
@@ -349,10 +356,17 @@ def _in_one_space(
     return templated, problems
 
 
+def _modalities_of(templated: Mapping[str, Sequence[ScanFile]]) -> tuple[list[str], list[str]]:
+    """The modalities that any subject has an image of, and those that all have."""
+    held = [{file.modality for file in files} for files in templated.values()]
+    found = [name for name in MODALITIES if any(name in one for one in held)]
+    return found, [name for name in found if all(name in one for one in held)]
+
+
 def _subject(
-    person: Participant, folder: Path, files: Sequence[ScanFile], modalities: Sequence[str]
+    person: Participant, folder: Path, files: Sequence[ScanFile], modalities: Sequence[str], advice: str
 ) -> tuple[TemplateSubject, list[str]]:
-    """The subject's session and files, and what it lacks or has too much of."""
+    """The subject's session and files, and what it lacks, with ``advice``, or has too much of."""
     label, problems = person.subject, []
     masks = [file for file in files if file.is_lesion]
     session = best_session(
@@ -373,8 +387,8 @@ def _subject(
         elif candidates:
             problems.append(f"{listed(candidates)}: several {modality} of sub-{label}; leave one.")
         else:
-            where = folder / f"sub-{label}"
-            problems.append(f"{where}: no {modality} (*_space-*_{modality}.nii.gz) of sub-{label}.")
+            name = f"*_space-*_{modality}.nii.gz"
+            problems.append(lacking(folder / f"sub-{label}", label, modality, name) + advice)
     kinds = {
         "brain": [file for file in own if file.is_brain],
         "lesion": [file for file in own if file.is_lesion],

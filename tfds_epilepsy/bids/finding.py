@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.volumes import absent
 
 MODALITIES = ("T1w", "FLAIR", "T2w", "T1map", "T2map", "pet")  # found unasked, in this order; others by name
 NATIVE_SPACES = ("orig", "individual", "native", *(name.lower() for name in MODALITIES))
@@ -98,6 +99,8 @@ class ScanFile:
         """Why a plain image of its modality is to be preferred, or nothing."""
         if "ce" in self.entities:
             return f"contrast-enhanced (ce-{self.entities['ce']})"
+        if "inv" in self.entities:
+            return f"one inversion of several (inv-{self.entities['inv']})"
         words = (self.entities.get(name, "").lower() for name in ("acq", "rec", "desc"))
         return "a localizer" if any(SCOUT.search(word) for word in words) else ""
 
@@ -139,8 +142,8 @@ def find_files(
     found = sorted(path for path in folder.glob("sub-*") if path.is_dir())
     if not found:
         raise InputError(f"{folder}: no subject folder (sub-*); is it the root of a BIDS data set?")
-    names = [path.name.removeprefix("sub-") for path in found]
     problems = _doubled(found)
+    names = [path.name.removeprefix("sub-") for path in found]
     if labels is not None:
         asked = [label.removeprefix("sub-") for label in labels]
         problems += [
@@ -149,6 +152,13 @@ def find_files(
             if name not in names
         ]
         names = [name for name in names if name in asked]
+    problems += [
+        f"{folder / f'sub-{name}'}: a label holds no '_'; rename the folder and its files, or move it out of "
+        "the data set."
+        for name in names
+        if "_" in name
+    ]
+    names = [name for name in names if "_" not in name]
     subjects = {}
     for name in names:
         files = _files_of(folder, name, derivatives)
@@ -206,10 +216,14 @@ def is_derivative(folder: Path) -> bool:
 
 
 def lookalike(label: str, others: Iterable[str]) -> str:
-    """Another label that may be meant: equal but for case, leading zeros, ``sub-`` and what is no letter."""
+    """Another label that may be meant.
+
+    It is equal but for case, leading zeros, ``sub-``, a session after it, and what is no letter.
+    """
 
     def plain(text: str) -> str:
-        letters = re.sub(r"[^0-9a-z]", "", text.lower()).removeprefix("sub")
+        person = re.sub(r"_ses-?[^_]*$", "", text.lower())
+        letters = re.sub(r"[^0-9a-z]", "", person).removeprefix("sub")
         return re.sub(r"(?<!\d)0+(?=\d)", "", letters)
 
     return next((other for other in others if other != label and plain(other) == plain(label)), "")
@@ -220,18 +234,41 @@ def listed(files: Sequence[ScanFile]) -> str:
     return ", ".join([str(files[0].path), *(file.path.name for file in files[1:])])
 
 
+def lacking(where: Path, label: str, modality: str, name: str) -> str:
+    """The problem of a subject without an image, and what there is in its place.
+
+    Args:
+        where: folder of the subject, or of its session.
+        label: of the subject.
+        modality: that is not there.
+        name: of the file that is missing, a pattern.
+    """
+    hints = [
+        f"{path.name} is no NIfTI"
+        for path in sorted(where.rglob(f"[!.]*_{modality}.*"))
+        if ScanFile.parse(path) is None and path.suffix.lower() != ".json"
+    ]
+    if modality == "T1w":
+        hints += [f"{path.name} may be named so" for path in sorted(where.rglob("[!.]*_UNIT1.nii*"))]
+    there = f": {', '.join(hints)}" if hints else ""
+    return f"{where}: no {modality} ({name}) of sub-{label}{there}."
+
+
 def sidecar_of(path: Path) -> Path | None:
-    """The JSON beside a NIfTI, if there is one."""
+    """The JSON beside a NIfTI, if there is one; a link to one that is not there is one too."""
     stem = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-    return next((p for e in (".json", ".JSON") if (p := path.with_name(stem + e)).is_file()), None)
+    beside = (path.with_name(stem + ending) for ending in (".json", ".JSON"))
+    return next((one for one in beside if one.is_file() or one.is_symlink()), None)
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
     """The object of a JSON file.
 
     Raises:
-        InputError: it is not JSON, or no object.
+        InputError: there is no such file, it is not JSON, or no object.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: {absent(path)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -96,7 +96,10 @@ def read_participants(
         if only is not None and label not in only and not lookalike(label, only):
             continue
         if label in people:
-            problems.append(f"{where} a second row for sub-{label}.")
+            problems.append(
+                f"{where} a second row for sub-{label}; leave one (what differs between sessions stands in "
+                f"sub-{label}_sessions.tsv)."
+            )
             continue
         people[label], trouble = _participant(row, where, row.get(column, ""), words)
         problems += trouble

@@ -11,6 +11,7 @@ from tfds_epilepsy.bids.finding import (
     ScanFile,
     best_session,
     find_files,
+    lacking,
     listed,
     session_note,
     sessions_of,
@@ -200,7 +201,7 @@ def _choose(
             notes += _pick_notes(label, modality, picked, len(candidates))
         elif modality in choice.required:
             where = folder / f"sub-{label}" / (f"ses-{session}" if session else "")
-            problems.append(f"{where}: no {modality} (*_{modality}.nii.gz) of sub-{label}.")
+            problems.append(lacking(where, label, modality, f"*_{modality}.nii.gz"))
     subject = RawSubject(
         participant=person,
         session=session,

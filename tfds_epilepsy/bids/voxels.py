@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from tfds_epilepsy.bids.participants import Participant, split_of
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.volumes import lesion_voxels, open_nifti, orientation_note, read_nifti, same_grid
+from tfds_epilepsy.volumes import (
+    LARGEST_BRAIN_MM3,
+    lesion_voxels,
+    open_nifti,
+    orientation_note,
+    read_nifti,
+    same_grid,
+)
 
 VOXEL_MM = (0.1, 15.0)  # the finest scans of living heads have 0.2, the thickest slices 10
 EXTENT_MM = (10.0, 700.0)  # of each axis: from a few slices to the bore of a scanner
@@ -36,7 +43,7 @@ class Grid:
 
     def __str__(self) -> str:
         size = nib.affines.voxel_sizes(self.affine).round(2).tolist()
-        return f"grid {self.shape}, {size} mm, origin {self.affine[:3, 3].round(1).tolist()}"
+        return f"{self.shape}, {size} mm, origin {self.affine[:3, 3].round(1).tolist()}"
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -73,7 +80,8 @@ class VolumeFile:
     Attributes:
         grid: where its voxels lie.
         note: what to know of its header, or empty.
-        stripped: the background is one value on nearly all of the volume's faces; of an image.
+        stripped: the background is one value on nearly all of the volume's faces, and the rest no larger than
+            a brain; of an image.
         marked: voxels of a mask; of an image, 0.
         digest: of the voxels; equal for equal images, however they were compressed.
     """
@@ -83,6 +91,9 @@ class VolumeFile:
     stripped: bool = True
     marked: int = 0
     digest: str = ""
+
+
+Reader = Callable[[NDArray[np.float32], Grid], dict[str, Any]]
 
 
 def read_volumes(
@@ -96,7 +107,7 @@ def read_volumes(
         lesion_masks: as ``volumes.lesion_voxels`` reads them.
     """
     kinds = {**dict.fromkeys(images, _image), **dict.fromkeys(brain_masks, _brain_mask)}
-    readers: dict[Path, Callable[[NDArray[np.float32]], dict[str, Any]]]
+    readers: dict[Path, Reader]
     readers = {**kinds, **dict.fromkeys(lesion_masks, _lesion_mask)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # inflating releases the interpreter's lock
         results = list(zip(readers, pool.map(_read, readers, readers.values()), strict=True))
@@ -195,31 +206,30 @@ def _by(lengths: NDArray[np.float64]) -> str:
     return " x ".join(f"{length:.3g}" for length in lengths)
 
 
-def _read(path: Path, look: Callable[[NDArray[np.float32]], dict[str, Any]]) -> VolumeFile | str:
+def _read(path: Path, look: Reader) -> VolumeFile | str:
     with np.errstate(all="ignore"):  # of headers with any numbers; each is judged
         try:
-            note = orientation_note(open_nifti(path))
-            volume, affine = read_nifti(path)
+            note, grid = orientation_note(open_nifti(path)), read_grid(path)
+            if grid.problem:
+                return f"{path}: {grid.problem}"
+            volume, _ = read_nifti(path)
         except InputError as error:
             return str(error)
-        grid = Grid(shape=volume.shape, affine=affine)
         try:
-            if grid.problem:
-                raise InputError(grid.problem)
-            return VolumeFile(grid=grid, note=note, **look(volume))
+            return VolumeFile(grid=grid, note=note, **look(volume, grid))
         except InputError as error:
             return f"{path}: {error}"
 
 
-def _image(volume: NDArray[np.float32]) -> dict[str, Any]:
+def _image(volume: NDArray[np.float32], grid: Grid) -> dict[str, Any]:
     if volume.min() == volume.max():
         raise InputError(f"every voxel is {volume.flat[0]:g}; there is no image in it.")
     digest = hashlib.blake2b(repr(volume.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(volume).data)
-    return {"stripped": _is_stripped(volume), "digest": digest.hexdigest()}
+    return {"stripped": _is_stripped(volume, grid), "digest": digest.hexdigest()}
 
 
-def _brain_mask(volume: NDArray[np.float32]) -> dict[str, Any]:
+def _brain_mask(volume: NDArray[np.float32], grid: Grid) -> dict[str, Any]:
     marked = np.count_nonzero(volume > 0.5)
     if marked == 0:
         raise InputError("the mask is empty.")
@@ -228,17 +238,23 @@ def _brain_mask(volume: NDArray[np.float32]) -> dict[str, Any]:
     return {"marked": marked}
 
 
-def _lesion_mask(volume: NDArray[np.float32]) -> dict[str, Any]:
+def _lesion_mask(volume: NDArray[np.float32], grid: Grid) -> dict[str, Any]:
     marked = np.count_nonzero(lesion_voxels(volume))
     if marked == volume.size:
         raise InputError("every voxel is lesion; it may be inverted.")
     return {"marked": marked}
 
 
-def _is_stripped(volume: NDArray[np.floating]) -> bool:
-    """Air around a whole head is noise; around a stripped brain it is one value, and most of the volume."""
+def _is_stripped(volume: NDArray[np.floating], grid: Grid) -> bool:
+    """Air around a whole head is noise; around a stripped brain it is one value, and most of the volume.
+
+    Where the air was set to one value too, a head is larger than any brain.
+    """
     background = background_of(volume)
-    return bool(np.mean(_faces(volume) == background) > 0.9 and 0.3 < np.mean(volume == background) < 1)
+    air = np.count_nonzero(volume == background)
+    tissue_mm3 = (volume.size - air) * abs(np.linalg.det(grid.affine[:3, :3]))
+    alike = np.mean(_faces(volume) == background) > 0.9 and 0.3 < air / volume.size < 1
+    return bool(alike and tissue_mm3 <= LARGEST_BRAIN_MM3)
 
 
 def _faces(volume: NDArray[np.floating]) -> NDArray[np.floating]:
