@@ -9,6 +9,7 @@ the patches, to float32 rounding; what has no such form is an error that names t
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,6 +72,7 @@ class DenseEncoder:
         voxels = tf.TensorSpec((None, len(patch_shape) + 1), tf.int32)
         self._encode = tf.function(self._convert, input_signature=[form], autograph=False)
         self._encode_at = tf.function(self._convert, input_signature=[form, voxels], autograph=False)
+        self._form, self._strided = form, dict[int, Any]()
         self._check_equal()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,14 +111,22 @@ class DenseEncoder:
         return codes
 
     def codes_at(
-        self, volume: NDArray[np.floating], mask: NDArray[np.bool_], z: slice | None = None
+        self,
+        volume: NDArray[np.floating],
+        mask: NDArray[np.bool_],
+        z: slice | None = None,
+        stride: int = 1,
     ) -> NDArray[np.float32]:
         """The codes at the voxels of a mask alone: less work and memory than all voxels.
+
+        With a stride the encoder is asked at the central voxel of each cube of ``stride`` voxels alone, and
+        the codes between are interpolated linearly: for what is smoothed more widely anyway.
 
         Args:
             volume: ``(x, y, z, m)``.
             mask: ``(x, y, z)`` bool.
             z: which slices, all by default.
+            stride: voxels from one that is asked about to the next.
 
         Returns:
             ``(v, d)`` float32, in the order of ``np.nonzero(mask[:, :, z])``.
@@ -130,6 +140,8 @@ class DenseEncoder:
             raise InputError(f"mask of shape {mask.shape} for a volume of shape {volume.shape}.")
         slices = _slices(z, volume.shape[2])
         wanted = mask[:, :, slices.start : slices.stop]
+        if stride > 1:
+            return self._interpolated(volume, slices, stride)[wanted]
         codes = np.empty((np.count_nonzero(wanted), self.latent_dim), np.float32)
         rows = np.cumsum(wanted, dtype=np.int64).reshape(wanted.shape) - 1
 
@@ -168,6 +180,27 @@ class DenseEncoder:
             tf.TensorSpec((None, None, None, self.latent_dim), tf.float32),
         )
         return tf.transpose(codes, (1, 2, 0, 3))
+
+    def interpolated_in_graph(self, volume: tf.Tensor, stride: int) -> tf.Tensor:
+        """``codes_at`` with a stride, at every voxel of a volume ``(x, y, z, m)`` of known shape."""
+        lattices = [_Lattice(size, stride) for size in volume.shape[:3]]
+        x, y, z = (lattice.first for lattice in lattices)
+        padded = self.padded_in_graph(volume)[x:, y:]
+
+        def some(start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+            block = padded[:, :, z + start * stride : z + (stop - 1) * stride + 1 + self._halo]
+            if self._axial:
+                return self._convert(tf.transpose(block[:, :, ::stride], (2, 0, 1, 3)), stride=stride)
+            return tf.transpose(self._convert(block[tf.newaxis], stride=stride)[0], (2, 0, 1, 3))
+
+        count = max(1, self.slices_at_once(padded.shape) // stride)
+        spec = tf.TensorSpec((None, None, None, self.latent_dim), tf.float32)
+        codes = tf.transpose(in_runs(lattices[2].count, count, some, spec), (1, 2, 0, 3))
+        for axis, lattice in enumerate(lattices):
+            low = tf.gather(codes, lattice.low, axis=axis)
+            part = np.reshape(lattice.part, [-1 if i == axis else 1 for i in range(4)])
+            codes = low + part * (tf.gather(codes, lattice.high, axis=axis) - low)
+        return codes
 
     def padded_in_graph(self, volume: tf.Tensor) -> tf.Tensor:
         """A volume ``(x, y, z, m)`` with the zeros around it that patches at its border see."""
@@ -213,14 +246,49 @@ class DenseEncoder:
         """Slices beyond its own that a patch sees."""
         return 0 if self._axial else self.patch_shape[2] - 1
 
-    def _convert(self, padded: tf.Tensor, voxels: tf.Tensor | None = None) -> tf.Tensor:
-        """Slices or blocks ``(n, *extent + patch - 1, m)`` to codes ``(n, *extent, d)``, or ``(v, d)``."""
-        latent, widest = codes_of(self.encoder, padded, self.patch_shape, voxels)
+    def _convert(self, padded: tf.Tensor, voxels: tf.Tensor | None = None, stride: int = 1) -> tf.Tensor:
+        """Slices or blocks ``(n, *extent + patch - 1, m)`` to codes ``(n, *extent, d)``, or ``(v, d)``.
+
+        With a stride, to codes at the first voxel along each axis and at every further ``stride``-th.
+        """
+        latent, widest = codes_of(self.encoder, padded, self.patch_shape, voxels, stride)
         self._floats_per_voxel = max(self._floats_per_voxel, widest)
         if voxels is not None:
             return latent
-        extent = tf.shape(padded)[1:-1] - (np.array(self.patch_shape, np.int32) - 1)
+        extent = (tf.shape(padded)[1:-1] - np.array(self.patch_shape, np.int32)) // stride + 1
         return tf.reshape(latent, tf.concat([tf.shape(padded)[:1], extent, [self.latent_dim]], 0))
+
+    def _interpolated(self, volume: NDArray[np.float32], slices: range, stride: int) -> NDArray[np.float32]:
+        """The codes ``(x, y, nz, d)`` of some slices, from those of a lattice."""
+        x, y, z = (_Lattice(size, stride) for size in volume.shape[:3])
+        if stride not in self._strided:
+            convert = functools.partial(self._convert, stride=stride)
+            self._strided[stride] = tf.function(convert, input_signature=[self._form], autograph=False)
+        encode = self._strided[stride]
+        if not slices:
+            return np.empty((*volume.shape[:2], 0, self.latent_dim), np.float32)
+        known = range(int(z.low[slices.start]), int(z.high[slices[-1]]) + 1)  # along z, on the lattice
+        codes = np.empty((x.count, y.count, len(known), self.latent_dim), np.float32)
+        box = (slice(x.first, x.last + 1), slice(y.first, y.last + 1))
+
+        def encode_some(step: range) -> None:
+            at = range(z.first + step.start * stride, z.first + step[-1] * stride + 1)
+            part = codes[:, :, step.start - known.start : step.stop - known.start]
+            if self._axial:
+                planes = [self._padded(volume, range(k, k + 1), box) for k in at[::stride]]
+                part[:] = np.moveaxis(_array(encode(np.concatenate(planes))), 0, 2)
+            else:
+                part[:] = _array(encode(self._padded(volume, at, box)))[0]
+
+        padded = [size + patch - 1 for size, patch in zip(volume.shape[:2], self.patch_shape, strict=False)]
+        fit = max(1, self.slices_at_once(padded) // stride)
+        count = min(fit, -(-len(known) // WORKERS))
+        starts = range(known.start, known.stop, count)
+        _side_by_side(encode_some, (range(a, min(a + count, known.stop)) for a in starts))
+        here = slice(slices.start, slices.stop)
+        codes = _between(codes, 2, z.low[here] - known.start, z.high[here] - known.start, z.part[here])
+        codes = _between(codes, 1, y.low, y.high, y.part)
+        return _between(codes, 0, x.low, x.high, x.part)
 
     def _steps(self, slices: range, shape: tuple[int, ...]) -> Iterator[range]:
         """Runs of slices whose maps fit in ``STEP_BYTES``."""
@@ -344,6 +412,39 @@ def _check_form(encoder: Any) -> tuple[tuple[int, ...], int, int]:
             "that a patch has a central voxel."
         )
     return patch_shape, shapes[0][-1], shapes[1][1]
+
+
+class _Lattice:
+    """Along one axis: the middle of every run of ``stride`` voxels, and how each voxel lies between them.
+
+    Attributes:
+        first, last: voxels of the lattice; ``count`` of them.
+        low, high: ``(size,)`` the points of the lattice on either side of each voxel, which may be one.
+        part: ``(size,)`` float32, how far the voxel is on the way from the one to the other.
+    """
+
+    def __init__(self, size: int, stride: int):
+        self.first = min(stride // 2, size - 1)
+        self.count = (size - 1 - self.first) // stride + 1
+        self.last = self.first + (self.count - 1) * stride
+        place = np.clip((np.arange(size) - self.first) / stride, 0, self.count - 1)
+        self.low = place.astype(np.int32)
+        self.high = np.minimum(self.low + 1, self.count - 1)
+        self.part = (place - self.low).astype(np.float32)
+
+
+def _between(
+    codes: NDArray[np.float32],
+    axis: int,
+    low: NDArray[np.int32],
+    high: NDArray[np.int32],
+    part: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Interpolate codes ``(x, y, z, d)`` along an axis: from entry ``low``, a part of the way to ``high``."""
+    start = np.take(codes, low, axis)
+    share = np.reshape(part, [-1 if i == axis else 1 for i in range(codes.ndim)])
+    between: NDArray[np.float32] = start + share * (np.take(codes, high, axis) - start)
+    return between
 
 
 def _slices(z: slice | None, size: int) -> range:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -26,7 +26,11 @@ _DILATE_3D: ContextVar[bool | None] = ContextVar("dilate_3d", default=None)
 
 
 def codes_of(
-    encoder: keras.Model, padded: tf.Tensor, patch_shape: tuple[int, ...], voxels: tf.Tensor | None = None
+    encoder: keras.Model,
+    padded: tf.Tensor,
+    patch_shape: tuple[int, ...],
+    voxels: tf.Tensor | None = None,
+    stride: int = 1,
 ) -> tuple[tf.Tensor, int]:
     """The codes at the voxels of some slices or blocks, by one walk over the encoder's graph.
 
@@ -34,6 +38,7 @@ def codes_of(
         encoder: functional, of patches ``(*patch_shape, m)``.
         padded: ``(n, *extent + patch_shape - 1, m)``, the voxels and what their patches see around them.
         voxels: ``(v, 1 + rank)`` indices ``(n, *position)`` where codes are wanted; None for all, in C order.
+        stride: voxels from one that has a code to the next, along each axis; ``voxels`` counts these alone.
 
     Returns:
         ``(v, d)`` float32, and how many floats per voxel the widest step of the walk holds.
@@ -42,7 +47,8 @@ def codes_of(
         InputError: a layer that cannot be converted, by name.
     """
     conversion = Conversion(voxels)
-    patch = Field(padded, patch_shape, (1,) * len(patch_shape))
+    rank = len(patch_shape)
+    patch = _thinned(padded, patch_shape, (1,) * rank, (stride,) * rank)
     (codes,) = tree.flatten(conversion.run(encoder, [patch]))
     return tf.cast(conversion.at_voxels(codes).values, tf.float32), conversion.floats_per_voxel
 
@@ -62,14 +68,16 @@ def dilating_in_3d(dilate: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Field:
-    """A patch tensor ``(*size, c)`` of all voxels at once: element i of voxel v is ``values[v + i * step]``.
+    """A patch tensor of all voxels at once: element i of voxel v is ``values[v * every + i * step]``.
 
-    ``values`` is ``(n, *extent, c)``; along each axis the extent is the number of voxels + (size - 1) * step.
+    The tensor of a voxel is ``(*size, c)``; ``values`` is ``(n, *extent, c)``. Along each axis the extent is
+    ``(voxels - 1) * every + 1 + (size - 1) * step``; what no voxel reads is not kept (``_thinned``).
     """
 
     values: Any
     size: tuple[int, ...]
     step: tuple[int, ...]
+    every: tuple[int, ...]
 
     @property
     def width(self) -> int:
@@ -170,9 +178,11 @@ class Conversion:
             begin = [i * s for i, s in zip(position, value.step, strict=True)]
             if self.voxels is None:
                 end = [(n - 1 - i) * s for n, i, s in zip(value.size, position, value.step, strict=True)]
-                gathered.append(tf.reshape(_cut(value.values, begin, end), (-1, value.values.shape[-1])))
+                own = _subsampled(_cut(value.values, begin, end), value.every)
+                gathered.append(tf.reshape(own, (-1, value.values.shape[-1])))
             else:
-                gathered.append(tf.gather_nd(value.values, self.voxels + np.array([0, *begin], np.int32)))
+                at = self.voxels * np.array([1, *value.every], np.int32) + np.array([0, *begin], np.int32)
+                gathered.append(tf.gather_nd(value.values, at))
         return Codes(gathered[0] if len(gathered) == 1 else tf.concat(gathered, -1))
 
     def _count(self, inputs: Sequence[Any], result: Any) -> None:
@@ -250,7 +260,8 @@ class Conversion:
 
     def _pool_all(self, field: Field, combine: Any, *, mean: bool, keepdims: bool) -> Field | Codes:
         values = _combine_window(field.values, field.size, field.step, combine)
-        pooled = _at_one(values / math.prod(field.size) if mean else values)
+        one = (1,) * len(field.size)
+        pooled = _thinned(values / math.prod(field.size) if mean else values, one, one, field.every)
         return pooled if keepdims else self.at_voxels(pooled)
 
     # === Flattened patch tensors ===
@@ -288,19 +299,22 @@ class Conversion:
                 terms.append(tf.matmul(tf.cast(part.values, tf.float32), kernel))
             else:
                 kernel = tf.reshape(kernel, (*part.size, part.values.shape[-1], layer.units))
-                terms.append(self.at_voxels(_at_one(_conv(part.values, kernel, part.step))).values)
+                whole = functools.partial(_conv, part.values, kernel, part.step)
+                one = (1,) * len(part.size)
+                terms.append(self.at_voxels(_strided(whole, part.step, one, one, part.every)).values)
         return Codes(_finish(layer, terms[0] if len(terms) == 1 else tf.add_n(terms)))
 
 
 def _convolve(layer: Any, field: Field) -> Field:
     field, rates, size, step = _window(layer, field, layer.kernel_size, layer.dilation_rate)
     kernel = _tensor(layer.kernel)
-    if layer.groups == 1:
-        values = _conv(field.values, kernel, rates)
-    else:
+
+    def convolved(strides: Sequence[int]) -> tf.Tensor:
         pairs = zip(tf.split(field.values, layer.groups, -1), tf.split(kernel, layer.groups, -1), strict=True)
-        values = tf.concat([_conv(part, filters, rates) for part, filters in pairs], -1)
-    return Field(_finish(layer, values), size, step)
+        parts = [_conv(part, filters, rates, strides) for part, filters in pairs]
+        return _finish(layer, parts[0] if len(parts) == 1 else tf.concat(parts, -1))
+
+    return _strided(convolved, rates, size, step, field.every)
 
 
 def _convolve_depthwise(layer: Any, field: Field, depthwise: Any, pointwise: Any = None) -> Field:
@@ -310,17 +324,57 @@ def _convolve_depthwise(layer: Any, field: Field, depthwise: Any, pointwise: Any
     )
     if pointwise is not None:
         values = _conv(values, _tensor(pointwise), (1, 1))
-    return Field(_finish(layer, values), size, step)
+    return _thinned(_finish(layer, values), size, step, field.every)
 
 
 def _pool(layer: Any, field: Field, pool: Any, combine: Any) -> Field:
     field, rates, size, step = _window(layer, field, layer.pool_size, (1,) * len(field.size))
-    if all(rate == 1 for rate in rates):
-        values = pool(field.values, layer.pool_size, 1, "VALID")
-    else:
+
+    def pooled(strides: Sequence[int]) -> tf.Tensor:
+        if all(rate == 1 for rate in rates):
+            return pool(field.values, layer.pool_size, strides, "VALID")
         values = _combine_window(field.values, layer.pool_size, rates, combine)
-        values = values / math.prod(layer.pool_size) if combine is tf.add else values
-    return Field(values, size, step)
+        return values / math.prod(layer.pool_size) if combine is tf.add else values
+
+    return _strided(pooled, rates, size, step, field.every)
+
+
+def _strided(
+    work: Callable[[Sequence[int]], tf.Tensor],
+    rates: Sequence[int],
+    size: tuple[int, ...],
+    step: tuple[int, ...],
+    every: tuple[int, ...],
+) -> Field:
+    """The field that a window gives, worked out where a voxel reads it alone, if nothing is dilated.
+
+    Args:
+        work: from the strides of the window to values.
+        rates: its dilation.
+        size, step, every: of the field at strides of 1.
+    """
+    if any(rate > 1 for rate in rates):
+        return _thinned(work((1,) * len(rates)), size, step, every)
+    return _thinned(work(_common(size, step, every)), size, step, every, done=True)
+
+
+def _thinned(
+    values: tf.Tensor,
+    size: tuple[int, ...],
+    step: tuple[int, ...],
+    every: tuple[int, ...],
+    done: bool = False,
+) -> Field:
+    """A field without the values that no voxel reads; they are left out already if ``done``."""
+    common = _common(size, step, every)
+    step = tuple(s // c if n > 1 else 1 for n, s, c in zip(size, step, common, strict=True))
+    every = tuple(e // c for e, c in zip(every, common, strict=True))
+    return Field(values if done else _subsampled(values, common), size, step, every)
+
+
+def _common(size: Sequence[int], step: Sequence[int], every: Sequence[int]) -> tuple[int, ...]:
+    """Along each axis, what the positions that voxels read are multiples of."""
+    return tuple(math.gcd(e, s) if n > 1 else e for n, s, e in zip(size, step, every, strict=True))
 
 
 def _window(
@@ -359,7 +413,7 @@ def _crop(field: Field, begin: Sequence[int], end: Sequence[int]) -> Field:
     size = tuple(n - b - e for n, b, e in zip(field.size, begin, end, strict=True))
     cut = [[count * step for count, step in zip(side, field.step, strict=True)] for side in (begin, end)]
     step = tuple(s if n > 1 else 1 for n, s in zip(size, field.step, strict=True))
-    return Field(_cut(field.values, *cut), size, step)
+    return _thinned(_cut(field.values, *cut), size, step, field.every)
 
 
 def _get_item(op: Any, field: Field, key: Any) -> Field:
@@ -377,7 +431,7 @@ def _get_item(op: Any, field: Field, key: Any) -> Field:
     end = [n - 1 - r[-1] for n, r in zip(field.size, chosen, strict=True)]
     cropped = _crop(field, [r[0] for r in chosen], end)
     step = tuple(s * r.step if len(r) > 1 else 1 for s, r in zip(cropped.step, chosen, strict=True))
-    return Field(cropped.values[..., keys[-1]], tuple(len(r) for r in chosen), step)
+    return _thinned(cropped.values[..., keys[-1]], tuple(len(r) for r in chosen), step, cropped.every)
 
 
 def _merge(op: Any, inputs: Sequence[Any], args: Any, kwargs: Any) -> Field:
@@ -385,7 +439,7 @@ def _merge(op: Any, inputs: Sequence[Any], args: Any, kwargs: Any) -> Field:
         raise _not_convertible(op, "it brings a vector of the whole patch back to its positions")
     if len({field.size for field in inputs}) > 1:
         raise _not_convertible(op, f"it spreads one size of patch over another: {[f.size for f in inputs]}")
-    if len({field.step for field in inputs}) > 1:
+    if len({(field.step, field.every) for field in inputs}) > 1:
         raise _not_convertible(
             op,
             f"branches of strides {[f.step for f in inputs]} meet position by position; "
@@ -403,15 +457,18 @@ def _reshape(flat: Flat, shape: Sequence[int]) -> Flat:
     return replace(flat, shape=tuple(flat.width // known if n in (-1, None) else n for n in shape))
 
 
-def _conv(values: tf.Tensor, kernel: tf.Tensor, rates: Sequence[int]) -> tf.Tensor:
-    """A dilated valid convolution in float32, stride 1."""
+def _conv(
+    values: tf.Tensor, kernel: tf.Tensor, rates: Sequence[int], strides: Sequence[int] | None = None
+) -> tf.Tensor:
+    """A valid convolution in float32: dilated, or strided."""
     values = tf.cast(values, tf.float32)
     rates = [r if k > 1 else 1 for k, r in zip(kernel.shape, rates, strict=False)]
+    strides = tuple(strides or (1,) * len(rates))
     if len(rates) == 2:
-        return tf.nn.conv2d(values, kernel, 1, "VALID", dilations=rates)
+        return tf.nn.conv2d(values, kernel, strides, "VALID", dilations=rates)
     if _DILATE_3D.get() or (_DILATE_3D.get() is None and _dilates_in_3d()):
-        return tf.nn.conv3d(values, kernel, (1,) * 5, "VALID", dilations=(1, *rates, 1))
-    return tf.nn.convolution(values, kernel, 1, "VALID", dilations=rates)
+        return tf.nn.conv3d(values, kernel, (1, *strides, 1), "VALID", dilations=(1, *rates, 1))
+    return tf.nn.convolution(values, kernel, strides, "VALID", dilations=rates)
 
 
 @functools.cache
@@ -438,17 +495,18 @@ def _finish(layer: Any, values: tf.Tensor) -> tf.Tensor:
     return values if layer.activation is None else layer.activation(values)
 
 
-def _at_one(values: tf.Tensor) -> Field:
-    """A field of one position."""
-    ones = (1,) * (values.shape.rank - 2)
-    return Field(values, ones, ones)
-
-
 def _cut(values: tf.Tensor, begin: Sequence[int], end: Sequence[int]) -> tf.Tensor:
     """Leave out that many entries at the two ends of each axis of extent."""
     if not any(begin) and not any(end):
         return values
     return values[(slice(None), *(slice(b, -e if e else None) for b, e in zip(begin, end, strict=True)))]
+
+
+def _subsampled(values: tf.Tensor, strides: Sequence[int]) -> tf.Tensor:
+    """The first entry along each axis of extent, and those at multiples of its stride."""
+    if all(stride == 1 for stride in strides):
+        return values
+    return values[(slice(None), *(slice(None, None, stride) for stride in strides))]
 
 
 def _call(op: Any, args: Any, kwargs: Any) -> Any:

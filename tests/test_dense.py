@@ -45,6 +45,57 @@ def test_equals_the_encoder_of_the_3d_patch_at_every_voxel(build, patch_shape, s
     assert_equal(encode.codes_at(volume, mask), expected[mask])
 
 
+def two_pathways_3d(x):
+    """As in ``synthetic``: what is pooled by 3 is worked out once a cube."""
+    near = layers.Conv3D(4, 3, activation="relu")(layers.Conv3D(4, 3)(layers.Cropping3D(2)(x)))
+    wide = layers.Conv3D(4, 3, activation="relu")(layers.AveragePooling3D(3)(x))
+    return layers.Flatten()(layers.Conv3D(5, 1)(layers.Concatenate()([near, wide])))
+
+
+def axial(x):
+    x = layers.Conv2D(4, 3, strides=2, activation="relu")(layers.MaxPooling2D(2, strides=1)(x))
+    x = layers.Conv2D(6, (2, 1), groups=2)(layers.DepthwiseConv2D(2)(x))
+    return layers.Dense(5)(layers.Concatenate()([layers.Flatten()(x), layers.GlobalMaxPooling2D()(x)]))
+
+
+@pytest.mark.parametrize(
+    ("build", "patch_shape"),
+    [(two_pathways_3d, (9, 9, 9)), (strided_3d, (9, 5, 7)), (axial, (9, 11))],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+@pytest.mark.parametrize("stride", [2, 3, 20])
+@pytest.mark.parametrize("step_bytes", [dense.STEP_BYTES, 1], ids=["one_block", "thin_blocks"])
+def test_with_a_stride_codes_are_interpolated_between_those_of_the_patches(
+    build, patch_shape, stride, step_bytes, monkeypatch
+):
+    monkeypatch.setattr(dense, "STEP_BYTES", step_bytes)
+    encoder = encoder_of(build, patch_shape)
+    volume = volume_of((8, 6, 11))
+    expected = codes_by_patch(encoder, volume)
+    for axis, size in enumerate(volume.shape[:3]):  # numpy's own interpolation, an axis at a time
+        known = range(min(stride // 2, size - 1), size, stride)
+        weights = [np.interp(range(size), known, one) for one in np.eye(len(known))]
+        expected = np.moveaxis(np.tensordot(np.take(expected, known, axis), weights, (axis, 0)), -1, axis)
+    expected = expected.astype(np.float32)
+    encode, mask = DenseEncoder(encoder), volume[..., 0] > 0.5
+    assert_equal(encode.codes_at(volume, mask, stride=stride), expected[mask])
+    part = encode.codes_at(volume, mask, slice(3, 8), stride)
+    assert_equal(part, expected[:, :, 3:8][mask[:, :, 3:8]])
+    in_graph = tf.function(lambda x: encode.interpolated_in_graph(x, stride), autograph=False)
+    assert_equal(in_graph(tf.constant(volume)).numpy(), expected)
+
+
+def test_with_a_stride_what_is_pooled_is_convolved_once_a_cube():
+    """The first convolution after the pool gets a cube's mean, not that around each voxel."""
+    encode = DenseEncoder(encoder_of(two_pathways_3d, (9, 9, 9)))
+    encode.codes_at(volume_of((12, 12, 12)), np.ones((12, 12, 12), bool), stride=3)
+    graph = encode._strided[3].get_concrete_function().graph
+    strides = [list(op.get_attr("strides")[1:4]) for op in graph.get_operations() if "Conv3D" in op.type]
+    assert [3, 3, 3] in strides  # the last of the near pathway
+    dilations = [list(op.get_attr("dilations")[1:4]) for op in graph.get_operations() if "Conv3D" in op.type]
+    assert all(rates == [1, 1, 1] for rates in dilations)
+
+
 @pytest.fixture(scope="module")
 def small():
     return randomise(encoder_2d())

@@ -75,21 +75,23 @@ def test_3d_patches_and_one_modality(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "detector", "view"),
+    ("name", "shape", "detector", "view", "fwhm"),
     [
-        ("vae", (7, 7), "reconstruction", "image"),
-        ("vae", (7, 7), "reconstruction", "deviations"),
-        ("synthetic", (9, 9, 9), "head", "image"),
-        ("synthetic", (9, 9, 9), "signs", "image"),
-        ("deviation", (9, 9, 9), "head", "deviations"),
-        ("deviation", (9, 9, 9), "signs", "deviations"),
+        ("vae", (7, 7), "reconstruction", "image", 0.0),
+        ("vae", (7, 7), "reconstruction", "deviations", 0.0),
+        ("synthetic", (9, 9, 9), "head", "image", 0.0),
+        ("synthetic", (9, 9, 9), "signs", "image", 0.0),
+        ("deviation", (9, 9, 9), "head", "deviations", 0.0),
+        ("deviation", (9, 9, 9), "signs", "deviations", 0.0),
+        ("deviation", (9, 9, 9), "signs", "deviations", 12.0),  # which is asked at every third voxel
     ],
 )
-def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, view):
+def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, view, fwhm):
     own = MODELS.get(name).config_for(["T1w", "FLAIR"], view)
     model = models.create(name, patch_shape=shape, latent_dim=4, **own)
     model.view.adapt(controls(2))
-    normative = fitted(model, tmp_path / "detector", detector)
+    normative = fitted(model, tmp_path / "detector", detector, fwhm=fwhm)
+    assert normative.codes.stride == (3 if fwhm else 1)
     folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
     patient, raw = scanned("p", 2, "patient", seed=99)
     expected = normative.score(patient)

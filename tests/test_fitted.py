@@ -174,6 +174,41 @@ def test_a_finished_fit_is_loaded_and_not_fitted_again(model, monkeypatch):
     assert again.subjects == [s.subject for s in controls()]
 
 
+def tiny_model():
+    import epizoo
+
+    return epizoo.create("synthetic", patch_shape=(9, 9, 9), latent_dim=4, filters=4, seed=0)
+
+
+@pytest.mark.parametrize(("fwhm", "stride"), [(0.0, 1), (9.9, 1), (10.0, 3)])  # voxels of 2.5 mm at most
+def test_the_signs_ask_a_model_at_every_third_voxel_where_the_map_is_smoothed_more(tmp_path, fwhm, stride):
+    asked = fit(tmp_path, tiny_model(), controls(4), detector="signs", fwhm=fwhm, modalities=["T1w", "FLAIR"])
+    assert asked.manifest["stride"] == asked.codes.stride == stride
+    patient = subject(99, "patient")
+    again = FittedDetector.load(tmp_path, tiny_model())
+    np.testing.assert_array_equal(again.score(patient), asked.score(patient))
+
+
+def test_a_fit_from_before_there_were_strides_asks_at_every_voxel_as_it_did(tmp_path, monkeypatch):
+    options = {"detector": "signs", "fwhm": 10.0, "modalities": ["T1w", "FLAIR"]}
+    patient = subject(99, "patient")
+    with monkeypatch.context() as patched:
+        patched.setattr(fitted_module, "SPACING", 0.0)
+        before = fit(tmp_path / "old", tiny_model(), controls(4), **options)
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    del manifest["stride"]
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    expected = before.score(patient)
+    assert not np.allclose(
+        fit(tmp_path / "new", tiny_model(), controls(4), **options).score(patient), expected
+    )
+    loaded = FittedDetector.load(tmp_path / "old", tiny_model())
+    taken_up = fit(tmp_path / "old", tiny_model(), controls(4), **options)
+    for one in (loaded, taken_up):
+        assert one.manifest == manifest
+        np.testing.assert_array_equal(one.score(patient), expected)
+
+
 def test_another_fit_in_the_folder_is_refused_unless_overwritten(tmp_path):
     fit(tmp_path / "detector", subjects=controls(4))
     with pytest.raises(InputError, match="differs in subjects, images"):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -56,6 +57,18 @@ class Codes(ABC):
     def fingerprint(self) -> str:
         """Equal for equal codes."""
 
+    def with_stride(self, stride: int) -> Codes:
+        """Codes whose encoder is asked at every ``stride``-th voxel (``DenseEncoder.codes_at``).
+
+        They are these codes themselves where nothing is encoded, or where each voxel counts.
+        """
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Voxels from one at which an encoder is asked to the next."""
+        return 1 if self.encoded is None else self.encoded.asked_every
+
     def parts(self, volume: Maps) -> dict[str, Maps]:
         """Maps ``(x, y, z)`` that say what a score is due to, by name (``View.parts``); none for most codes.
 
@@ -100,15 +113,16 @@ class EncoderCodes(Codes):
     Args:
         encoder: functional Keras model.
         view: what its patches are cut from.
+        asked_every: the voxels from one at which the encoder is asked to the next.
     """
 
     has_graph = True
 
-    def __init__(self, encoder: keras.Model, view: View):
+    def __init__(self, encoder: keras.Model, view: View, asked_every: int = 1):
         from epizoo.dense import DenseEncoder  # brings TensorFlow
 
         self.dense = DenseEncoder(encoder)
-        self.view = view
+        self.view, self.asked_every = view, asked_every
         self.encoded = self
         self.encoder_fingerprint = encoder_fingerprint(encoder)
 
@@ -119,6 +133,8 @@ class EncoderCodes(Codes):
         return self.view.parts(volume)
 
     def at(self, volume: Maps, mask: NDArray[np.bool_], z: slice) -> NDArray[np.float32]:
+        if self.asked_every > 1:  # one lattice for all slabs
+            return self.dense.codes_at(np.asarray(volume), mask, z, self.asked_every)
         halo = self.dense.patch_shape[2] // 2 if len(self.dense.patch_shape) == 3 else 0
         begin, end = max(z.start - halo, 0), min(z.stop + halo, volume.shape[2])
         return self.dense.codes_at(
@@ -127,7 +143,13 @@ class EncoderCodes(Codes):
 
     @property
     def fingerprint(self) -> str:
-        return _digest([self.encoder_fingerprint.encode(), self.view.fingerprint.encode()])
+        asked = [] if self.asked_every == 1 else [f"stride {self.asked_every}".encode()]
+        return _digest([self.encoder_fingerprint.encode(), self.view.fingerprint.encode(), *asked])
+
+    def with_stride(self, stride: int) -> EncoderCodes:
+        codes = copy(self)
+        codes.asked_every, codes.encoded = stride, codes
+        return codes
 
 
 class ViewCodes(Codes):
@@ -168,6 +190,11 @@ class ViewCodes(Codes):
     def fingerprint(self) -> str:
         views = [view.fingerprint.encode() for view in self.views]
         return _digest([*views, b"" if self.encoded is None else self.encoded.fingerprint.encode()])
+
+    def with_stride(self, stride: int) -> ViewCodes:
+        codes = copy(self)
+        codes.encoded = None if self.encoded is None else self.encoded.with_stride(stride)
+        return codes
 
     def _is_fed(self, view: View) -> bool:
         """Whether it is the view that the encoder reads."""

@@ -68,6 +68,8 @@ class Detector:
         covariates: of a subject, that ``fit``, ``cross_scores`` and ``score`` want to be given.
         calibration: of the map: with mean and deviation of each ``voxel``, or one of each for the ``brain``.
         map_fwhm: smoothing of its map in a run that names no other, millimetres.
+        stride: voxels from one at which it asks a model to the next, where its map is smoothed so widely that
+            the figures are the same; 1: at every voxel, always.
         working: memory that fitting and calibrating a slab take beside the slab's codes, as a multiple of the
             memory of these codes.
         signs, directions: of the maps that it reads (``View.signs``, ``View.directions``); see ``told``.
@@ -79,6 +81,7 @@ class Detector:
     exportable: ClassVar[bool] = False
     calibration: ClassVar[str] = "voxel"
     map_fwhm: ClassVar[float] = 0.0
+    stride: ClassVar[int] = 1
     working: ClassVar[float] = 3.0
     covariates: Sequence[str] = ()
     told_of: Codes | None = None

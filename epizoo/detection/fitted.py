@@ -40,6 +40,7 @@ VERSION = 2
 SMALLEST_SHARE, SMALLEST_SD = 1e-3, 1e-4
 NORMALISATIONS = ("unit", "zscore")  # that an exported pipeline can do; others are learnt from a cohort
 SLAB_BYTES = 2 * 2**30  # of codes; larger slabs do not make it faster
+SPACING = 0.75  # of the smoothing's fwhm: how far apart the voxels may be at which a model is asked
 HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
 
 
@@ -81,7 +82,8 @@ def fit_detector(
             detectors of the folds nine tenths of the controls: with 75, the z of new controls then has mean
             -0.05 and deviation 0.95 (five folds: -0.1 and 0.9; three: -0.2 and 0.8), at each voxel alike.
         fwhm: smoothing of the score map inside the brain, millimetres; the controls' maps are smoothed too
-            before the calibration. None by default.
+            before the calibration. None by default. A detector with a ``stride`` asks the model at fewer
+            voxels where these are at most .75 of it apart.
         neighbours: fit each voxel on the controls' codes at its six neighbours too: seven times the samples
             and memory and, for the SVM, some fifty times the time.
         seed: of the folds, and of the voxels that a detector of the whole brain is shown.
@@ -115,7 +117,7 @@ def fit_detector(
             fit.calibrate()
     finally:
         fit.tidy()
-    return FittedDetector(folder, codes, fit.manifest)
+    return FittedDetector(folder, fit.codes, fit.manifest)
 
 
 class FittedDetector:
@@ -166,7 +168,7 @@ class FittedDetector:
                 "fit the detector again."
             )
         detector = create_detector(manifest["detector"], **manifest["config"])
-        codes = detector.codes(model, manifest["modalities"])
+        codes = detector.codes(model, manifest["modalities"]).with_stride(manifest.get("stride", 1))
         found = version_1.fingerprint(codes) if earlier else codes.fingerprint
         if found != manifest["codes"]:
             raise InputError(
@@ -341,6 +343,7 @@ class _Fit:
 
     def plan(self, slab_bytes: int | None) -> None:
         """Cut the brain into slabs, or take up the plan of a killed fit."""
+        self.codes = self.codes.with_stride(self._stride())
         slices = np.nonzero(self.mask.any((0, 1)))[0]
         middle = int(slices[len(slices) // 2])
         self.width = self._codes_of(0, slice(middle, middle + 1)).shape[1]
@@ -366,6 +369,7 @@ class _Fit:
             "folds": self.folds,
             "fwhm": self.fwhm,
             "neighbours": self.neighbours,
+            "stride": self.codes.stride,
             "seed": self.seed,
             "slabs": self._cut(room, 4 * self.width * len(self.subjects) * (7 if self.neighbours else 1)),
         }
@@ -540,17 +544,27 @@ class _Fit:
 
     def _take_up(self, name: str) -> None:
         stored = _read_json(self.folder / name)
+        stride = stored.get("stride", 1)  # those of earlier versions were asked at every voxel
+        if stride != self.codes.stride:
+            self.codes = self.codes.with_stride(stride)
+            self.manifest |= {"stride": stride, "codes": self.codes.fingerprint}
         if stored.get("version") == 1:
             stored = version_1.upgraded(stored)
             self.manifest["codes"] = version_1.fingerprint(self.codes)
             self.manifest |= {name: stored[name] for name in ("encoder", "modalities", "normalised")}
-        different = [key for key in self.manifest if key != "slabs" and stored.get(key) != self.manifest[key]]
+        known = {"stride": 1, **stored}
+        different = [key for key in self.manifest if key != "slabs" and known.get(key) != self.manifest[key]]
         if different:
             raise InputError(
                 f"{self.folder} holds a fit that differs in {', '.join(different)}: "
                 "choose another folder, or overwrite it."
             )
         self.manifest = stored
+
+    def _stride(self) -> int:
+        """How far apart the voxels are at which a model is asked: less than the map is smoothed, or 1."""
+        apart = self.detector.stride * float(np.linalg.norm(self.affine[:3, :3], axis=0).max())
+        return self.detector.stride if apart <= SPACING * self.fwhm else 1
 
     def _volume_path(self, control: int) -> Path:
         return self.scratch / f"volume-{control:04d}.npy"

@@ -45,6 +45,7 @@ class Signs(ZScore):
     views: ClassVar[Sequence[str]] = ("signs",)
     reads_model: ClassVar[bool] = True
     map_fwhm: ClassVar[float] = 8.0
+    stride: ClassVar[int] = 3  # as coarse as what 'deviation' sees of the context, which is then seen once
 
     def __init__(self) -> None:
         pass

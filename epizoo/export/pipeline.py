@@ -132,6 +132,7 @@ class _Pipeline:
         self.shape = detector.mask.shape
         encoded = detector.codes.encoded
         self.dense: DenseEncoder | None = None if encoded is None else encoded.dense
+        self.stride = detector.codes.stride
         views = [] if encoded is None else [encoded.view]
         views += [view for view in detector.codes.views if view not in views]
         self.graphs = [view.graph(self.shape, self.affine) for view in views]
@@ -163,8 +164,13 @@ class _Pipeline:
     def score(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """The map ``(x, y, z)`` of a normalised volume ``(x, y, z, m)``."""
         maps = [graph(volume, mask) for graph in self.graphs]
-        padded = self.dense.padded_in_graph(maps[0]) if self.dense else None
-        beside = tf.concat([maps[i] for i in self.beside], -1) if self.beside else None
+        read = [maps[i] for i in self.beside]
+        padded = None
+        if self.dense and self.stride > 1:
+            read.append(self.dense.interpolated_in_graph(maps[0], self.stride))
+        elif self.dense:
+            padded = self.dense.padded_in_graph(maps[0])
+        beside = tf.concat(read, -1) if read else None
         scores = tf.concat([slab.score(padded, beside) for slab in self.slabs], 0)
         voxels = tf.concat([slab.voxels.value() for slab in self.slabs], 0)
         raw = tf.scatter_nd(voxels, scores, self.shape)
@@ -189,7 +195,12 @@ class _Slab:
         return [self.voxels, self.first, *self.scorer.variables]
 
     def score(self, padded: tf.Tensor | None, maps: tf.Tensor | None) -> tf.Tensor:
-        """Scores ``(v,)`` of its voxels, as many slices at a time as fit in ``STEP_BYTES``."""
+        """Scores ``(v,)`` of its voxels, as many slices at a time as fit in ``STEP_BYTES``.
+
+        Args:
+            padded: what the encoder is to be asked about, if at every voxel.
+            maps: ``(x, y, z, k)`` what is read besides, before the codes.
+        """
         slices_at_once = (
             1 if self.dense is None or padded is None else self.dense.slices_at_once(padded.shape)
         )
@@ -198,7 +209,7 @@ class _Slab:
             begin, end = self.first[start], self.first[stop]
             voxels = self.voxels[begin:end]
             parts = [] if maps is None else [tf.gather_nd(maps, voxels)]
-            if self.dense:
+            if self.dense and padded is not None:
                 z = self.slices.start
                 parts.append(self.dense.slices_in_graph(padded, start + z, stop + z, voxels))
             codes = tf.concat(parts, 1)
