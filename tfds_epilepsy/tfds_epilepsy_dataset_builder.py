@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import inspect
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -18,9 +17,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 
-from tfds_epilepsy import bids, bonn, lesions, phantom, volumes
+from tfds_epilepsy import bids, bonn, lesions, phantom, tissue, volumes
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import hold, partial_of, remove
+from tfds_epilepsy.reached import reached_code
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject
 
 ZLIB = tfds.features.Encoding.ZLIB
@@ -339,11 +339,13 @@ def generate(config: phantom.PhantomConfig, labels: Sequence[str]) -> Iterator[S
 
 
 def phantom_fingerprint(config: phantom.PhantomConfig) -> str:
-    """A hash of the cohort's settings and of the code that makes it."""
-    digest = hashlib.sha256(repr(config).encode())
-    for module in (phantom, lesions, volumes):
-        digest.update(inspect.getsource(module).encode())
-    return digest.hexdigest()[:16]
+    """A hash of the cohort's settings and of the code that makes its subjects."""
+    return hashlib.sha256(f"{config!r}\n{_phantom_code()}".encode()).hexdigest()[:16]
+
+
+@cache
+def _phantom_code() -> str:
+    return reached_code(("subject", "cohort", "lesion_table"), (phantom, lesions, tissue, volumes))
 
 
 def record_of(subject: Subject) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def _taps(sigma: float) -> NDArray[np.float32]:
     """The weights of a Gaussian, out to four standard deviations as in scipy."""
     impulse = np.zeros(2 * int(4 * sigma + 0.5) + 1, np.float32)
     impulse[len(impulse) // 2] = 1
-    return ndimage.gaussian_filter1d(impulse, sigma, mode="constant")
+    taps: NDArray[np.float32] = ndimage.gaussian_filter1d(impulse, sigma, mode="constant")
+    return taps
 
 
 # One thread each, in loops of fixed order. Matrix products would be on several threads, which cost more than
