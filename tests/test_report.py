@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 
+import joblib
 import nibabel as nib
 import numpy as np
 import pytest
@@ -207,12 +208,16 @@ def test_an_index_of_200_patients_stays_small(tmp_path, quick, monkeypatch):
         path.symlink_to(folder.score_map("p1", TEMPLATE_SPACE))
         rows.append(dataclasses.replace(metrics.rows[0], subject=name))
     write_json(folder.metrics, dataclasses.replace(metrics, rows=tuple(rows)))
-    monkeypatch.setattr(report, "subject_page", lambda subject, _: page)
+    monkeypatch.setattr(report, "PAGES_A_PROCESS", 1000)  # another would not know of this:
+    monkeypatch.setattr(
+        report, "subject_page", lambda subject, _: dataclasses.replace(page, subject=subject.subject)
+    )
     people = (dataclasses.replace(SUBJECTS["p1"], subject=row.subject) for row in rows)
     text = build(folder, lambda names: people).read_text()
     assert len(text) < 5e6
     assert text.count('class="thumb"') == 200
     assert text.count('/report.html">sub-many') == 200
+    assert len(list(folder.path.glob("sub-many*/report.html"))) == 200
 
 
 def test_a_quiet_map_shows_the_anatomy_alone():
@@ -358,6 +363,15 @@ def test_a_report_can_be_written_again_and_leaves_nothing_half_written(tmp_path,
     first = build(folder, read).read_text()
     assert build(folder, read).read_text() == first
     assert not list(folder.path.rglob(".partial*"))
+
+
+def test_pages_drawn_by_several_processes_are_the_same(tmp_path, built, monkeypatch):
+    monkeypatch.setattr(report, "PAGES_A_PROCESS", 1)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    folder = make_run(tmp_path / "run", ["p1", "p2", "c1"])
+    assert build(folder, read, controls).read_text() == built.report.read_text()
+    viewers = [page.read_text() for page in pages(folder)[1:]]
+    assert [len(page) for page in viewers] == [len(page.read_text()) for page in pages(built)[1:]]
 
 
 def test_report_draws_figures_of_validation_alone():

@@ -55,6 +55,7 @@ class Page:
     """A subject's page, ready for its template, and what the cohort's figures take from it.
 
     Attributes:
+        subject, group: whose page it is.
         context: of the template ``subject.html``.
         lesion_scores: scores inside the annotated lesion, in the brain; empty where there is none.
         other_scores: the rest of the brain.
@@ -62,6 +63,8 @@ class Page:
             brain.
     """
 
+    subject: str
+    group: str
     context: dict[str, Any]
     lesion_scores: NDArray[np.float32]
     other_scores: NDArray[np.float32]
@@ -108,6 +111,8 @@ def subject_page(subject: Subject, background: Background) -> Page:
         ),
     }
     return Page(
+        name,
+        subject.group,
         context,
         score_map[brain & lesion],
         score_map[brain & ~lesion],

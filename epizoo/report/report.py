@@ -6,7 +6,7 @@ import base64
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 MAX_BYTES = 5_000_000  # of report.html; a cohort whose pages would pass it gets an index of them
 MAX_THUMBNAILS = 1000
 CONTROLS_IN_MEAN = 20  # training controls in the mean image beside the patches
+PAGES_A_PROCESS = 4  # at least; starting one takes as long as two or three pages
 EDGES_PER_BAR = 25  # of the drawn histogram, which is a quarter of a z wide
 RULE_NAMES = {"overlap": "any overlap", "strict": "strict"}  # what counts as a hit, in few words
 
@@ -78,13 +79,12 @@ def build_report(
         undefined=jinja2.StrictUndefined,
     )
     cohort = _Cohort(metrics, background)
-    for subject in read(shown):
-        page = subject_page(subject, background)
+    for page in _drawn(read(shown), len(shown), background):
         content = environment.get_template("subject.html").render(
             page=page.context, cohort=f"{title}. {subtitle}"
         )
-        write_text(folder.path / f"sub-{subject.subject}" / "report.html", content)
-        cohort.add(subject, page)
+        write_text(folder.path / f"sub-{page.subject}" / "report.html", content)
+        cohort.add(page)
     cohort.add_thumbnails()
 
     history = run.history
@@ -110,6 +110,15 @@ def build_report(
     return folder.report
 
 
+def _drawn(subjects: Iterable[Subject], count: int, background: Background) -> Iterator[Page]:
+    """The subjects' pages in order, drawn by a process a core where they are enough to pay for its start."""
+    import joblib
+
+    processes = max(1, min(joblib.cpu_count(), count // PAGES_A_PROCESS))
+    jobs = (joblib.delayed(subject_page)(subject, background) for subject in subjects)
+    yield from joblib.Parallel(processes, return_as="generator", pre_dispatch="2*n_jobs")(jobs)
+
+
 class _Cohort:
     """Collects from each page what the report of the cohort needs, so that no volume stays in memory."""
 
@@ -121,7 +130,7 @@ class _Cohort:
         self.chances: dict[str, list[NDArray[np.float64]]] = {rule: [] for rule in RULES}
         self.lesions, self.others = (np.zeros(len(EDGES) - 1, np.int64) for _ in range(2))
 
-    def add(self, subject: Subject, page: Page) -> None:
+    def add(self, page: Page) -> None:
         """Take what the cohort needs of a page."""
         context = {name: value for name, value in page.context.items() if name != "viewer"}
         self.bytes += len(json.dumps(context))
@@ -129,7 +138,7 @@ class _Cohort:
             self.pages = None
         if self.pages is not None:
             self.pages.append(context)
-        if subject.group == "patient":
+        if page.group == "patient":
             self.lesions += histogram(page.lesion_scores)
             self.others += histogram(page.other_scores)
         for rule, chances in page.chances.items():

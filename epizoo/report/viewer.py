@@ -42,8 +42,9 @@ def viewer(
     """
     if centre_mm is None:
         centre_mm = voxel_to_world([np.argwhere(subject.brain_mask).mean(axis=0)], subject.affine)[0]
+    nothing = np.zeros_like(score_map)  # of further modalities, the anatomy is all that is taken
     page, *others = (
-        _page(subject, channel, score_map, centre_mm, transparent_below, limit)
+        _page(subject, channel, nothing if channel else score_map, centre_mm, transparent_below, limit)
         for channel in range(len(modalities))
     )
     page = re.sub(r"<link[^>]*>", "", page)  # nilearn's icon would be fetched from its site
