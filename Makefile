@@ -23,6 +23,8 @@ bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks.dense
 	.venv-bench/bin/python -m benchmarks.detection
 	.venv-bench/bin/python -m benchmarks.export
+	.venv-bench/bin/python -m benchmarks.speed
+	.venv-bench/bin/python -m benchmarks.speed --voxel-size 1 --people 8
 
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -359,7 +359,7 @@ class _Panel:
     def crosshair(self, i: int, j: int) -> None:
         """Lines through the middle of a pixel."""
         x, y = self.x + self.scale * (i + 0.5), self.y + self.scale * (j + 0.5)
-        line = {"color": "white", "linewidth": 0.4, "alpha": 0.35}
+        line: dict[str, Any] = {"color": "white", "linewidth": 0.4, "alpha": 0.35}
         self.ax.plot([x, x], [self.y, self.y + self.scale * self.ny], **line)
         self.ax.plot([self.x, self.x + self.scale * self.nx], [y, y], **line)
 
