@@ -42,6 +42,7 @@ PACKAGES = (
     "numba",
     "nilearn",
 )
+ANEW = "or start anew: 'epizoo run' with --overwrite"
 
 
 class Run:
@@ -229,8 +230,7 @@ class Run:
         stored = RunConfig.read(self.folder.config) if is_run and not overwrite else self.config
         if changed := stored.differences(self.config):
             raise InputError(
-                f"{path} holds a run of other settings ({'; '.join(changed)}): "
-                "choose another folder, or --overwrite to start anew."
+                f"{path} holds a run of other settings ({'; '.join(changed)}): choose another folder, {ANEW}."
             )
         if not is_run and path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
             raise InputError(f"{path}: not empty and not a run (no config.json); choose another folder.")
@@ -242,7 +242,7 @@ class Run:
             if stored != self.builder.fingerprint:
                 raise InputError(
                     f"{self.folder.path} was made from other data ({stored} then, {self.builder.fingerprint} "
-                    f"now, {self.config.data}): choose another folder, or --overwrite to start anew."
+                    f"now, {self.config.data}): choose another folder, {ANEW}."
                 )
 
     def _write_metadata(self) -> None:

@@ -158,9 +158,11 @@ def test_a_whole_head_in_air_of_one_value_is_no_brain(tmp_path):
         write_nifti(tmp_path / f"{stem}_T1w.nii.gz", volume + (label == "c2"), np.diag([3, 3, 3, 1]))
     write_participants(tmp_path, [["sub-c1", "control"], ["sub-c2", "control"]], "participant_id\tgroup")
     assert all("no brain mask" in problem for problem in problems_of(tmp_path))  # 3.4 litres
+    assert bids.check(tmp_path).notes == []
     for path in tmp_path.glob("sub-*/anat/*T1w.nii.gz"):
         write_nifti(path, read_nifti(path)[0], np.diag([2, 2, 2, 1]))
-    assert len(bids.read_derivative(tmp_path).subjects) == 2  # 1 litre
+    notes = bids.read_derivative(tmp_path).notes  # 1 litre
+    assert notes == tuple(f"sub-c{n}: no brain mask; the skull-stripped T1w gives it." for n in (1, 2))
 
 
 def test_who_lacks_a_modality_is_told_how_to_do_without(derivative):

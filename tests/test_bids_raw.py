@@ -260,6 +260,8 @@ def test_a_folder_whose_label_cannot_be_one_is_told_once(tmp_path, name):
     raw_scan(tmp_path / "x", "sub-a_T1w.nii.gz")
     (tmp_path / "x" / "sub-a").rename(tmp_path / f"sub-{name}")
     assert "a label holds no '_'" in problem_of(tmp_path)
+    write_participants(tmp_path, [["sub-a", "hc"], [f"sub-{name}", "hc"]], "participant_id\tgroup")
+    assert len(bids.check(tmp_path).problems) == 1  # its row has a folder
     assert only(tmp_path, participant_labels=["a"]).subject == "a"
 
 

@@ -89,11 +89,6 @@ def check(
         )
         unread, notes = check_voxels(subjects)
         problems += unread
-        notes += [
-            f"sub-{one.subject}: no brain mask; the skull-stripped {next(iter(one.images))} gives it."
-            for one in subjects
-            if one.brain_mask is None and one.images
-        ]
     else:
         kind = "raw"
         if space is not None:
@@ -110,7 +105,7 @@ def check(
         # Nothing is read of raw scans' sidecars: content that was not fetched is no matter.
         problems += sidecar_problems([p for p in images if (s := sidecar_of(p)) is None or s.is_file()])
         notes = [f"sub-{one.subject}: group unknown." for one in subjects if not one.participant.group]
-    problems += _folder_problems(folder, [one.subject for one in subjects])
+    problems += _folder_problems(folder)
     if require_controls and subjects:
         problems += training_problems(folder, [one.participant for one in subjects])
     notes = [note for one in subjects for note in one.notes] + notes
@@ -120,12 +115,13 @@ def check(
     return Check(kind=kind, rows=rows, problems=problems, notes=notes)
 
 
-def _folder_problems(folder: Path, labels: Sequence[str]) -> list[str]:
+def _folder_problems(folder: Path) -> list[str]:
     """Rows of participants.tsv without a folder, and a description that is not JSON."""
     problems = []
+    labels = [path.name.removeprefix("sub-") for path in folder.glob("sub-*")]
     people, _ = read_participants(folder)
     strays = unmatched(folder, people, labels, needed=False)[1]
-    if strays and labels:
+    if strays:
         some = ", ".join(f"sub-{label}" for label in strays[:5]) + (", ..." if len(strays) > 5 else "")
         problems.append(
             f"{folder / 'participants.tsv'}: {len(strays)} rows without a folder ({some}); "

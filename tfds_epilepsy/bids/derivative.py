@@ -238,6 +238,9 @@ def check_voxels(subjects: Sequence[TemplateSubject]) -> tuple[list[str], list[s
     for subject in subjects:
         problems += [*_mask_problems(subject, volumes), *sidecar_problems(list(subject.images.values()))]
         notes += volume_notes(subject.subject, volumes, subject.files)
+        for modality, path in list(subject.images.items())[:1]:
+            if subject.brain_mask is None and path in volumes and volumes[path].stripped:
+                notes.append(f"sub-{subject.subject}: no brain mask; the skull-stripped {modality} gives it.")
         if subject.lesion_mask in volumes and volumes[subject.lesion_mask].marked == 1:
             notes.append(f"sub-{subject.subject}: one voxel is marked in {subject.lesion_mask.name}.")
     same, doubles = same_scans([(one.participant, one.images) for one in subjects], volumes)
