@@ -306,3 +306,28 @@ def test_the_default_cohort_is_hard_for_voxelwise_intensities_but_not_empty():
     small = replace(DEFAULT, n_train=14)
     areas = phantom.difficulty(small, fwhm_mm=(4,))
     assert 0.55 < areas[4] <= 0.75
+
+
+def test_conditions_change_what_they_name(control):
+    """Each on the same person: noise in the images, errors in the mask, contrast of grey and white matter."""
+    template = load_template(2)
+
+    def made(**conditions):
+        return phantom.subject(replace(DEFAULT, conditions=phantom.Conditions(**conditions)), "control001")
+
+    def roughness(subject):
+        inside = ndimage.binary_erosion(subject.brain_mask, iterations=4)
+        return float(np.abs(ndimage.laplace(subject.image[..., 0]))[inside].mean())
+
+    assert roughness(made(noise=2.5)) > 1.3 * roughness(control)
+    assert roughness(made(blur=1.0)) < 0.9 * roughness(control)
+    other = made(brain_error=0.15)
+    assert 0 < np.mean(other.brain_mask != control.brain_mask) < 0.02
+    grey, white, _ = tissue_means(control.image[..., 0], template)
+    less, most, _ = tissue_means(made(grey=(0.5, 1.0)).image[..., 0], template)
+    assert 0.35 < (most - less) / (white - grey) < 0.75
+
+
+def test_conditions_need_a_factor_for_each_modality():
+    with pytest.raises(InputError, match="conditions: 1 factors grey for 2 modalities"):
+        replace(DEFAULT, conditions=phantom.Conditions(grey=(1.0,)))

@@ -51,6 +51,38 @@ WARP_GRID = 4  # mm between the nodes of a subject's warp
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """How a cohort and its scanner differ from the default: families of cohorts are drawn of these.
+
+    Attributes:
+        residual: factor of what registration leaves: warp, turn and shift.
+        folds: factor of how much a subject's folds and its fluid are its own.
+        ageing: factor of the widening of the ventricles with age.
+        brain_error: how uneven the brain mask's border is, as a deviation of its level (.5).
+        grey: per modality, factor of the contrast of grey with white matter; all 1 if empty.
+        fluid: per modality, factor of the signal of fluid; all 1 if empty.
+        spread: factor of the differences in contrast between scans.
+        noise, fine, broad, bias: factors of the noise, of the texture at 3 and at 8 mm, of the bias field.
+        blur: Gaussian sigma that the scanner adds, mm.
+        unsteady: deviation of the logarithm of the noise and of the blur between scans.
+    """
+
+    residual: float = 1.0
+    folds: float = 1.0
+    ageing: float = 1.0
+    brain_error: float = 0.0
+    grey: tuple[float, ...] = ()
+    fluid: tuple[float, ...] = ()
+    spread: float = 1.0
+    noise: float = 1.0
+    fine: float = 1.0
+    broad: float = 1.0
+    bias: float = 1.0
+    blur: float = 0.0
+    unsteady: float = 0.0
+
+
+@dataclass(frozen=True)
 class PhantomConfig:
     """A cohort.
 
@@ -67,6 +99,7 @@ class PhantomConfig:
             voxel AUROC of 0.66 on the 20 test patients (``difficulty`` measures it).
         second_site: share of the subjects that come from another scanner, which has another contrast, noise
             and sharpness.
+        conditions: how its people and its scanner differ from the default's.
     """
 
     voxel_size: int = 2
@@ -81,9 +114,17 @@ class PhantomConfig:
     visible: bool = False
     contrast: float = 1.0
     second_site: float = 0.0
+    conditions: Conditions = Conditions()
 
     def __post_init__(self) -> None:
         problems = []
+        for name in ("grey", "fluid"):
+            factors = vars(self.conditions)[name]
+            if factors and len(factors) != len(self.modalities):
+                problems.append(
+                    f"conditions: {len(factors)} factors {name} for {len(self.modalities)} modalities: one "
+                    "each, or none."
+                )
         unknown = [m for m in self.modalities if m not in SIGNAL]
         if unknown or not self.modalities:
             problems.append(f"the phantom has no {', '.join(unknown)}; it has {', '.join(SIGNAL)}.")
@@ -146,7 +187,7 @@ def subject_and_lesion(config: PhantomConfig, label: str, scan: int = 0) -> tupl
         implant = implant_in_tissue(
             anatomy.tissue, affine, spec, seed, brain_mask=anatomy.brain > 0.5, depth=anatomy.depth
         )
-    mask = _coarsen(anatomy.brain, config.voxel_size) > 0.5
+    mask = _coarsen(anatomy.brain, config.voxel_size) > _border(config, label, anatomy.brain.shape)
     signals = [_signal(config, label, name, anatomy, implant, scan) for name in config.modalities]
     channels = [
         _acquire(config, label, name, signal, mask, scan)
@@ -388,8 +429,20 @@ class _Anatomy:
     detail: NDArray[np.float32]
 
 
+def _border(config: PhantomConfig, label: str, shape: Sequence[int]) -> Any:
+    """The level of the soft brain mask at which a subject's brain ends; uneven where the mask has errors."""
+    error = config.conditions.brain_error
+    if not error:
+        return 0.5
+    rng = _generator(config, label, "brain")
+    coarse = [-(-n // config.voxel_size) for n in shape]
+    field = error * random_field(rng, coarse, 12 / config.voxel_size) + error * rng.normal()
+    return np.clip(0.5 + field, 0.05, 0.95)
+
+
 def _anatomy(config: PhantomConfig, label: str) -> _Anatomy:
     rng = _generator(config, label, "anatomy")
+    conditions = config.conditions
     maps, near = _atlas()
     shape = near.shape
     # What a good registration leaves: 1 to 3 mm, smooth, invertible.
@@ -400,14 +453,14 @@ def _anatomy(config: PhantomConfig, label: str) -> _Anatomy:
             + 0.5 / WARP_GRID * random_field(rng, small, 9 / WARP_GRID)
             for _ in range(3)
         ]
-    )
+    ) * np.float32(conditions.residual)
     field = np.moveaxis(displacement(velocity) * WARP_GRID, 0, -1)
-    turn = np.eye(3) + rng.normal(scale=0.006, size=(3, 3))
-    shift = rng.normal(scale=0.5, size=3)
+    turn = np.eye(3) + conditions.residual * rng.normal(scale=0.006, size=(3, 3))
+    shift = conditions.residual * rng.normal(scale=0.5, size=3)
     # The template's maps are averages: sharpened, with smooth noise in their odds, they are one's own.
-    white = 0.8 * random_field(rng, shape, 3.0)
-    fluid = 0.6 + 0.8 * random_field(rng, shape, 3.5)
-    ageing = 0.02 * (_person(config, label)["age"] - 40)
+    white = 0.8 * conditions.folds * random_field(rng, shape, 3.0)
+    fluid = 0.6 + 0.8 * conditions.folds * random_field(rng, shape, 3.5)
+    ageing = 0.02 * conditions.ageing * (_person(config, label)["age"] - 40)
     tissue, brain, depth, detail = _pull(
         maps, near, np.ascontiguousarray(field), turn, shift, white, fluid, ageing
     )
@@ -528,8 +581,13 @@ def _signal(
 ) -> NDArray[np.float32]:
     """The signal of a modality at 1 mm, without texture, bias and noise."""
     rng = _generator(config, label, f"contrast {modality}", scan)
-    spread = 1 + rng.normal(scale=(0.02, 0.01, 0.05))
+    conditions, place = config.conditions, config.modalities.index(modality)
+    spread = 1 + conditions.spread * rng.normal(scale=(0.02, 0.01, 0.05))
     grey, white, fluid = (float(s) for s in np.array(SIGNAL[modality]) * spread)
+    if conditions.grey:
+        grey = white + conditions.grey[place] * (grey - white)
+    if conditions.fluid:
+        fluid *= conditions.fluid[place]
     if _person(config, label)["site"] == "B":
         grey, fluid = grey + 0.35 * (white - grey), 1.3 * fluid
     tissue = anatomy.tissue if implant is None else implant.tissue
@@ -551,14 +609,19 @@ def _acquire(
     """What the scanner makes of a signal, normalised: resolution, texture, bias field, Rician noise."""
     rng = _generator(config, label, f"scan {modality}", scan)
     second = _person(config, label)["site"] == "B"
+    conditions = config.conditions
+    worse = np.exp(conditions.unsteady * _generator(config, label, "quality", scan).normal(size=2))
     blur = PET_FWHM / 2.355 if modality == "pet" else 0.9 if second else 0.0
+    if conditions.blur:
+        blur = float(np.hypot(blur, worse[0] * conditions.blur))
     if blur:
         signal = ndimage.gaussian_filter(signal, blur)
     image, size = _coarsen(signal, config.voxel_size), config.voxel_size
     fine, broad = (random_field(rng, image.shape, mm / size) for mm in (3, 8))
-    bias = float(rng.uniform(0.01, 0.03)) * random_field(rng, image.shape, 60 / size)
-    image = image * (1 + 0.012 * fine + 0.02 * broad) * (1 + bias)
-    sigma = (1.5 if second else 1.0) / SNR
+    bias = conditions.bias * float(rng.uniform(0.01, 0.03)) * random_field(rng, image.shape, 60 / size)
+    fine, broad = 0.012 * conditions.fine * fine, 0.02 * conditions.broad * broad
+    image = image * (1 + fine + broad) * (1 + bias)
+    sigma = conditions.noise * float(worse[1]) * (1.5 if second else 1.0) / SNR
     real, imaginary = rng.normal(scale=sigma, size=(2, *image.shape)).astype(np.float32)
     return normalise(np.hypot(image + real, imaginary), mask)[0]
 
