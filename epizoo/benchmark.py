@@ -163,7 +163,7 @@ def _plan(
         for model in models:
             for detector in detectors or (None,):
                 config = RunConfig.resolve(
-                    data, model=model, detector=detector, seed=seed, **source, **training
+                    data, model=model, detector=detector, seed=seed, train=True, **source, **training
                 )
                 yield _Planned(f"{model}-{config.detector}-{seed}", config)
 

@@ -50,11 +50,17 @@ Steps = Annotated[
     int | None, typer.Option(min=1, help="Training steps per epoch; the model's own if left out.")
 ]
 Preset = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="A trained model, and the detector of its search unless one is given, in place of training.",
-        callback=_at_home,
+        help="Trained weights in place of training: a name ('epizoo presets' lists them) or a folder, with "
+        "the detector of its search unless one is given. The shipped one that fits if left out.",
     ),
+]
+Train = Annotated[
+    bool, typer.Option("--train", help="Train on the own controls, whatever presets there are.")
+]
+FineTune = Annotated[
+    bool, typer.Option("--fine-tune", help="Begin from the preset and train on the own controls.")
 ]
 Seed = Annotated[int, typer.Option(help="Seeds weights, patches, folds and bootstrap.")]
 DataDir = Annotated[
@@ -130,12 +136,13 @@ def _refuse(problems: Sequence[str]) -> NoReturn:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the demo.", callback=_at_home)] = Path("demo"),
+    data_dir: DataDir = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The whole way on the embedded phantom: maps, clusters, metrics, report."""
+    """The default method on the embedded phantom, beside the siamese reference and a z-score: one report."""
     from epizoo import demo
 
-    demo.run(output, overwrite=overwrite)
+    demo.run(output, data_dir=data_dir, overwrite=overwrite)
 
 
 def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None:
@@ -151,6 +158,8 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
         steps: Steps = None,
         seed: Seed = 0,
         preset: Preset = None,
+        train: Train = False,
+        fine_tune: FineTune = False,
         modality: Modality = None,
         space: Space = None,
         group_column: GroupColumn = None,
@@ -170,6 +179,8 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
             steps_per_epoch=steps,
             seed=seed,
             preset=preset,
+            train=train,
+            fine_tune=fine_tune,
             modalities=modality,
             reading=reading_of(space, group_column, group),
         )
@@ -181,7 +192,7 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
 _command_of_a_run(
     lambda run: run(),
     "run",
-    "Train, fit, score, evaluate and report. A killed run goes on with the same command.",
+    "Adapt or train, fit, score, evaluate and report. A killed run goes on with the same command.",
 )
 _command_of_a_run(
     lambda run: run.fit(),
@@ -231,11 +242,20 @@ def evaluate(run_dir: RunDir, data_dir: DataDir = None) -> None:
 
 
 @app.command()
-def report(run_dir: RunDir, data_dir: DataDir = None) -> None:
+def report(
+    run_dir: RunDir,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another evaluated run of the same test subjects, compared at the top."),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
     """Write report.html of an evaluated run."""
+    from epizoo.finished_run import METRICS, open_run
     from epizoo.run import Run
 
-    typer.echo(Run.open(run_dir, data_dir=data_dir).report())
+    others = [open_run(one, needs=[METRICS], data_dir=data_dir) for one in beside or ()]
+    typer.echo(Run.open(run_dir, data_dir=data_dir).report(beside=others))
 
 
 @app.command()
@@ -483,11 +503,39 @@ def models() -> None:
 
 
 @app.command()
+def presets() -> None:
+    """Trained weights that epizoo ships, for 'epizoo run --preset': what each is for, and its figures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from epizoo.presets import shipped
+
+    table = Table("preset", "modalities", "voxels", "weights", "adapts to", "trained on", "licence")
+    found = shipped()
+    for preset in found:
+        table.add_row(
+            preset.name,
+            ", ".join(preset.modalities or ()),
+            f"{preset.voxel_size:g} mm",
+            f"{preset.parameters:,}",
+            f"{preset.fewest_controls} controls or more",
+            preset.trained_on,
+            preset.licence,
+        )
+    console = Console()
+    console.print(table)
+    for preset in found:
+        for data, figures in (preset.figures or {}).items():
+            measured = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            console.print(f"{preset.name} on {data}: {measured}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def info(run_dir: RunDir) -> None:
     """What a run is, what it used, and what it found."""
     from rich.console import Console
 
-    from epizoo.demo import comparison
+    from epizoo.evaluation.side_by_side import as_table
     from epizoo.finished_run import open_run
 
     console = Console()
@@ -495,7 +543,7 @@ def info(run_dir: RunDir) -> None:
     for name, value in run.describe().items():
         console.print(f"{name:20} {value}", highlight=False, markup=False)
     if run.has_metrics:
-        console.print(comparison({run.name: run.metrics}))
+        console.print(as_table({run.name: run.metrics}))
 
 
 def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from epizoo.method import Work
+from epizoo.presets import Preset, advice
 from epizoo.registry import MODELS
-from epizoo.run_config import NO_MODEL
+from epizoo.run_config import FINE_TUNED, NO_MODEL
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json
@@ -25,6 +25,8 @@ class Normative:
 
     def check(self, run: Work) -> None:
         """Whether the detector takes its options and reads what the model gives, of enough controls."""
+        if run.config.preset is not None:
+            _check_preset(Preset.read(run.config.preset), run)
         detector = _detector(run)
         model = None if run.config.model == NO_MODEL else _new_model(run)
         detector.told(detector.codes(model, run.builder.modalities))
@@ -40,24 +42,29 @@ class Normative:
         return {}
 
     def train(self, run: Work) -> PatchModel | None:
-        """Train the encoder on training controls; its figures see validation controls too."""
+        """The encoder: a preset, adapted to the training controls, or trained on them.
+
+        The figures of a training see validation controls too.
+        """
         config, folder = run.config, run.folder
         if config.model == NO_MODEL:
             return None
         from epizoo import models
-        from epizoo.models import callbacks
+        from epizoo.models import callbacks, training
         from tfds_epilepsy.patches import patch_dataset
 
         if folder.model.is_file():
             return models.load_model(folder.model)
-        if config.preset is not None:
-            model = _new_model(run)
-            callbacks.save(model, folder.model)
+        if config.preset is not None and config.weights != FINE_TUNED:
+            with run.step("adapt"):
+                model = _adapted(run)
+                callbacks.save(model, folder.model)
             return model
         with run.step("train"):
-            model = _new_model(run)
+            model = _adapted(run)
+            if config.weights == FINE_TUNED:
+                training.fine_tune(model)
             controls = list(run.read("train"))
-            model.view.adapt(controls)
             controls = [model.view.seen(subject) for subject in controls]
             held_out = [model.view.seen(s) for s in run.read("validation") if s.group == "control"]
 
@@ -110,9 +117,50 @@ class Normative:
 
     def saw(self, run: Work) -> list[str]:
         """The controls of the fit, and the subjects that a preset says it was trained on."""
-        beside = Path(run.config.preset or "") / "detector.json"
-        trained_on = read_json(beside).get("trained_on", []) if run.config.preset and beside.is_file() else []
-        return [*read_json(run.folder.manifest)["subjects"], *trained_on]
+        seen = list(read_json(run.folder.manifest)["subjects"])
+        if run.config.preset is not None:
+            preset = Preset.read(run.config.preset)
+            beside = preset.folder / "detector.json"  # where earlier versions said it
+            earlier = read_json(beside).get("trained_on", []) if beside.is_file() else []
+            seen += [*preset.subjects, *earlier]
+        return seen
+
+
+def _adapted(run: Work) -> PatchModel:
+    """The model, its view adapted to the training controls."""
+    model = _new_model(run)
+    if model.view.fewest_controls:
+        controls = run.progress(run.read("train"), len(run.subjects("train")), "adapt to controls")
+        model.view.adapt(controls)
+    if run.config.preset is not None:
+        adapted = f", its {model.view.name} adapted to {len(run.subjects('train'))} controls"
+        run.console.print(
+            f"preset {run.config.preset}{adapted if model.view.fewest_controls else ''}: "
+            + ("trained further on them" if run.config.weights == FINE_TUNED else "nothing is trained"),
+            markup=False,
+        )
+    return model
+
+
+def _check_preset(preset: Preset, run: Work) -> None:
+    """Whether a preset can be adapted to the data of a run.
+
+    Raises:
+        InputError: it is for other scans, or has seen subjects of theirs.
+    """
+    builder = run.builder
+    data = builder.modalities, builder.voxel_size
+    problems = preset.problems(*data, len(run.subjects("train")))
+    if preset.problems(*data):
+        problems[-1] += f": {advice(run.config.model, *data)}"
+    made = builder.builder_config.phantom
+    if made is not None and made.seed in preset.phantoms:
+        problems.append(
+            f"preset {preset.name} was trained on subjects of this very phantom (seed {made.seed}): test on "
+            "another one"
+        )
+    if problems:
+        raise InputError([f"{problem}." for problem in problems])
 
 
 def _new_model(run: Work) -> PatchModel:

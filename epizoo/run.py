@@ -7,8 +7,9 @@ import platform
 import resource
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from epizoo.finished_run import METRICS, open_run
+from epizoo.finished_run import METRICS, FinishedRun, open_run
 from epizoo.method import Scorer, method_of
 from epizoo.outputs import Source, describe, score_subject
 from epizoo.run_config import RunConfig
@@ -91,7 +92,10 @@ class Run:
         )
         self._check_data(overwrite)
         if overwrite or not self.folder.config.is_file():
+            self.config = self.config.settled(self.builder.modalities, self.builder.voxel_size)
             self.method.check(self)
+        else:
+            self.config = replace(RunConfig.read(self.folder.config), data=self.config.data)
         weakref.finalize(self, hold(self.folder.path).close)
         if overwrite:
             self.folder.clear()  # after every check: what cannot be made anew is not deleted
@@ -179,19 +183,24 @@ class Run:
             write_json(self.folder.metrics, metrics)
         return metrics
 
-    def report(self) -> Path:
+    def report(self, beside: Sequence[FinishedRun] = ()) -> Path:
         """Write ``report.html``.
 
+        Args:
+            beside: other runs of the same test subjects, whose figures it opens with.
+
         Raises:
-            InputError: the run is not evaluated yet.
+            InputError: the run is not evaluated yet; a run beside it has other test subjects.
         """
         from epizoo.report import build_report
 
+        done = open_run(self.folder.path, needs=[METRICS])
         with self.step("report"):
             return build_report(
-                open_run(self.folder.path, needs=[METRICS]),
+                done,
                 lambda wanted: self.read("test", wanted),
                 lambda: self.read("train"),
+                beside=beside,
             )
 
     def read(self, split: str, subjects: Iterable[str] | None = None) -> Iterator[Subject]:

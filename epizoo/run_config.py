@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epizoo import presets
 from epizoo.registry import DETECTORS, MODELS
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import plain, read_json
@@ -19,6 +20,8 @@ DEFAULT_MODEL = "deviation"
 NO_MODEL = NO_DETECTOR = "none"
 NORMATIVE = "normative"  # the method of every run but the supervised reference's
 TRAINING = ("epochs", "steps_per_epoch", "batch_size")
+FITTING, PRESET, FINE_TUNED, TRAINED = "fitting", "preset", "fine-tuned", "trained"  # RunConfig.weights
+FINE_TUNING = {"epochs": 2, "steps_per_epoch": 250}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,11 @@ class RunConfig:
         seed: seeds weights, patches, folds and bootstrap.
         detector_config: options of the detector that differ from its defaults.
         fwhm: smoothing of the score map, millimetres.
-        preset: folder of a trained model (``PatchModel.save_preset``) that is taken in place of training.
+        weights: where those of the model come from. ``fitting``: the shipped preset that fits the scans, and
+            where there is none they are trained; ``preset``: the one that is named; ``fine-tuned``: trained
+            further from a preset; ``trained``: on the own controls alone.
+        preset: name of a shipped preset, or folder of one (``PatchModel.save_preset``), that the model is
+            made of; None where it is trained, and before a run has seen which one fits (``settled``).
         modalities: of a folder, those that are taken; None for all that it has.
         reading: how a folder of data is read where its names leave it open: ``space``, ``group_column``,
             ``groups``, as in ``tfds_epilepsy.load``.
@@ -56,6 +63,7 @@ class RunConfig:
     seed: int = 0
     detector_config: dict[str, Any] = field(default_factory=dict)
     fwhm: float
+    weights: str = TRAINED
     preset: str | None = None
     modalities: list[str] | None = None
     reading: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +83,8 @@ class RunConfig:
         detector_config: Mapping[str, Any] | None = None,
         fwhm: float | None = None,
         preset: str | Path | None = None,
+        train: bool = False,
+        fine_tune: bool = False,
         modalities: Sequence[str] | None = None,
         reading: Mapping[str, Any] | None = None,
     ) -> RunConfig:
@@ -83,6 +93,9 @@ class RunConfig:
         The model's ``run_defaults`` name the detector and the length of the training, the detector's
         ``map_fwhm`` the smoothing. A preset brings the detector that is stored beside it, if any.
 
+        Nothing is trained where a shipped preset of the model fits the scans, unless ``train``,
+        ``fine_tune``, arguments of the model or a length of the training are given.
+
         Example:
             >>> RunConfig.resolve("phantom_2mm", model="none", detector="zscore").fwhm
             0.0
@@ -90,6 +103,9 @@ class RunConfig:
         Args:
             data: a config's name or a folder; ``der``, ``der/`` and its absolute path are the same data.
             model: ``deviation`` if None, or ``none`` where the detector reads nothing of a model.
+            train: train on the own controls, whatever presets there are.
+            fine_tune: begin from the preset, the one that fits if none is named, and train on the own
+                controls.
             detector, ..., reading: see the attributes; each has its default if None.
 
         Raises:
@@ -104,35 +120,51 @@ class RunConfig:
             problems.append(f"modalities {', '.join(modalities)}: without effect, since {data} has its own.")
         chosen: dict[str, Any] = {"detector": detector, "detector_config": detector_config, "fwhm": fwhm}
         of_training = {"model_config": model_config, **training}
+        told = {"train": train, "fine_tune": fine_tune}
+        if train and (fine_tune or preset is not None):
+            problems.append("train: from the start, without a preset; leave it out, or the rest.")
+        weights = TRAINED
         if preset is not None:
-            problems += _no_effect({"model": model, **of_training}, f"the preset {preset} is trained already")
-            model, stored, found = _read_preset(Path(preset).expanduser().resolve())
+            vain = {"model": model, "model_config": model_config, **({} if fine_tune else training)}
+            problems += _no_effect(vain, f"the preset {preset} is trained already")
+            preset, model, stored, found = _read_preset(preset)
             problems += found
             if detector is None:
                 options = {**stored.get("detector_config", {}), **(detector_config or {})}
                 chosen = {**stored, **_given(chosen), "detector_config": options}
-            chosen["preset"] = str(Path(preset).expanduser().resolve())
-        elif model is None:
-            model = NO_MODEL if detector is not None and _reads_no_code(detector) else DEFAULT_MODEL
-            if model == NO_MODEL:
-                problems += _no_effect(
-                    of_training, f"detector {detector!r} reads no model: nothing is trained"
-                )
+            chosen["preset"], weights = preset, FINE_TUNED if fine_tune else PRESET
+        elif model is None and detector is not None and _reads_no_code(detector):
+            model = NO_MODEL
+            reason = f"detector {detector!r} reads no model: nothing is trained"
+            problems += _no_effect({**of_training, **told}, reason)
         elif model == NO_MODEL:
-            problems += _no_effect(of_training, "the model is 'none': nothing is trained")
+            problems += _no_effect({**of_training, **told}, "the model is 'none': nothing is trained")
         else:
+            given = model is not None
+            model = model or DEFAULT_MODEL
             problems += _model_problems(model, model_config or {})
-            if detector is not None and _reads_no_code(detector):
+            if given and detector is not None and _reads_no_code(detector):
                 problems.append(f"model {model!r}: without effect, since detector {detector!r} reads none.")
+            if fine_tune:
+                problems += _no_effect({"model_config": model_config}, "the preset has its own")
+                weights = FINE_TUNED
+            elif not train and not any(of_training.values()):
+                weights = FITTING
         if detector is not None:
             problems += _detector_problems(detector, detector_config or {})
         if reading and not Path(data_name(data)).is_dir():
             problems += _no_effect(reading, f"{data} is no folder of scans")
         if problems:
             raise InputError(problems)
-        given = {"data": data_name(data), "model": model, "model_config": model_config, "seed": seed}
         config = _complete(
-            {**given, **training, **chosen, "modalities": modalities or None, "reading": reading}
+            {
+                **{"data": data_name(data), "model": model, "model_config": model_config, "seed": seed},
+                **training,
+                **chosen,
+                "weights": weights,
+                "modalities": modalities or None,
+                "reading": reading,
+            }
         )
         if detector is None:
             problems = _detector_problems(config.detector, config.detector_config)
@@ -160,9 +192,33 @@ class RunConfig:
             )
         if stored.get("detector") == "supervised":  # as an earlier version told that method
             stored = {"fwhm": 0.0, **stored, "method": "supervised", "detector": NO_DETECTOR}
-        preset = stored.get("preset")
-        stored["preset"] = None if preset is None else str(Path(preset).resolve())
+        stored.setdefault("weights", PRESET if stored.get("preset") else TRAINED)
         return _complete({**stored, "data": data_name(stored["data"])})
+
+    def settled(self, modalities: Sequence[str], voxel_size: Sequence[float]) -> RunConfig:
+        """The same with the shipped preset that fits the scans, where one is wanted and none is named.
+
+        Args:
+            modalities: names of the scans' channels, in their order.
+            voxel_size: of the grid, millimetres, an axis each.
+
+        Raises:
+            InputError: none fits, and it was to be fine-tuned.
+        """
+        if self.preset is not None or self.weights not in (FITTING, FINE_TUNED):
+            return self
+        found = presets.fitting(self.model, modalities, voxel_size)
+        if found is not None:
+            chosen = replace(self, preset=found.name)
+            if self.weights == FINE_TUNED:
+                return chosen
+            return replace(chosen, epochs=0, steps_per_epoch=0, batch_size=0)
+        if self.weights == FINE_TUNED:
+            raise InputError(
+                f"no shipped preset of {self.model!r} fits {', '.join(modalities)} at "
+                f"{' x '.join(f'{size:g}' for size in voxel_size)} mm: train, or name a preset."
+            )
+        return self
 
     @property
     def title(self) -> str:
@@ -181,6 +237,10 @@ class RunConfig:
     def differences(self, other: RunConfig) -> list[str]:
         """``epochs 2 -> 3`` for each setting in which another differs; not for data that may be the same."""
         own, others = self.to_json(), other.to_json()
+        settled = [config.preset is not None for config in (self, other)]
+        if self.weights == other.weights and settled[0] != settled[1]:
+            left_open = {FITTING: ("preset", *TRAINING), FINE_TUNED: ("preset",)}.get(self.weights, ())
+            own = {name: value for name, value in own.items() if name not in left_open}
         if _may_be_same(self.data, other.data):
             del own["data"]
         return [f"{name} {own[name]!r} -> {others[name]!r}" for name in own if own[name] != others[name]]
@@ -223,8 +283,11 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 def _complete(options: Mapping[str, Any]) -> RunConfig:
     """Settings from options, the absent or None ones filled in."""
     chosen = {"model": DEFAULT_MODEL, **_given(options)}
-    if chosen["model"] == NO_MODEL or "preset" in chosen:
+    fine_tuned = chosen.get("weights") == FINE_TUNED
+    if chosen["model"] == NO_MODEL or ("preset" in chosen and not fine_tuned):
         chosen |= dict.fromkeys(TRAINING, 0)
+    if fine_tuned:
+        chosen = {**FINE_TUNING, **chosen}
     if chosen["model"] == NO_MODEL:
         chosen.setdefault("detector", "ocsvm")
     elif {"detector", "fwhm", *TRAINING} - set(chosen):
@@ -280,19 +343,20 @@ def _no_effect(options: Mapping[str, Any], reason: str) -> list[str]:
     return [f"{', '.join(vain)}: without effect, since {reason}; leave them out."] if vain else []
 
 
-def _read_preset(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
-    """The model's name in the zoo, the detector's settings, and the problems of a preset."""
+def _read_preset(preset: str | Path) -> tuple[str, str, dict[str, Any], list[str]]:
+    """The preset's name or folder, its model's name in the zoo, its detector's settings, and its problems."""
     from epizoo.models import model_class  # brings TensorFlow
 
     try:
-        name = read_json(folder / "config.json").get("model", "")
-        beside = folder / "detector.json"
+        found = presets.Preset.read(preset)
+        beside = found.folder / "detector.json"
         stored = read_json(beside) if beside.is_file() else {}
     except InputError as error:
-        return NO_MODEL, {}, error.problems
-    kind = model_class(name)
+        return str(preset), NO_MODEL, {}, error.problems
+    name = found.name if found.shipped else str(found.folder)
+    kind = model_class(found.model)
     known = None if kind is None else MODELS.name_of(kind)
     if known is None:
-        return NO_MODEL, {}, [f"{folder}: no preset of a model that is known here ({name!r})."]
+        return name, NO_MODEL, {}, [f"{preset}: no preset of a model that is known here ({found.model!r})."]
     names = {"detector": "detector", "config": "detector_config", "fwhm": "fwhm"}
-    return known, {names[key]: value for key, value in stored.items() if key in names}, []
+    return name, known, {names[key]: value for key, value in stored.items() if key in names}, []

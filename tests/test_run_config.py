@@ -65,7 +65,7 @@ def test_nothing_is_trained_for_a_detector_that_reads_images_alone():
         ({"epochs": 0, "fwhm": -1}, ["epochs 0", "fwhm -1"]),
         (
             {"preset": "p", "model": "siamese", "epochs": 3},
-            ["model siamese, epochs 3: without", "no such file"],
+            ["model siamese, epochs 3: without", "neither a preset's folder"],
         ),
     ],
 )

@@ -519,5 +519,5 @@ def test_the_command_line_searches_and_its_best_can_be_run(data, data_dir, tmp_p
     (tmp_path / "run" / "metrics.json").unlink()
     with pytest.raises(InputError, match="p1"):
         run.evaluate()
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="not a preset"):
         RunConfig.resolve(data, preset=tmp_path)

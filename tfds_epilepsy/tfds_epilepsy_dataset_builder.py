@@ -98,6 +98,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return tuple(self.info.metadata["modalities"])
 
     @property
+    def voxel_size(self) -> tuple[float, ...]:
+        """Of the grid, millimetres, an axis each."""
+        return tuple(self.info.metadata["voxel_size"])
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the source that was prepared."""
         return str(self.info.metadata["fingerprint"])

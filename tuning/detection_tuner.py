@@ -405,10 +405,10 @@ class DetectionTuner(base_tuner.BaseTuner):
             folder.mkdir()
             shutil.copyfile(trial / "encoder.keras", folder / "encoder.keras")
         else:
-            models.load_model(trial / "model.keras").save_preset(folder)
+            model = models.load_model(trial / "model.keras")
+            model.save_preset(folder, subjects=self.cohort.subjects("train"))
         name, options, fwhm = spaces.detector_config(read_json(trial / "spec.json")["values"])
-        chosen = {"detector": name, "config": options, "fwhm": fwhm}
-        write_json(folder / "detector.json", {**chosen, "trained_on": self.cohort.subjects("train")})
+        write_json(folder / "detector.json", {"detector": name, "config": options, "fwhm": fwhm})
 
     @property
     def _distributed(self) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from epizoo.maps.view import create_view
 from epizoo.models.patch_model import PatchModel, register_model
+from epizoo.presets import WEIGHTS, Preset
 from epizoo.registry import MODELS
 from tfds_epilepsy.errors import InputError
 
@@ -88,29 +91,39 @@ def load_model(path: str | Path) -> PatchModel:
     return model
 
 
-def from_preset(folder: str | Path) -> PatchModel:
-    """Build the model of a folder that ``model.save_preset`` wrote, with its weights.
+def from_preset(preset: str | Path) -> PatchModel:
+    """Build the model of a preset, with its weights.
+
+    A view that learns from controls has learnt from none yet: ``model.view.adapt(controls)`` comes next.
+
+    >>> model = from_preset("deviation_t1w_flair")
+    >>> model.view.adapt(controls)  # doctest: +SKIP
+
+    Args:
+        preset: the name of one that epizoo ships (``epizoo presets``), or a folder that
+            ``model.save_preset`` wrote.
 
     Raises:
-        InputError: not such a folder, or a model that is not known here.
+        InputError: no such preset, an incomplete or damaged one, or a model that is not known here.
     """
-    folder = Path(folder)
-    try:
-        preset = json.loads((folder / "config.json").read_text())
-        name, config = preset["model"], preset["config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: not a preset; its config.json cannot be read ({error}).") from error
-    known = model_class(name)
+    found = Preset.read(preset)
+    known = model_class(found.model)
     if known is None:
         raise InputError(
-            f"{folder}: holds a {name!r}, which is not known; install the package, or import the module, "
-            "that registers it."
+            f"{found.folder}: holds a {found.model!r}, which is not known; install the package, or import "
+            "the module, that registers it."
         )
-    model: PatchModel = known.from_config(config)
+    weights = found.folder / WEIGHTS
     try:
-        model.load_weights(folder / "model.weights.h5")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: model.weights.h5 cannot be read ({error}).") from error
+        model: PatchModel = known.from_config(dict(found.config))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of layers that the file does not know
+            model.load_weights(weights)
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, UserWarning) as error:
+        raise InputError(f"{weights}: cannot be read as those of a {found.model} ({error}).") from error
+    model.view = create_view(model.view.get_config(), model.modalities)  # an earlier version saved its state
     return model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import shutil
@@ -21,12 +20,14 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
+from epizoo import presets
 from epizoo.maps.view import View, create_view
 from epizoo.models import training
 from epizoo.models.blocks import Stage
 from epizoo.models.search_space import Space, arguments
 from epizoo.registry import MODELS
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import PARTIAL, write_json
 
 Model = TypeVar("Model", bound="PatchModel")
 VIEW_STATE = "view_"  # before the names of a view's arrays, in a saved model
@@ -362,33 +363,46 @@ class PatchModel(keras.Model):
             **kwargs,
         )
 
-    def save_preset(self, folder: str | Path) -> Path:
-        """Write a small readable folder: ``config.json`` and ``model.weights.h5``, without optimiser states.
+    def save_preset(self, folder: str | Path, **about: Any) -> Path:
+        """Write a small readable folder: ``config.json``, ``model.weights.h5`` and ``card.md``.
+
+        It holds no optimiser's states and nothing that a view has learnt from controls: who takes the
+        preset adapts the view to controls of their own.
+
+        Args:
+            folder: new or empty.
+            **about: what else is known, fields of ``epizoo.presets.Preset``: ``voxel_size``, ``trained_on``,
+                ``subjects``, ``licence``, ...
 
         Returns:
             The folder.
 
         Raises:
-            InputError: the folder holds something already.
+            InputError: the folder holds something already; something that a preset does not say.
         """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: not empty; choose another folder for the preset.")
-        config = {
+        told = {
             "model": keras.saving.get_registered_name(type(self)),
             "config": self.get_config(),
+            "parameters": self.count_params(),
+            "fewest_controls": self.view.fewest_controls,
             "paper": self.paper,
             "epizoo": importlib.metadata.version("epizoo"),
         }
+        if wrong := sorted(set(about) - set(presets.Preset.__dataclass_fields__) | set(about) & set(told)):
+            raise InputError(f"{', '.join(wrong)}: not for the caller of save_preset to say.")
+        preset = presets.Preset(folder=folder, **told, **about)
         plain = type(self).from_config(self.get_config())  # not compiled: no optimiser states
         plain.set_weights(self.get_weights())
         plain.epochs, plain.steps = self.epochs, self.steps
-        plain.view.set_state(self.view.state())
-        partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
+        partial = folder.with_name(f"{PARTIAL}{os.getpid()}-{folder.name}")
         partial.mkdir(parents=True)
         try:
-            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            plain.save_weights(partial / "model.weights.h5")
+            write_json(partial / presets.CONFIG, preset.to_json())
+            (partial / presets.CARD).write_text(presets.card(preset))
+            plain.save_weights(partial / presets.WEIGHTS)
             if folder.exists():
                 folder.rmdir()
             os.replace(partial, folder)

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from epizoo.detection.clusters import find_clusters
 from epizoo.evaluation import RULES, AnnotatedRow, Interval, Metrics, SubjectRow
 from epizoo.evaluation.figures import StratumFigures
+from epizoo.evaluation.side_by_side import SideBySide, side_by_side
 from epizoo.finished_run import FinishedRun
 from epizoo.report import figures
 from epizoo.report.patient import SIGNS_COLUMN, TEXT_COLUMNS, Background, Page, source, subject_page
 from epizoo.report.tables import EDGES, ControlScores, histogram, millimetres, number, p_value, without_empty
 from epizoo.run_config import NO_MODEL, RunConfig
 from epizoo.run_metadata import Metadata
+from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_text
 from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 
@@ -38,6 +40,7 @@ def build_report(
     run: FinishedRun,
     read: Callable[[Sequence[str]], Iterable[Subject]],
     controls: Callable[[], Iterable[Subject]] | None = None,
+    beside: Sequence[FinishedRun] = (),
 ) -> Path:
     """Write ``report.html`` of a run, and ``sub-*/report.html`` with an interactive viewer for each subject.
 
@@ -50,13 +53,15 @@ def build_report(
         read: yields the test subjects of the given names.
         controls: yields training controls, of which the first 20 are read for the mean image beside the
             patches; without it that picture is left out.
+        beside: other evaluated runs of the same test subjects, whose figures the report opens with.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
-        InputError: a map or a table of clusters is missing.
+        InputError: a map or a table of clusters is missing; a run beside it has other test subjects.
     """
+    comparison = _comparison(run, beside)
     folder, metrics, config, metadata = run.folder, run.metrics, run.config, run.metadata
     rows = metrics.rows
     shown = [row.subject for row in rows if row.group == "patient"] or [row.subject for row in rows]
@@ -91,6 +96,7 @@ def build_report(
     shared = {
         "title": title,
         "subtitle": subtitle,
+        "comparison": comparison,
         "missing": _missing(metrics, config),
         **_summary(metrics),
         "summary_figures": cohort.figures(),
@@ -278,6 +284,28 @@ def _subtitle(metrics: Metrics, metadata: Metadata) -> str:
     if metadata.supervised:
         learnt = f"Supervised reference, an upper bound: learnt from {metadata.fitted_on}"
     return f"{learnt}; tested on {_listed(tested)} that no step had seen."
+
+
+def _comparison(run: FinishedRun, beside: Sequence[FinishedRun]) -> SideBySide | None:
+    """The main figures of runs of the same test subjects; None for a run alone."""
+    if not beside:
+        return None
+    tested = {row.subject for row in run.metrics.rows}
+    problems = [
+        f"{other.folder.path}: its test subjects are others than those of {run.folder.path}: their figures "
+        "cannot stand side by side."
+        for other in beside
+        if {row.subject for row in other.metrics.rows} != tested
+        or other.metadata.data_hash != run.metadata.data_hash
+    ]
+    if problems:
+        raise InputError(problems)
+    titles = [one.config.title for one in (run, *beside)]
+    names = [
+        title if titles.count(title) == 1 else f"{title} ({one.name})"
+        for title, one in zip(titles, (run, *beside), strict=True)
+    ]
+    return side_by_side({name: one.metrics for name, one in zip(names, (run, *beside), strict=True)})
 
 
 def _listed(words: Sequence[str]) -> str:
