@@ -227,6 +227,19 @@ class RunConfig:
         return scored_by if self.model == NO_MODEL else f"{self.model} + {scored_by}"
 
     @property
+    def origin(self) -> str:
+        """Where the weights of its model come from, in words; empty where there is no model."""
+        if self.model == NO_MODEL or self.method != NORMATIVE:
+            return ""
+        length = f"{self.epochs} epochs of {self.steps_per_epoch} batches of {self.batch_size}"
+        if self.preset is None:
+            return f"trained on the training controls, {length}"
+        name = Path(self.preset).name
+        if self.weights == FINE_TUNED:
+            return f"the preset {name}, trained further on the training controls, {length}"
+        return f"the preset {name}, adapted to the training controls; nothing was trained"
+
+    @property
     def has_encoder(self) -> bool:
         """Whether ``model.keras``, with an encoder, is a part of the run."""
         return self.method == NORMATIVE and self.model != NO_MODEL

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import tfds_epilepsy
-from epizoo.models.deviation import Deviation
 
 
 @pytest.mark.slow
@@ -21,8 +20,6 @@ def test_the_readmes_example_runs(cohort, tmp_path, monkeypatch):
         lambda data, data_dir=None, *rest, **options: load(data, tmp_path, *rest, **options),
     )
 
-    short = {**Deviation.run_defaults, "epochs": 1, "steps_per_epoch": 2}
-    monkeypatch.setattr(Deviation, "run_defaults", short)
     monkeypatch.chdir(tmp_path)
     assert '"phantom_2mm"' in example
     names: dict = {}

@@ -179,8 +179,9 @@ def _made_from(metadata: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]
     return [
         f"- Data: `{run['data']}`, hash {run['data_hash']}, split {run['split_hash']}, space {run['space']}.",
         "- Subjects: " + ", ".join(f"{count} {split}" for split, count in subjects.items()) + ".",
-        f"- Model `{run['model']}`, {run['epochs']} epochs of {run['steps_per_epoch']} batches of "
-        f"{run['batch_size']}, seed {run['seed']}.",
+        f"- Model `{run['model']}`: {run['origin']}; seed {run['seed']}."
+        if run["origin"]
+        else "- No model: the detector reads intensities.",
         f"- Detector `{run['detector']}`, fitted on {run['fitted_on']} controls.",
         "",
         f"Figures on the run's test subjects ({found.patients} patients, {found.controls} controls), "

@@ -21,6 +21,7 @@ def facts_of(run: FinishedRun) -> dict[str, Any]:
         "data": Path(run.config.data).name,  # where a folder lies is nobody else's concern
         **{key: config[key] for key in ("model", "detector", "seed", "model_config")},
         **{key: config[key] for key in ("epochs", "steps_per_epoch", "batch_size")},
+        "origin": run.config.origin,
         "data_hash": run.metadata.data_hash,
         "split_hash": run.metadata.split_hash,
         "space": run.space,

@@ -457,6 +457,7 @@ def _subject_cells(row: SubjectRow) -> list[str]:
 def _identity(config: RunConfig, metadata: Metadata) -> list[tuple[str, str]]:
     steps = ", ".join(f"{name} {step.seconds:.0f} s" for name, step in metadata.steps.items())
     return [
+        *([("weights of the model", config.origin)] if config.origin else []),
         ("made again by", f"epizoo.Run(epizoo.{config!r}, OUT_DIR)()"),
         *((name, str(value)) for name, value in config.to_json().items()),
         *(
