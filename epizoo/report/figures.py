@@ -451,7 +451,8 @@ def _webp(figure: Figure, dpi: int = 80) -> bytes:
         buffer,
         format="webp",
         dpi=dpi,
-        pil_kwargs={"quality": 60, "method": 4},  # 6 takes twice as long for the same size
+        # Method 6 takes twice as long for 5 % less: as much as 52 in place of 60 saves, which nobody sees.
+        pil_kwargs={"quality": 52, "method": 4},
         facecolor=figure.get_facecolor(),
     )
     return buffer.getvalue()
