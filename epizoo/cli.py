@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -98,6 +99,7 @@ def main() -> None:
 def start(app: typer.Typer) -> None:
     """Run a command line. Exits with 2 on bad input, without a traceback."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes, not the user's concern
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # nor its advice on how to trace functions
     # TensorFlow takes the kernels of oneDNN by itself on some processors only; on others they train up to 2.3
     # times faster too. Side by side they round differently each time: one after the other, they repeat.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
