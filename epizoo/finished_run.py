@@ -139,6 +139,8 @@ class FinishedRun:
     def describe(self) -> dict[str, str]:
         """Its settings, subjects, steps and files, a line each, for people."""
         lines = {name: str(value) for name, value in self.config.to_json().items()}
+        if self.config.origin:
+            lines["weights"] = self.config.origin
         if self.metadata.supervised:
             lines["supervised"] = f"fitted on {self.metadata.fitted_on}"
         lines["modalities"] = ", ".join(self.modalities)

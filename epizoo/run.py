@@ -271,6 +271,7 @@ class Run:
             modalities=list(self.builder.modalities),
             space=self.space,
             splits=splits,
+            weights=self.config.origin,
             **self.method.learnt_from(self),
         ).write(self.folder.metadata)
 

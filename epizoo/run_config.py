@@ -128,7 +128,7 @@ class RunConfig:
             vain = {"model": model, "model_config": model_config, **({} if fine_tune else training)}
             problems += _no_effect(vain, f"the preset {preset} is trained already")
             preset, model, stored, found = _read_preset(preset)
-            problems += found
+            problems += [f"{one}{_fitting_in_words(data, reading)}" for one in found]
             if detector is None:
                 options = {**stored.get("detector_config", {}), **(detector_config or {})}
                 chosen = {**stored, **_given(chosen), "detector_config": options}
@@ -373,3 +373,19 @@ def _read_preset(preset: str | Path) -> tuple[str, str, dict[str, Any], list[str
         return name, NO_MODEL, {}, [f"{preset}: no preset of a model that is known here ({found.model!r})."]
     names = {"detector": "detector", "config": "detector_config", "fwhm": "fwhm"}
     return name, known, {names[key]: value for key, value in stored.items() if key in names}, []
+
+
+def _fitting_in_words(data: str | Path, reading: Mapping[str, Any] | None) -> str:
+    """A sentence on the shipped presets that read the modalities of some data, where these can be told."""
+    from tfds_epilepsy import bids
+
+    folder = Path(data_name(data))
+    try:
+        subjects, _ = bids.template_subjects(folder, **(reading or {})) if folder.is_dir() else ([], [])
+    except InputError:
+        subjects = []
+    if not subjects:
+        return ""
+    modalities = tuple(subjects[0].images)
+    names = [preset.name for preset in presets.shipped() if preset.modalities == modalities]
+    return f" {folder.name} has {', '.join(modalities)}: {' or '.join(names) or 'none'} fits."

@@ -36,6 +36,7 @@ class Metadata:
         splits: the subjects of each split.
         steps: what each step took; those that are done.
         supervised: whether it learnt from annotated lesions, and is no competitor of methods that do not.
+        weights: where those of its model come from: a preset, adapted or trained further, or a training.
         fitted_on: what it learnt from, where that is not the training controls as they are.
     """
 
@@ -49,6 +50,7 @@ class Metadata:
     space: str
     splits: dict[str, list[str]]
     steps: dict[str, Step] = field(default_factory=dict)
+    weights: str = ""
     supervised: bool = False
     fitted_on: str = ""
 

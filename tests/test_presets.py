@@ -79,6 +79,11 @@ def test_an_unknown_name_lists_what_is_shipped():
     assert all(preset.name in str(error.value) for preset in SHIPPED)
 
 
+def test_an_unknown_name_is_answered_with_those_that_fit_the_data(cohort):
+    with pytest.raises(InputError, match=r"cohort0 has T1w, FLAIR: deviation_t1w_flair fits\.$"):
+        RunConfig.resolve(str(cohort), preset="deviation")
+
+
 def test_what_a_preset_cannot_say_is_refused(tmp_path):
     with pytest.raises(InputError, match="colour, parameters: not for the caller"):
         epizoo.create("siamese").save_preset(tmp_path / "p", parameters=3, colour="red")
@@ -139,6 +144,7 @@ def test_a_run_with_a_preset_adapts_it_and_trains_nothing(small, cohort, data_di
     assert "adapt" in metadata["steps"]
     assert "train" not in metadata["steps"]
     assert run.config.weights == "preset"
+    assert metadata["weights"] == "the preset small, adapted to the training controls; nothing was trained"
     again = Run(RunConfig.resolve(str(cohort), preset=small), tmp_path / "run", data_dir=data_dir)
     assert again.finished
 
