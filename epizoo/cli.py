@@ -199,7 +199,7 @@ _command_of_a_run(
 _command_of_a_run(
     lambda run: run.fit(),
     "train",
-    "Train an encoder and fit the detector on its codes: a run without its scores yet.",
+    "Adapt or train the encoder and fit the detector on its codes: a run without its scores yet.",
 )
 
 

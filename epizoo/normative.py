@@ -11,6 +11,7 @@ from epizoo.run_config import FINE_TUNED, NO_MODEL
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json
+from tfds_epilepsy.phantom import seed_of
 from tfds_epilepsy.volumes import Subject
 
 if TYPE_CHECKING:
@@ -153,10 +154,11 @@ def _check_preset(preset: Preset, run: Work) -> None:
     problems = preset.problems(*data, len(run.subjects("train")))
     if preset.problems(*data):
         problems[-1] += f": {advice(run.config.model, *data)}"
-    made = builder.builder_config.phantom
-    if made is not None and made.seed in preset.phantoms:
+    source = builder.builder_config
+    seed = source.phantom.seed if source.phantom else source.folder and seed_of(source.folder)
+    if seed in preset.phantoms:
         problems.append(
-            f"preset {preset.name} was trained on subjects of this very phantom (seed {made.seed}): test on "
+            f"preset {preset.name} was trained on subjects of this very phantom (seed {seed}): test on "
             "another one"
         )
     if problems:

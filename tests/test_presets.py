@@ -171,6 +171,23 @@ def test_subjects_that_a_preset_has_seen_are_not_tested(small, cohort, data_dir,
     assert not run.folder.metrics.exists()
 
 
+@pytest.mark.parametrize("maker", ["epizoo phantom", "another tool"])
+def test_a_phantom_that_a_preset_was_trained_on_is_not_tested(small, data_dir, tmp_path, maker):
+    stored = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**stored, "subjects": [], "phantoms": [1003]}))
+    data = write_cohort(tmp_path / "data", {**CONTROLS, **TEST})
+    made = {"GeneratedBy": [{"Name": maker, "Parameters": {"seed": 1003}}]}
+    description = {"Name": "x", "BIDSVersion": "1.10.0", "DatasetType": "derivative", **made}
+    (data / "dataset_description.json").write_text(json.dumps(description))
+    config = RunConfig.resolve(str(data), preset=small)
+    if maker == "another tool":
+        Run(config, tmp_path / "run", data_dir=data_dir)
+        return
+    with pytest.raises(InputError, match=r"trained on subjects of this very phantom \(seed 1003\)"):
+        Run(config, tmp_path / "run", data_dir=data_dir)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_preset_for_other_scans_is_refused_before_anything_is_written(small, data_dir, tmp_path):
     controls = {name: who for name, who in CONTROLS.items() if name in ("c0", "c1", "c2", "v0")}
     data = write_cohort(tmp_path / "data", {**controls, **TEST})

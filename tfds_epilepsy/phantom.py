@@ -24,7 +24,7 @@ from scipy import ndimage
 from scipy.stats import rankdata
 
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import write_json
+from tfds_epilepsy.files import read_json, write_json
 from tfds_epilepsy.lesions import (
     KINDS,
     Implant,
@@ -47,6 +47,7 @@ SIGNAL = {
 DETAIL = {"T1w": 1.0, "FLAIR": 0.7, "T2w": 0.7, "pet": 0.0}
 PET_FWHM = 5.0  # mm
 SNR = 40  # of white matter
+MADE_BY = "epizoo phantom"  # in the description of a cohort's folder
 WARP_GRID = 4  # mm between the nodes of a subject's warp
 
 
@@ -252,7 +253,7 @@ def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = T
     """
     splits = {label: split for split, labels in cohort(config).items() for label in labels}
     people, found = [], []
-    with open_dataset(out_dir, "epizoo phantom", asdict(config)) as out:
+    with open_dataset(out_dir, MADE_BY, asdict(config)) as out:
         for label, split in track(splits.items(), "phantom", disable=not progress):
             person = _person(config, label)
             group = "patient" if label.startswith("patient") else "control"
@@ -278,6 +279,15 @@ def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = T
                 found.append({"participant_id": f"sub-{label}", **row})
         write_tables(out, {"lesions.tsv": found, "participants.tsv": people})
     return out
+
+
+def seed_of(folder: str | Path) -> int | None:
+    """The seed of the cohort that ``write_bids`` wrote in a folder; None for any other data."""
+    try:
+        maker = read_json(Path(folder) / "dataset_description.json")["GeneratedBy"][0]
+        return int(maker["Parameters"]["seed"]) if maker["Name"] == MADE_BY else None
+    except (InputError, KeyError, IndexError, TypeError, ValueError):
+        return None
 
 
 def difficulty(config: PhantomConfig, fwhm_mm: Sequence[float] = (0, 4, 8)) -> dict[float, float]:
