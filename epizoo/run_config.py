@@ -224,7 +224,10 @@ class RunConfig:
     def title(self) -> str:
         """How tables and pages call it: ``siamese + ocsvm``, or ``zscore`` without a model."""
         scored_by = self.detector if self.method == NORMATIVE else self.method
-        return scored_by if self.model == NO_MODEL else f"{self.model} + {scored_by}"
+        if self.model == NO_MODEL:
+            return scored_by
+        how = "" if self.preset is None else f" ({FINE_TUNED if self.weights == FINE_TUNED else PRESET})"
+        return f"{self.model}{how} + {scored_by}"
 
     @property
     def origin(self) -> str:
