@@ -41,7 +41,6 @@ SHIPPED = {
     "deviation_t1w": ("T1w",),
     "deviation_t1w_flair": ("T1w", "FLAIR"),
     "deviation_t1w_pet": ("T1w", "pet"),
-    "deviation_t1w_flair_pet": ("T1w", "FLAIR", "pet"),
 }
 FIRST_SEED = 1000  # of the cohorts; no cohort that is chosen on or judges has these
 COHORTS = 12
@@ -109,7 +108,7 @@ def pretrain(name: str, out: Path, *, seed: int = 0, console: Console) -> Path:
     return model.save_preset(
         folder,
         voxel_size=float(VOXEL_SIZE),
-        trained_on=f"{sum(sizes)} controls of {len(sizes)} phantom cohorts of {min(sizes)} to {max(sizes)}",
+        trained_on=f"{sum(sizes)} controls of {len(sizes)} phantom cohorts, {min(sizes)} to {max(sizes)} each",
         phantoms=[config.seed for config in configs()],
         licence="MIT",
     )
