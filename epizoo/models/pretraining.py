@@ -105,10 +105,11 @@ def pretrain(name: str, out: Path, *, seed: int = 0, console: Console) -> Path:
         console=console,
     )
     sizes = [config.n_train for config in configs()]
+    each = f"{min(sizes)} to {max(sizes)} each"
     return model.save_preset(
         folder,
         voxel_size=float(VOXEL_SIZE),
-        trained_on=f"{sum(sizes)} controls of {len(sizes)} phantom cohorts, {min(sizes)} to {max(sizes)} each",
+        trained_on=f"{sum(sizes)} controls of {len(sizes)} phantom cohorts, {each}",
         phantoms=[config.seed for config in configs()],
         licence="MIT",
     )
