@@ -3,6 +3,7 @@ from . import detection as detection
 from . import evaluation as evaluation
 from . import export as export
 from . import models as models
+from . import presets as presets
 from . import report as report
 from .dense import DenseEncoder as DenseEncoder
 from .detection import FittedDetector as FittedDetector
