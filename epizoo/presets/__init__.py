@@ -36,6 +36,7 @@ class Preset:
         fewest_controls: that it adapts to.
         figures: what was measured, by the name of the data.
         licence: of the weights.
+        paper: of the model.
         epizoo: the version that saved it.
     """
 
@@ -67,7 +68,7 @@ class Preset:
         stored = read_json(folder / CONFIG)
         if not isinstance(stored, dict) or not {"model", "config"} <= set(stored):
             raise InputError(f"{folder}: not a preset; its {CONFIG} names no model and no config.")
-        if unknown := sorted(set(stored) - set(cls.__dataclass_fields__)):
+        if unknown := sorted(set(stored) - (set(cls.__dataclass_fields__) - {"folder"})):
             raise InputError(
                 f"{folder}: this epizoo knows no {', '.join(unknown)} of a preset; it was saved by version "
                 f"{stored.get('epizoo', '(unknown)')}: take that version, or save it anew."
@@ -180,7 +181,8 @@ def card(preset: Preset) -> str:
     ]
     if preset.parameters:
         lines.append(f"| weights | {preset.parameters:,} |")
-    lines.append(f"| adapts to | {preset.fewest_controls or 'any number of'} controls or more |")
+    if preset.fewest_controls:
+        lines.append(f"| adapts to | {preset.fewest_controls} controls or more |")
     people = f"{len(preset.subjects)} subjects, who stand in `{CONFIG}`" if preset.subjects else ""
     lines.append(f"| trained on | {preset.trained_on or people or 'not said'} |")
     if preset.phantoms:
@@ -194,9 +196,10 @@ def card(preset: Preset) -> str:
         f"    epizoo run DATA OUT --preset {preset.name}",
         "",
         f'    model = epizoo.from_preset("{preset.name}")',
-        "    model.view.adapt(controls)  # always: it holds no cohort's means and deviations",
-        "",
     ]
+    if preset.fewest_controls:
+        lines.append("    model.view.adapt(controls)  # always: it holds no cohort's means and deviations")
+    lines.append("")
     if preset.figures:
         lines += ["## Figures", "", "| data | " + " | ".join(_columns(preset.figures)) + " |"]
         lines.append("|---|" + "---|" * len(_columns(preset.figures)))
