@@ -80,7 +80,7 @@ def test_an_unknown_name_lists_what_is_shipped():
 
 
 def test_an_unknown_name_is_answered_with_those_that_fit_the_data(cohort):
-    with pytest.raises(InputError, match=r"cohort0 has T1w, FLAIR: deviation_t1w_flair fits\.$"):
+    with pytest.raises(InputError, match=r"cohort\d+ has T1w, FLAIR: deviation_t1w_flair fits\.$"):
         RunConfig.resolve(str(cohort), preset="deviation")
 
 

@@ -245,7 +245,11 @@ def round_trips_its_config(case: Case, folder: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
     model.set_weights([w + 0.5 for w in model.get_weights()])
     model.save_preset(folder / "preset")
-    assert sorted(p.name for p in (folder / "preset").iterdir()) == ["config.json", "model.weights.h5"]
+    assert sorted(p.name for p in (folder / "preset").iterdir()) == [
+        "card.md",
+        "config.json",
+        "model.weights.h5",
+    ]
     preset = epizoo.from_preset(folder / "preset")
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), preset.get_weights(), strict=True))
 
