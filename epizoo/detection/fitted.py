@@ -39,7 +39,7 @@ VERSION = 2
 # Of a voxel's scores, where all controls score the same: a thousandth of the brain's, and in any case:
 SMALLEST_SHARE, SMALLEST_SD = 1e-3, 1e-4
 NORMALISATIONS = ("unit", "zscore")  # that an exported pipeline can do; others are learnt from a cohort
-SLAB_BYTES = 2**30  # of codes; larger slabs do not make it faster
+SLAB_BYTES = 2**29  # of codes; larger slabs do not make it faster
 SPACING = 0.75  # of the smoothing's fwhm: how far apart the voxels may be at which a model is asked
 HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
 
@@ -87,8 +87,8 @@ def fit_detector(
         neighbours: fit each voxel on the controls' codes at its six neighbours too: seven times the samples
             and memory and, for the SVM, some fifty times the time.
         seed: of the folds, and of the voxels that a detector of the whole brain is shown.
-        slab_bytes: memory for the codes of a slab; by default at most 1 GiB, and with what the detector needs
-            beside them (``Detector.working``) at most half of what is free.
+        slab_bytes: memory for the codes of a slab; by default at most half a GiB, and with what the detector
+            needs beside them (``Detector.working``) at most half of what is free.
         overwrite: begin anew what is in the folder.
         console: where progress is shown.
 
