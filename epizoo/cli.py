@@ -512,24 +512,23 @@ def presets() -> None:
 
     from epizoo.presets import shipped
 
-    table = Table("preset", "modalities", "voxels", "weights", "adapts to", "trained on", "licence")
-    found = shipped()
+    table = Table("preset", "modalities", "voxels", "weights", "controls", "licence")
+    console, found = Console(), shipped()
     for preset in found:
         table.add_row(
             preset.name,
             ", ".join(preset.modalities or ()),
             f"{preset.voxel_size:g} mm",
             f"{preset.parameters:,}",
-            f"{preset.fewest_controls} controls or more",
-            preset.trained_on,
+            f"{preset.fewest_controls} or more",
             preset.licence,
         )
-    console = Console()
     console.print(table)
     for preset in found:
+        console.print(f"{preset.name}: trained on {preset.trained_on}", markup=False, soft_wrap=True)
         for data, figures in (preset.figures or {}).items():
             measured = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-            console.print(f"{preset.name} on {data}: {measured}", markup=False, soft_wrap=True)
+            console.print(f"    {data}: {measured}", markup=False, soft_wrap=True)
 
 
 @app.command()
