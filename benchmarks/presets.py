@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import joblib
 import numpy as np
 
 import epizoo
@@ -35,6 +34,7 @@ from tfds_epilepsy import phantom
 from tfds_epilepsy.files import read_json, write_json, write_text
 from tfds_epilepsy.patches import patch_dataset
 from tfds_epilepsy.phantom import PhantomConfig
+from tfds_epilepsy.tfds_epilepsy_dataset_builder import generate
 from tfds_epilepsy.volumes import Subject
 
 METHODS = ("preset", "tuned", "own")
@@ -89,9 +89,7 @@ def main() -> None:
 def subjects(config: PhantomConfig, group: str) -> list[Subject]:
     """The training controls of a cohort, or its test patients."""
     labels = phantom.cohort(config)["train" if group == "control" else "test"]
-    jobs = [joblib.delayed(phantom.subject)(config, label) for label in labels if label.startswith(group)]
-    made: list[Subject] = joblib.Parallel(n_jobs=-1)(jobs)
-    return made
+    return list(generate(config, [label for label in labels if label.startswith(group)]))
 
 
 def network(

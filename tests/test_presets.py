@@ -84,6 +84,17 @@ def test_an_unknown_name_is_answered_with_those_that_fit_the_data(cohort):
         RunConfig.resolve(str(cohort), preset="deviation")
 
 
+def test_a_preset_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no more")
+
+    model = epizoo.create("siamese", patch_shape=(5, 5))
+    monkeypatch.setattr(type(model), "save_weights", fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        model.save_preset(tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_preset_cannot_say_is_refused(tmp_path):
     with pytest.raises(InputError, match="colour, parameters: not for the caller"):
         epizoo.create("siamese").save_preset(tmp_path / "p", parameters=3, colour="red")

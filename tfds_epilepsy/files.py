@@ -101,9 +101,10 @@ def partial_of(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A partial file to write to, beside ``path``: it takes that name when the block ends well.
+    """A partial file or folder to write to, beside ``path``: it takes that name when the block ends well.
 
-    Folders above are made. When the block fails the partial file is removed, and what stood there stays.
+    Folders above are made. When the block fails the partial one is removed, and what stood there stays. A
+    folder takes the place of an empty one alone.
 
     Raises:
         InputError: it cannot be written: a full disk, no permission.
@@ -120,7 +121,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            remove(partial)
 
 
 def write_text(path: str | Path, text: str) -> Path:

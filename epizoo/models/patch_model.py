@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-import os
-import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +25,7 @@ from epizoo.models.blocks import Stage
 from epizoo.models.search_space import Space, arguments
 from epizoo.registry import MODELS
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import PARTIAL, write_json
+from tfds_epilepsy.files import replacing, write_json, write_text
 
 Model = TypeVar("Model", bound="PatchModel")
 VIEW_STATE = "view_"  # before the names of a view's arrays, in a saved model
@@ -397,17 +395,11 @@ class PatchModel(keras.Model):
         plain = type(self).from_config(self.get_config())  # not compiled: no optimiser states
         plain.set_weights(self.get_weights())
         plain.epochs, plain.steps = self.epochs, self.steps
-        partial = folder.with_name(f"{PARTIAL}{os.getpid()}-{folder.name}")
-        partial.mkdir(parents=True)
-        try:
+        with replacing(folder) as partial:
+            partial.mkdir()
             write_json(partial / presets.CONFIG, preset.to_json())
-            (partial / presets.CARD).write_text(presets.card(preset))
+            write_text(partial / presets.CARD, presets.card(preset))
             plain.save_weights(partial / presets.WEIGHTS)
-            if folder.exists():
-                folder.rmdir()
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return folder
 
     def export(

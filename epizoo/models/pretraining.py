@@ -33,7 +33,8 @@ from epizoo.models.callbacks import train
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
 from tfds_epilepsy.patches import patch_dataset
-from tfds_epilepsy.phantom import Conditions, PhantomConfig, cohort, subject
+from tfds_epilepsy.phantom import Conditions, PhantomConfig, cohort
+from tfds_epilepsy.tfds_epilepsy_dataset_builder import generate
 from tfds_epilepsy.volumes import Subject, load_template
 
 MODALITIES = ("T1w", "FLAIR", "pet")  # that the cohorts of the family have
@@ -198,15 +199,10 @@ def family(folder: Path, modalities: Sequence[str], console: Console) -> Iterato
 
 def write_maps(config: PhantomConfig, path: Path) -> None:
     """The deviation maps of a cohort's first controls, each held against all others of the cohort."""
-    import joblib
-
-    labels = cohort(config)["train"]
-    jobs = (joblib.delayed(subject)(config, label) for label in labels)
-    made = joblib.Parallel(n_jobs=-1, return_as="generator", pre_dispatch="2*n_jobs")(jobs)
     shown: list[Subject] = []
 
     def controls() -> Iterator[Subject]:
-        for control in made:
+        for control in generate(config, cohort(config)["train"]):
             if len(shown) < SHOWN:
                 shown.append(control)
             yield control
