@@ -1,9 +1,9 @@
-# make demo | make test | make lint | make bench: each starts from nothing but Python 3.11 and make.
+# make demo | make test | make lint | make docs | make bench: each starts from nothing but Python 3.11 and make.
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/epizoo demo --output demo
@@ -17,6 +17,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
+
 bench: export TF_ENABLE_ONEDNN_OPTS = 1
 bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks.patches
@@ -29,7 +32,7 @@ bench: .venv-bench/.installed
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[preprocessing,beam,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[preprocessing,beam,test,docs]"
 	touch $@
 
 # The peers of the benchmarks (PyTorch among them) stay out of the working environment.

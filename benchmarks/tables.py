@@ -56,6 +56,7 @@ def pages(docs: Path = DOCS) -> Iterator[tuple[Path, str, str]]:
     Raises:
         InputError: as :func:`table`.
     """
+
     def written(place: re.Match[str]) -> str:
         before, name, columns, _, after = place.groups()
         return before + table(name, columns.split(" | ") if columns else (), docs) + after

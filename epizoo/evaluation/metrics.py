@@ -30,7 +30,7 @@ class VoxelMetrics:
         prevalence: share of the brain's voxels that are lesion.
         aupro: area under the per-region overlap up to a false-positive rate of .3, divided by .3: as
             auroc30, but every connected part of the lesion weighs the same, whatever its size.
-        dice: overlap 2|A & B| / (|A| + |B|) of the lesion with the voxels at or above ``threshold``; NaN
+        dice: overlap ``2 |A & B| / (|A| + |B|)`` of the lesion with the voxels at or above ``threshold``; NaN
             without one.
         best_dice: the highest Dice over all thresholds, an upper bound that looks at the lesion.
     """

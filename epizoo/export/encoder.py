@@ -45,8 +45,8 @@ def export_encoder(
 
     Its signatures, by named tensors, sizes of batches and volumes free:
 
-    - ``encode`` (also ``serving_default``): ``patch`` (n, *patch_shape, m) in [0, 1], cut from a normalised
-      volume, to ``latent`` (n, d).
+    - ``encode`` (also ``serving_default``): ``patch`` ``(n, *patch_shape, m)`` in [0, 1], cut from a
+      normalised volume, to ``latent`` (n, d).
     - ``encode_raw``: ``patch`` in raw intensities with ``low`` and ``high`` (n or 1, m), the intensities that
       become 0 and 1 (``normalise`` finds them), to ``latent``. A patch alone cannot tell them: they are
       percentiles of the whole brain. Outside the brain a patch holds ``low``.

@@ -62,7 +62,7 @@ class PatchModel(keras.Model):
     (``RunConfig``: the detector, the length of the training, ...) where none are given. ``search_space``:
     what a search of its architecture tries (``epizoo.models.search_space``).
 
-    **A model with several optimisers** (a GAN) declares
+    **A model with several optimisers** (a GAN) declares::
 
         trains: ClassVar = {
             "d_optimizer": ("discriminator",),
@@ -73,7 +73,7 @@ class PatchModel(keras.Model):
     builds ``discriminator``, ``live_generator`` and ``live_encoder`` (``encoder`` and ``decoder`` are then
     made when ``building`` ends: copies of the same architecture that follow the live ones, and what
     encodes, reconstructs, exports), returns its optimisers from ``default_optimizers`` and overrides
-    ``train_step``:
+    ``train_step``::
 
         def train_step(self, data):
             batch = self.check_batch(data)
@@ -336,7 +336,7 @@ class PatchModel(keras.Model):
             x: a ``tf.data.Dataset``, a ``PyDataset`` or a generator of dicts of batches, or a dict of arrays.
             y, sample_weight, class_weight: not for models that learn from patches alone.
             callbacks: of Keras, too: ``model.monitor`` needs no ``mode``.
-            batch_size, epochs, verbose, **kwargs: as in Keras.
+            batch_size, epochs, verbose, kwargs: as in Keras.
 
         Raises:
             InputError: elements that this model cannot train on; labels or weights; nothing to train.
