@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -258,6 +259,55 @@ def report(
 
     others = [open_run(one, needs=[METRICS], data_dir=data_dir) for one in beside or ()]
     typer.echo(Run.open(run_dir, data_dir=data_dir).report(beside=others))
+
+
+@app.command("import")
+def import_(
+    dicom_dir: Annotated[Path, typer.Argument(help="DICOM files of one patient, at any depth.")],
+    bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS data set that gets the subject.")],
+    participant_label: Annotated[
+        str | None, typer.Option(help="Of the subject, in place of a pseudonym made with the key.")
+    ] = None,
+    session: Annotated[str | None, typer.Option(help="Label, for scans of another day.")] = None,
+    group: Annotated[str, typer.Option(help="patient or control.")] = "patient",
+    take: Annotated[
+        list[str] | None, typer.Option(help="What a series is: 3=FLAIR, 4=none; several times for several.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="File of the pseudonyms' secret key; one of this account if left out.")
+    ] = None,
+    look: Annotated[bool, typer.Option("--look", help="Show what would be taken, write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the subject's scans.")] = False,
+) -> None:
+    """A scanner's files to BIDS under a pseudonym: shows which series is the T1w, the FLAIR, the PET."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tfds_epilepsy.dicom import import_dicom
+
+    imported = import_dicom(
+        dicom_dir,
+        bids_dir,
+        participant_label=participant_label,
+        session=session,
+        group=group,
+        overrides=_series(take),
+        key=key,
+        look=look,
+        overwrite=overwrite,
+    )
+    rows = [{name: str(value) for name, value in choice.row().items()} for choice in imported.choices]
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(escape, row.values()), style="bold" if row["taken as"] != "none" else "dim")
+    Console().print(table)
+    if imported.others:
+        typer.echo(f"{imported.others} files are no DICOM images.")
+    if look:
+        typer.echo("Nothing was written. --take NUMBER=T1w (FLAIR, pet, none) says what a series is.")
+    for path in imported.files:
+        typer.echo(path)
 
 
 @app.command()
@@ -557,6 +607,13 @@ def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:
             raise InputError(f"--filter {word!r}: write modality:entity-value, such as FLAIR:acq-T2sel.")
         filters.setdefault(modality, {})[key] = value
     return filters
+
+
+def _series(words: list[str] | None) -> dict[int, str]:
+    """``3=FLAIR`` -> ``{3: "FLAIR"}``."""
+    if wrong := [word for word in words or () if not re.fullmatch(r"[0-9]+=\w+", word)]:
+        raise InputError(f"--take {', '.join(map(repr, wrong))}: write a series' number and a kind: 3=FLAIR.")
+    return {int(number): kind for number, kind in (word.split("=") for word in words or ())}
 
 
 def _given(**options: Any) -> dict[str, Any]:

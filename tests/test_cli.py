@@ -15,7 +15,7 @@ from tuning import search
 
 COMMANDS = (
     *("demo", "preprocess", "run", "train", "score", "evaluate"),
-    *("report", "export", "benchmark", "models", "info", "check"),
+    *("report", "export", "benchmark", "models", "info", "check", "import"),
 )
 
 
