@@ -21,6 +21,7 @@ from epizoo.run_metadata import Metadata
 from epizoo.supervised import PATIENTS, supervised_config
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
+from tfds_epilepsy.progress import stderr
 
 BASELINES = [name for name in DETECTORS if DETECTORS.get(name).views]
 ON_CODES = [name for name in DETECTORS if DETECTORS.get(name).reads_model]
@@ -71,7 +72,7 @@ def benchmark(
     Raises:
         InputError: unknown names, before any work; as ``Run`` and ``make_folds``.
     """
-    folder, console = Path(folder), console or Console(stderr=True)
+    folder, console = Path(folder), console or stderr
     if not seeds and (models or detectors):
         raise InputError("0 seeds run baselines alone: name no model and no detector, or at least 1 seed.")
     models = list(MODELS) if models is None else models
@@ -95,7 +96,7 @@ def benchmark(
         parts = []
         for place, cohort in cohorts.items():
             title = planned.name if folds is None else f"{planned.name}, {place.name}"
-            console.rule(f"[bold blue]{title} ({number} of {len(plan)})")
+            console.print(f"{title} ({number} of {len(plan)})", style="bold blue", markup=False)
             config = replace(planned.config, data=data_name(cohort))
             run = Run(config, place / planned.name, data_dir=data_dir, console=console)
             _share_encoder(run, place, models, detectors)

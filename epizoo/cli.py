@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
-import logging
+import importlib.metadata
 import os
 import re
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from epizoo.screen import command, end, is_verbose, silence_tensorflow
 from tfds_epilepsy.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ app = typer.Typer(
     name="epizoo",
     help="Encoders of normal brain tissue, and a detector of lesions on their codes. Research only.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -99,8 +101,7 @@ def main() -> None:
 
 def start(app: typer.Typer) -> None:
     """Run a command line. Exits with 2 on bad input, without a traceback."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes, not the user's concern
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # nor its advice on how to trace functions
+    silence_tensorflow()
     # TensorFlow takes the kernels of oneDNN by itself on some processors only; on others they train up to 2.3
     # times faster too. Side by side they round differently each time: one after the other, they repeat.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -108,12 +109,32 @@ def start(app: typer.Typer) -> None:
     try:
         app()
     except InputError as error:
+        if is_verbose():
+            traceback.print_exc()
         _refuse(error.problems)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         _refuse([f"{where}cannot be written to ({error.strerror})."])
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"epizoo {importlib.metadata.version('epizoo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_say_version, help="Say which epizoo this is, and end."
+        ),
+    ] = False,
+) -> None:
+    """What stands before any command."""
 
 
 def reading_of(space: str | None, group_column: str | None, group: list[str] | None) -> dict[str, Any]:
@@ -136,7 +157,7 @@ def _refuse(problems: Sequence[str]) -> NoReturn:
     sys.exit(2)
 
 
-@app.command()
+@command(app)
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the demo.", callback=_at_home)] = Path("demo"),
     data_dir: DataDir = None,
@@ -146,12 +167,21 @@ def demo(
     from epizoo import demo
 
     demo.run(output, data_dir=data_dir, overwrite=overwrite)
+    end(
+        None,
+        "open the report in a browser; then, with your own scans in BIDS, controls and patients:",
+        _typed("check", "BIDS"),
+        _typed("preprocess", "BIDS", "DERIVATIVE"),
+        _typed("run", "DERIVATIVE", "RUN"),
+    )
 
 
-def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None:
-    """Add a command that makes a run, or goes on with it, and does a part of its work."""
+def _command_of_a_run(
+    work: Callable[[Run], Any], ending: Callable[[Path], None], name: str, about: str
+) -> None:
+    """Add a command that makes a run, or goes on with it, does a part of its work, and says what it made."""
 
-    def command(
+    def of_a_run(
         data: Data,
         out_dir: RunDir,
         model: Model = None,
@@ -188,23 +218,44 @@ def _command_of_a_run(work: Callable[[Run], Any], name: str, about: str) -> None
             reading=reading_of(space, group_column, group),
         )
         work(Run(config, out_dir, data_dir=data_dir, overwrite=overwrite))
+        ending(out_dir)
 
-    app.command(name, help=about)(command)
+    command(app, name, about)(of_a_run)
+
+
+def _end_of_run(folder: Path) -> None:
+    end(
+        folder / "report.html",
+        "open it in a browser: the figures, and a page for each patient",
+        _typed("info", folder) + "  the figures here",
+        _typed("score", folder, "OTHER_DERIVATIVE", "MAPS") + "  further patients",
+        _typed("export", folder, "EXPORT") + "  for those who have TensorFlow alone",
+    )
+
+
+def _end_of_training(folder: Path) -> None:
+    end(
+        folder,
+        _typed("score", folder) + "  the maps of its own test subjects",
+        _typed("score", folder, "OTHER_DERIVATIVE", "MAPS") + "  those of further patients",
+    )
 
 
 _command_of_a_run(
     lambda run: run(),
+    _end_of_run,
     "run",
     "Adapt or train, fit, score, evaluate and report. A killed run goes on with the same command.",
 )
 _command_of_a_run(
     lambda run: run.fit(),
+    _end_of_training,
     "train",
     "Adapt or train the encoder and fit the detector on its codes: a run without its scores yet.",
 )
 
 
-@app.command()
+@command(app)
 def score(
     run_dir: RunDir,
     data: Annotated[
@@ -230,21 +281,33 @@ def score(
         raise InputError(f"{', '.join(reading)}: without effect without DATA and OUT_DIR.")
     if data is None:
         Run.open(run_dir, data_dir=data_dir).score()
+        end(run_dir, _typed("evaluate", run_dir) + "  holds the maps against the lesion masks")
     elif out_dir is None:
         raise InputError("DATA was given without OUT_DIR: say where its score maps go.")
     else:
         score_cohort(run_dir, data, out_dir, native=native, reading=reading, data_dir=data_dir)
+        end(
+            out_dir,
+            "sub-*/anat/*_desc-clusters.tsv rank what was found, *_statmap.nii.gz open over the images of "
+            f"{data} in any viewer",
+        )
 
 
-@app.command()
+@command(app)
 def evaluate(run_dir: RunDir, data_dir: DataDir = None) -> None:
     """Hold the maps of a scored run against the lesion masks; write metrics.json."""
     from epizoo.run import Run
 
-    Run.open(run_dir, data_dir=data_dir).evaluate()
+    run = Run.open(run_dir, data_dir=data_dir)
+    run.evaluate()
+    end(
+        run.folder.metrics,
+        _typed("report", run_dir) + "  draws them",
+        _typed("info", run_dir) + "  lists them",
+    )
 
 
-@app.command()
+@command(app)
 def report(
     run_dir: RunDir,
     beside: Annotated[
@@ -258,10 +321,13 @@ def report(
     from epizoo.run import Run
 
     others = [open_run(one, needs=[METRICS], data_dir=data_dir) for one in beside or ()]
-    typer.echo(Run.open(run_dir, data_dir=data_dir).report(beside=others))
+    end(
+        Run.open(run_dir, data_dir=data_dir).report(beside=others),
+        "open it in a browser: the figures, and a page for each patient",
+    )
 
 
-@app.command("import")
+@command(app, "import")
 def import_(
     dicom_dir: Annotated[Path, typer.Argument(help="DICOM files of one patient, at any depth.")],
     bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS data set that gets the subject.")],
@@ -306,11 +372,17 @@ def import_(
         typer.echo(f"{imported.others} files are no DICOM images.")
     if look:
         typer.echo("Nothing was written. --take NUMBER=T1w (FLAIR, pet, none) says what a series is.")
+        return
     for path in imported.files:
         typer.echo(path)
+    end(
+        bids_dir,
+        _typed("check", bids_dir) + "  lists its subjects",
+        _typed("preprocess", bids_dir, "DERIVATIVE") + "  brings them to template space",
+    )
 
 
-@app.command()
+@command(app)
 def preprocess(
     bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS data set.")],
     out_dir: Annotated[Path, typer.Argument(help="Where the template-space derivative goes.")],
@@ -352,9 +424,14 @@ def preprocess(
         seed=seed,
         overwrite=overwrite,
     )
+    end(
+        out_dir,
+        f"look at every registration: {out_dir / 'quality.html'}",
+        _typed("run", out_dir, "RUN") + "  learns the controls, and scores the others",
+    )
 
 
-@app.command()
+@command(app)
 def phantom(
     out_dir: Annotated[Path, typer.Argument(help="Where the cohort goes, as a template-space derivative.")],
     voxel_size: Annotated[int, typer.Option(help="1 or 2 mm.")] = 2,
@@ -377,9 +454,14 @@ def phantom(
         second_site=second_site,
     )
     write_bids(config, out_dir)
+    end(
+        out_dir,
+        _typed("check", out_dir) + "  lists its subjects",
+        _typed("run", out_dir, "RUN") + "  finds its lesions",
+    )
 
 
-@app.command()
+@command(app)
 def implant(
     derivative: Annotated[Path, typer.Argument(help="A template-space derivative.")],
     out_dir: Annotated[Path, typer.Argument(help="Where the derivative with lesions goes.")],
@@ -405,9 +487,10 @@ def implant(
         modalities=modality,
         **reading_of(space, group_column, group),
     )
+    end(out_dir, _typed("run", out_dir, "RUN") + "  says how many of the lesions are found")
 
 
-@app.command()
+@command(app)
 def check(
     bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS scans, or a template-space derivative.")],
     modality: Modality = None,
@@ -426,8 +509,9 @@ def check(
     from rich.table import Table
 
     from tfds_epilepsy import bids
+    from tfds_epilepsy.progress import stderr
 
-    with Console(stderr=True).status(escape(f"reading every voxel of {bids_dir}")):
+    with stderr.status(escape(f"reading every voxel of {bids_dir}")):
         found = bids.check(
             bids_dir,
             modalities=modality,
@@ -444,12 +528,16 @@ def check(
     Console().print(table)
     for note in found.notes:
         typer.echo(note)
-    typer.echo(found.summary)
     if found.problems:
+        typer.echo(found.summary)
         raise InputError(found.problems)
+    if found.kind == "raw":
+        end(found.summary, _typed("preprocess", bids_dir, "DERIVATIVE") + "  brings them to template space")
+    else:
+        end(found.summary, _typed("run", bids_dir, "RUN") + "  learns the controls, and scores the others")
 
 
-@app.command()
+@command(app)
 def export(
     run_dir: RunDir,
     out_dir: Annotated[Path, typer.Argument(help="Where the export goes.")],
@@ -464,12 +552,12 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that exists.")] = False,
 ) -> None:
     """A finished run for other teams: needs nothing but TensorFlow, or an ONNX or TFLite runtime."""
-    from rich.console import Console
     from rich.markup import escape
 
     from epizoo.export import export_run
+    from tfds_epilepsy.progress import stderr
 
-    with Console(stderr=True).status(escape(f"exporting the {what} of {run_dir}")):
+    with stderr.status(escape(f"exporting the {what} of {run_dir}")):
         folder = export_run(
             run_dir,
             out_dir,
@@ -479,10 +567,10 @@ def export(
             normalisation=normalisation,
             overwrite=overwrite,
         )
-    typer.echo(f"{folder}: written and verified; read {folder / 'model_card.md'}.")
+    end(folder, f"it gives what the run gives; {folder / 'model_card.md'} says how to use it")
 
 
-@app.command()
+@command(app)
 def benchmark(
     data: Data,
     out_dir: Annotated[Path, typer.Argument(help="A run folder for each method is made in it.")],
@@ -531,9 +619,14 @@ def benchmark(
         reading=reading_of(space, group_column, group),
         data_dir=data_dir,
     )
+    end(
+        out_dir / "leaderboard.html",
+        "open it in a browser; a run in it gets a report of its own by",
+        _typed("report", out_dir / "RUN"),
+    )
 
 
-@app.command()
+@command(app)
 def models() -> None:
     """The zoo: parameters, receptive field, FLOPs per voxel, paper."""
     from rich import box
@@ -552,9 +645,10 @@ def models() -> None:
     console = Console()
     console.print(figures)
     console.print(papers)
+    end(None, _typed("run", "DATA", "RUN", "--model", "NAME") + "  trains one")
 
 
-@app.command()
+@command(app)
 def presets() -> None:
     """Trained weights that epizoo ships, for 'epizoo run --preset': what each is for, and its figures."""
     from rich.console import Console
@@ -579,9 +673,10 @@ def presets() -> None:
         for data, figures in (preset.figures or {}).items():
             measured = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
             console.print(f"    {data}: {measured}", markup=False, soft_wrap=True)
+    end(None, _typed("run", "DATA", "RUN", "--preset", "NAME") + "  uses one")
 
 
-@app.command()
+@command(app)
 def info(run_dir: RunDir) -> None:
     """What a run is, what it used, and what it found."""
     from rich.console import Console
@@ -595,6 +690,9 @@ def info(run_dir: RunDir) -> None:
         console.print(f"{name:20} {value}", highlight=False, markup=False)
     if run.has_metrics:
         console.print(as_table({run.name: run.metrics}))
+        end(None, _typed("report", run_dir) + "  draws them")
+    else:
+        end(None, _typed("score", run_dir) + " and " + _typed("evaluate", run_dir) + "  complete it")
 
 
 def _filters(words: list[str] | None) -> dict[str, dict[str, str]]:
@@ -614,6 +712,11 @@ def _series(words: list[str] | None) -> dict[int, str]:
     if wrong := [word for word in words or () if not re.fullmatch(r"[0-9]+=\w+", word)]:
         raise InputError(f"--take {', '.join(map(repr, wrong))}: write a series' number and a kind: 3=FLAIR.")
     return {int(number): kind for number, kind in (word.split("=") for word in words or ())}
+
+
+def _typed(*words: object) -> str:
+    """A command of ``epizoo``, as it is typed in a shell."""
+    return shlex.join(["epizoo", *map(str, words)])
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from epizoo.evaluation.side_by_side import as_table
 from epizoo.finished_run import METRICS, open_run
 from epizoo.run import Run
 from epizoo.run_config import RunConfig
+from tfds_epilepsy.progress import stderr
 
 DEFAULT = "deviation"
 # The siamese learns in 300 steps what it shows of lesions: 5000 find no more of them (docs/results.md).
@@ -18,11 +19,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "siamese": {"model": "siamese", "epochs": 3, "steps_per_epoch": 100},
     "z-score": {"detector": "zscore"},
 }
-NEXT = """\
-With your own scans, in BIDS, controls and patients:
-    epizoo check BIDS
-    epizoo preprocess BIDS DERIVATIVE
-    epizoo run DERIVATIVE RUN"""
 
 
 def run(
@@ -38,15 +34,15 @@ def run(
         folder: gets a run's folder for each method.
         data_dir: where prepared data sets live; TFDS's default if None.
         overwrite: start finished runs anew.
-        console: where progress and figures are shown.
+        console: where the figures are shown; standard output if None.
     """
     console = console or Console()
-    runs = {}
+    runs: dict[str, Run] = {}
     for name, method in {DEFAULT: {}, **OTHERS}.items():
-        console.rule(f"[bold blue]{name}")
+        stderr.print(f"{name} ({len(runs) + 1} of {1 + len(OTHERS)})", style="bold blue")
         config = RunConfig.resolve("phantom_2mm", **method)
         place = Path(folder) / name
-        runs[name] = Run(config, place, data_dir=data_dir, overwrite=overwrite, console=console)
+        runs[name] = Run(config, place, data_dir=data_dir, overwrite=overwrite)
         if not runs[name].folder.metrics.is_file():
             runs[name].evaluate()
     done = {name: open_run(one.folder.path, needs=[METRICS], data_dir=data_dir) for name, one in runs.items()}
@@ -56,4 +52,3 @@ def run(
     console.print(f"report:      {report}", markup=False, soft_wrap=True)
     page = report.parent / f"sub-{best.subject}" / report.name
     console.print(f"one patient: {page}", markup=False, soft_wrap=True)
-    console.print(NEXT, markup=False)

@@ -79,10 +79,10 @@ class Work(Protocol):
         """Labels of the subjects of a split."""
 
     def step(self, name: str) -> AbstractContextManager[None]:
-        """Announce a step; record its time and memory when it is done."""
+        """A step; its time and memory are recorded and said when it is done."""
 
     def progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
-        """The items, with a progress bar."""
+        """The items, with a bar while they last and a line in the end."""
 
 
 class Method(Protocol):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from epizoo.finished_run import DETECTOR, open_run
 from epizoo.method import Scorer
@@ -31,6 +30,7 @@ from tfds_epilepsy.files import (
     write_json,
     write_text,
 )
+from tfds_epilepsy.progress import track
 from tfds_epilepsy.volumes import Subject, write_nifti
 
 MAPS = "epizoo score maps"  # begins the name of a folder of them
@@ -75,7 +75,6 @@ def score_cohort(
     if native:
         _check_native(data, [subject for subjects in of_splits.values() for subject in subjects])
     source = Source(run.space, builder.fingerprint, Path(data) if native else None)
-    console = console or Console(stderr=True)
     with closing(hold(out.path)):
         describe(out.path, f"{MAPS} {out.path.absolute().name}", str(data))
         for split, subjects in of_splits.items():

@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
 from epizoo.finished_run import METRICS, FinishedRun, open_run
 from epizoo.method import Scorer, method_of
@@ -27,6 +26,7 @@ from epizoo.run_folder import RunFolder
 from epizoo.run_metadata import SPLITS, Metadata, Step
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import LOCK, check_writable, hold, write_json
+from tfds_epilepsy.progress import duration, stderr, track
 from tfds_epilepsy.volumes import Subject, read_nifti
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Run:
         self.config = config if isinstance(config, RunConfig) else RunConfig.resolve(config)
         self.method = method_of(self.config.method)
         self.folder = RunFolder(Path(folder))
-        self.console = console or Console(stderr=True)
+        self.console = console or stderr
         self._check_folder(overwrite)
         import tfds_epilepsy
 
@@ -195,7 +195,7 @@ class Run:
         from epizoo.report import build_report
 
         done = open_run(self.folder.path, needs=[METRICS])
-        with self.step("report"):
+        with self.step("report"), self.console.status("report"):
             return build_report(
                 done,
                 lambda wanted: self.read("test", wanted),
@@ -231,7 +231,7 @@ class Run:
         )
 
     def progress(self, items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
-        return iter(track(items, description, total=total, console=self.console))
+        return track(items, description, total, console=self.console)
 
     def _check_folder(self, overwrite: bool) -> None:
         path = self.folder.path
@@ -277,8 +277,7 @@ class Run:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Announce a step; record its wall time and the process's peak memory in it when it is done."""
-        self.console.rule(f"[bold]{name}", align="left")
+        """A step; its wall time and the process's peak memory in it are recorded and said when it is done."""
         forget_peak()
         started = time.perf_counter()
         yield
@@ -288,7 +287,7 @@ class Run:
         before = metadata.steps[name].seconds if name == "score" and name in metadata.steps else 0.0
         step = Step(seconds=round(before + seconds, 1), peak_gib=round(peak, 2))
         metadata.with_step(name, step).write(self.folder.metadata)
-        self.console.print(f"{name}: {seconds:.0f} s, peak memory {peak:.1f} GiB")
+        self.console.print(f"{name}: {duration(seconds)}, peak memory {peak:.1f} GiB")
 
 
 def forget_peak() -> None:

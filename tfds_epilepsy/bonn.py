@@ -18,6 +18,7 @@ from typing import NamedTuple
 from tfds_epilepsy import bids, openneuro
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.openneuro import RemoteFile
+from tfds_epilepsy.progress import stderr
 
 DATASET = "ds004199"
 # The protocol of all controls. Of patients, about half have both.
@@ -64,11 +65,8 @@ def prepare(folder: str | Path, config: BonnConfig) -> tuple[Path, list[str]]:
     Raises:
         InputError: ANTs is not installed; no connection; damaged files; subjects that failed.
     """
-    from rich.console import Console
-
     from tfds_epilepsy import preprocessing, registration
 
-    console = Console(stderr=True)
     registration.import_ants()  # missing: said before gigabytes are fetched
     raw = Path(folder) / DATASET
     chosen: dict[str, Scans] = {}
@@ -77,7 +75,7 @@ def prepare(folder: str | Path, config: BonnConfig) -> tuple[Path, list[str]]:
         complete = scans_of(listing)
         for subject in sorted({file.path.split("/")[0] for file in listing if file.path.startswith("sub-")}):
             if subject.removeprefix("sub-") not in complete:
-                console.print(f"{subject}: no T1w or no FLAIR in {DATASET}; it is left out.")
+                stderr.print(f"{subject}: no T1w or no FLAIR in {DATASET}; it is left out.")
         chosen.update((s, scans) for s, scans in complete.items() if scans.matched or not config.matched)
         names = {file.path for scans in chosen.values() for file in scans if file}
         names |= {re.sub(r"\.nii\.gz$", ".json", name) for name in names}

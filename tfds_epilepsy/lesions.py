@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich.progress import track
 from scipy import ndimage
 
 from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError, words
 from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_table
+from tfds_epilepsy.progress import track
 from tfds_epilepsy.tissue import Tissue, estimate_tissue
 from tfds_epilepsy.volumes import Subject, read_nifti, voxel_to_world, write_nifti
 
@@ -363,7 +363,7 @@ def implant_in_dataset(
     }
     rows, found, failures = [], [], []
     with open_dataset(out_dir, "epizoo implant", settings) as out:
-        for one in track(everyone, "implant", disable=not progress):
+        for one in track(everyone, "implant") if progress else everyone:
             label = one.subject
             copies = {path: out / path.relative_to(folder) for path in one.files}
             try:

@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
+from tfds_epilepsy.progress import count, stderr
 
 # The bucket's name holds a dot, so it stands in the path: no certificate covers it as a host's name.
 SERVER = "https://s3.amazonaws.com/openneuro.org"
@@ -134,14 +135,10 @@ def _trouble(file: RemoteFile, path: Path) -> str:
 
 
 def _download(dataset: str, files: Sequence[RemoteFile], folder: Path, server: str) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
     for file in files:
         if (folder / file.path).exists():
             trouble = _trouble(file, folder / file.path)
-            console.print(
+            stderr.print(
                 f"{folder / file.path}: {trouble}; it is fetched again.", markup=False, soft_wrap=True
             )
     have = {file: _partial(folder / file.path) for file in files}
@@ -152,14 +149,14 @@ def _download(dataset: str, files: Sequence[RemoteFile], folder: Path, server: s
         raise InputError(
             f"{folder}: {free / 1e9:.1f} GB are free, {dataset} needs {(total - done) / 1e9:.1f} GB more."
         )
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     stop = threading.Event()
-    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(CONNECTIONS) as pool:
-        task = progress.add_task(f"{dataset}: {len(files)} files", total=total, completed=done)
+    name = f"{dataset}, {len(files)} files"
+    with count(name, total, amount=_megabytes) as advance, ThreadPoolExecutor(CONNECTIONS) as pool:
+        advance(done)
 
         def one(file: RemoteFile) -> str:
             url = f"{server}/{dataset}/{urllib.parse.quote(file.path)}"
-            return _fetch_one(file, url, folder / file.path, lambda n: progress.advance(task, n), stop)
+            return _fetch_one(file, url, folder / file.path, advance, stop)
 
         try:
             problems = [problem for problem in pool.map(one, files) if problem]
@@ -171,6 +168,10 @@ def _download(dataset: str, files: Sequence[RemoteFile], folder: Path, server: s
         if len(problems) < len(files):
             problems.append(f"{len(files) - len(problems)} of {len(files)} files came whole and are kept.")
         raise InputError(problems)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
 
 
 def _fetch_one(

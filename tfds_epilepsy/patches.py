@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.patch_pool import PatchPool, Weights, memory_bytes
+from tfds_epilepsy.progress import stderr
 from tfds_epilepsy.volumes import Subject
 
 __all__ = ["RandomIntensity", "RandomMirror", "memory_bytes", "patch_dataset"]
@@ -232,9 +233,7 @@ def _check_arguments(
 
 
 def _say(memory: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(f"patches: {memory}", soft_wrap=True)
+    stderr.print(f"patches: {memory}", soft_wrap=True)
 
 
 def _open(subjects: Subjects) -> Iterator[Subject]:

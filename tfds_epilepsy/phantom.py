@@ -19,7 +19,6 @@ from typing import Any
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 from scipy import ndimage
 from scipy.stats import rankdata
 
@@ -33,6 +32,7 @@ from tfds_epilepsy.lesions import (
     open_dataset,
     write_tables,
 )
+from tfds_epilepsy.progress import track
 from tfds_epilepsy.tissue import Tissue
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, Template, load_template, normalise, write_nifti
 
@@ -254,7 +254,7 @@ def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = T
     splits = {label: split for split, labels in cohort(config).items() for label in labels}
     people, found = [], []
     with open_dataset(out_dir, MADE_BY, asdict(config)) as out:
-        for label, split in track(splits.items(), "phantom", disable=not progress):
+        for label, split in track(splits.items(), "phantom") if progress else splits.items():
             person = _person(config, label)
             group = "patient" if label.startswith("patient") else "control"
             people.append({"participant_id": f"sub-{label}", "group": group, "split": split, **person})

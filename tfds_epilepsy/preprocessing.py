@@ -26,6 +26,7 @@ from scipy import ndimage
 from tfds_epilepsy import bids, quality
 from tfds_epilepsy.errors import InputError, words
 from tfds_epilepsy.files import LOCK, hold, partial_of, read_json, remove, write_json
+from tfds_epilepsy.progress import stderr, track
 from tfds_epilepsy.regions import cerebrum_mask
 from tfds_epilepsy.registration import (
     Scan,
@@ -258,16 +259,13 @@ def _work(
     """All subjects that wait, the tables, the page; which subjects failed, and why."""
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
-    from rich.console import Console
-    from rich.progress import track
 
     name = f"{bids_dir.resolve().name}, in {TEMPLATE_SPACE} space"
     bids.write_description(out_dir, name, source=bids_dir)
     bids.write_bidsignore(out_dir, [LOCK, "quality.html", "*_xfm.h5"])
-    console = Console(stderr=True)
     notes = [note for raw in waiting for note in raw.notes]
     for note in [*notes, *_correct_participants(out_dir, records)]:
-        console.print(note, markup=False, soft_wrap=True, highlight=False)
+        stderr.print(note, markup=False, soft_wrap=True)
     left = {raw.subject for raw in waiting}
     failures = []
     # Histograms are matched once all are there: until then, finished subjects wait beside.
@@ -278,9 +276,7 @@ def _work(
     )
     results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
     try:
-        for subject, failure in track(
-            results, "Preprocessing", total=len(waiting), console=console, disable=not waiting
-        ):
+        for subject, failure in track(results, "preprocess", len(waiting)):
             left.remove(subject)
             if failure:
                 failures.append(failure)

@@ -20,6 +20,7 @@ from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 from tfds_epilepsy import bids, bonn, lesions, phantom, tissue, volumes
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import hold, partial_of, remove
+from tfds_epilepsy.progress import track
 from tfds_epilepsy.reached import reached_code
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject
 
@@ -214,13 +215,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return self._in_process(split, labels)
 
     def _in_process(self, split: str, labels: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        from rich.console import Console
-        from rich.progress import track
-
         config = self.builder_config
         made = map(self._reader(), labels) if config.phantom is None else generate(config.phantom, labels)
         name = f"{config.name}, {split}"
-        for number, subject in enumerate(track(made, name, len(labels), console=Console(stderr=True))):
+        for number, subject in enumerate(track(made, name, len(labels))):
             yield number, record_of(subject)
 
     def _reader(self) -> Callable[[str], Subject]:

@@ -35,6 +35,7 @@ from epizoo.run_config import RunConfig
 from tfds_epilepsy.bids.participants import control_problems
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json, write_text
+from tfds_epilepsy.progress import stderr
 from tuning import builds, leaderboard, spaces
 from tuning.cases import Visible, write_cases
 from tuning.confirmation import comparison
@@ -125,7 +126,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         batch_size = batch_size or RunConfig.resolve(data, model=model or "siamese").batch_size
         self.folder = Path(folder).absolute()
         self._check_folder()
-        self.console = console or Console(stderr=True)
+        self.console = console or stderr
         self.trials, self.workers, self.trial_seconds = trials, workers, trial_seconds
         self.trial_gib = trial_gib or 0.8 * psutil.virtual_memory().available / 2**30 / workers
         reading = dict(reading or {})

@@ -143,8 +143,8 @@ def environment() -> dict[str, str]:
     """As this process's, with this package to import, TensorFlow quiet, and a mark that it is a trial's."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return {
-        **os.environ,
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         INSIDE: "1",
     }

@@ -16,12 +16,13 @@ import psutil
 import typer
 
 from epizoo.cli import Data, DataDir, Group, GroupColumn, Modality, Seed, Space, reading_of, start
+from epizoo.screen import command
 from tfds_epilepsy.errors import InputError
 from tuning import spaces
 from tuning.process import POLL_SECONDS
 from tuning.trial import SearchFailed
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command()
+@command(app)
 def search(
     data: Data,
     out_dir: Annotated[Path, typer.Argument(help="Folder of the search; the same command goes on in it.")],

@@ -380,7 +380,9 @@ def main(spec: str, folder: str, parent: str | None = None) -> None:
         parent: number of the process that waits for this one, and with which it ends.
     """
     from epizoo.run import peak_gib
+    from epizoo.screen import silence_tensorflow
 
+    silence_tensorflow()
     if parent is not None:
         _end_with(int(parent))
     try:

@@ -22,7 +22,6 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from epizoo.detection import version_1
 from epizoo.detection.codes import Codes
@@ -33,6 +32,7 @@ from epizoo.registry import DETECTORS
 from tfds_epilepsy.bids.participants import FEWEST_CONTROLS
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
+from tfds_epilepsy.progress import stderr, track
 from tfds_epilepsy.volumes import Subject, normalise, subject_problems
 
 VERSION = 2
@@ -96,13 +96,12 @@ def fit_detector(
         InputError: fewer than three controls, one that is not a control or stands twice, grids that disagree,
             NaN, an empty mask; a folder that holds another fit or cannot be written.
     """
-    console = console or Console(stderr=True)
+    console = console or stderr
     chosen = create_detector(detector) if isinstance(detector, str) else detector
     codes = chosen.codes(model, modalities)
     chosen = chosen.unfitted().told(codes)
     folder = Path(folder)
     fit = _Fit(codes, chosen, folder, folds=folds, fwhm=fwhm, seed=seed, neighbours=neighbours)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         fit.read(subjects)
         if overwrite:
@@ -110,10 +109,9 @@ def fit_detector(
         fit.plan(slab_bytes)
         if not (folder / "manifest.json").is_file():
             console.print(fit.description)
-            with Progress(*columns, console=console) as progress:
-                fit.prepare()
-                for number in progress.track(range(len(fit.slabs)), description="fit slabs"):
-                    fit.slab(number)
+            fit.prepare()
+            for number in track(range(len(fit.slabs)), "fit slabs", console=console):
+                fit.slab(number)
             fit.calibrate()
     finally:
         fit.tidy()

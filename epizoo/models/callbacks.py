@@ -23,6 +23,7 @@ from epizoo.models.generator_quality import PATCHES, GeneratorQuality
 from epizoo.models.patch_model import PatchModel
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
+from tfds_epilepsy.progress import stderr
 
 Row = dict[str, float]
 Data: TypeAlias = tf.data.Dataset | Mapping[str, ArrayLike]
@@ -112,7 +113,7 @@ def train(
         judges: list[keras.callbacks.Callback] = []
         if model.generates and held_out is not None and len(held_out) >= FEWEST_TO_JUDGE_BY:
             judges.append(GeneratorQuality(held_out))
-        progress = ProgressBar(console or Console(stderr=True))
+        progress = ProgressBar(console or stderr)
         try:
             model.fit(
                 start,
@@ -308,7 +309,7 @@ class ProgressBar(keras.callbacks.Callback):
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        self.bar = Progress(*columns, console=console, transient=True)
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         steps, epochs = self.params["steps"], self.params["epochs"]

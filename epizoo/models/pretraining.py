@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
 from epizoo.maps.deviations import Deviations
 from epizoo.maps.signs import JUNCTION
@@ -34,6 +33,7 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import replacing
 from tfds_epilepsy.patches import patch_dataset
 from tfds_epilepsy.phantom import Conditions, PhantomConfig, cohort
+from tfds_epilepsy.progress import stderr, track
 from tfds_epilepsy.tfds_epilepsy_dataset_builder import generate
 from tfds_epilepsy.volumes import Subject, load_template
 
@@ -57,11 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="preset", help=f"all if none: {', '.join(SHIPPED)}")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the patches")
     given = parser.parse_args(arguments)
-    console = Console(stderr=True)
     try:
         for name in given.names or SHIPPED:
-            folder = pretrain(name, given.out, seed=given.seed, console=console)
-            console.print(f"{folder}: written", markup=False)
+            folder = pretrain(name, given.out, seed=given.seed, console=stderr)
+            stderr.print(f"{folder}: written", markup=False)
     except InputError as error:
         sys.exit("\n".join(error.problems))
 

@@ -21,6 +21,7 @@ data = ["--data-dir", str(work / "prepared")]
 def type_in(*words):
     done = CliRunner().invoke(cli.app, [*map(str, words)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
+    assert "next: " in done.output, f"{words[0]} does not say what one may do next"
     return done.output
 
 
