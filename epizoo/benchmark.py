@@ -34,6 +34,7 @@ def benchmark(
     detectors: Sequence[str] = (),
     baselines: Sequence[str] | None = None,
     *,
+    preset: str | Path | None = None,
     seeds: int = 3,
     supervised: int = PATIENTS,
     folds: int | None = None,
@@ -45,6 +46,7 @@ def benchmark(
 ) -> Path:
     """Run every model with every detector, every baseline and the supervised reference, on one cohort.
 
+    Models are trained on the controls at hand; a preset's row beside them shows what training brings.
     Each run has a folder; finished ones are taken as they are, so a killed benchmark goes on. For each seed a
     model is trained once, and its detectors share the encoder. The table is written anew after each run. No
     reports are written; ``epizoo report RUN_DIR`` makes that of any run.
@@ -56,8 +58,9 @@ def benchmark(
         detectors: on the models' codes; each model's own if empty.
         baselines: detectors that read intensities; all of ``BASELINES`` that the data has the images for if
             None.
-        seeds: runs of each model and of the supervised reference; 0: baselines alone, which have no random
-            part and run once.
+        preset: weights that are only adapted, in a row of their own: they run once; none if None.
+        seeds: runs of each model and of the supervised reference; 0: baselines and preset alone, which have
+            no random part and run once.
         supervised: annotated patients that the supervised reference is trained on; 0 leaves it out.
         folds: for a derivative of controls alone: cross-validate over subjects, with lesions implanted in
             the held-out ones (``epizoo.folds``); the table pools the folds.
@@ -74,11 +77,13 @@ def benchmark(
     """
     folder, console = Path(folder), console or stderr
     if not seeds and (models or detectors):
-        raise InputError("0 seeds run baselines alone: name no model and no detector, or at least 1 seed.")
+        raise InputError(
+            "0 seeds run baselines alone, and a preset: name no model and no detector, or at least 1 seed."
+        )
     models = list(MODELS) if models is None else models
     _check_names(models, detectors, baselines or ())
     source: dict[str, Any] = {"modalities": modalities, "reading": reading}
-    RunConfig.resolve(data, **source)  # refuses what has no effect
+    RunConfig.resolve(data, preset=preset, **source)  # refuses what has no effect
     cohorts = {folder: data}
     if folds is not None:
         made = make_folds(data, folder, folds, modalities=modalities, **(reading or {}))
@@ -88,9 +93,9 @@ def benchmark(
         first = next(iter(cohorts.values()))
         found = tfds_epilepsy.load(first, data_dir, source.get("modalities"), **(source.get("reading") or {}))
         baselines = [name for name in BASELINES if name != "flair" or "FLAIR" in found.modalities[1:2]]
-    plan = list(_plan(data, models, detectors, baselines, seeds, supervised, source, training))
+    plan = list(_plan(data, models, detectors, baselines, preset, seeds, supervised, source, training))
     if not plan:
-        raise InputError("no method to run: name a model with a detector, or a baseline.")
+        raise InputError("no method to run: name a model with a detector, a baseline or a preset.")
     entries: list[Entry] = []
     for number, planned in enumerate(plan, start=1):
         parts = []
@@ -150,11 +155,14 @@ def _plan(
     models: Sequence[str],
     detectors: Sequence[str],
     baselines: Sequence[str],
+    preset: str | Path | None,
     seeds: int,
     supervised: int,
     source: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> Iterator[_Planned]:
+    if preset is not None:  # first: one that does not fit is refused before any work
+        yield _Planned("preset", RunConfig.resolve(data, preset=preset, **source))
     for baseline in baselines:
         yield _Planned(baseline, RunConfig.resolve(data, model="none", detector=baseline, **source))
     for seed in range(seeds):

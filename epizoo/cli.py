@@ -581,7 +581,13 @@ def benchmark(
     baselines: Annotated[
         list[str] | None, typer.Option(help="Classical detectors on intensities; all by default.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=0, help="Runs of each model; 0: baselines alone.")] = 3,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Trained weights, a name or a folder, that get a row too: adapted, not trained."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="Runs of each model; 0: baselines and a preset alone.")
+    ] = 3,
     supervised: Annotated[
         int,
         typer.Option(min=0, help="Annotated patients that the supervised reference learns from; 0: none."),
@@ -611,6 +617,7 @@ def benchmark(
         models or None,
         detectors or (),
         baselines or None,
+        preset=preset,
         seeds=seeds,
         supervised=supervised,
         folds=folds,

@@ -128,7 +128,8 @@ class RunConfig:
             vain = {"model": model, "model_config": model_config, **({} if fine_tune else training)}
             problems += _no_effect(vain, f"the preset {preset} is trained already")
             preset, model, stored, found = _read_preset(preset)
-            problems += [f"{one}{_fitting_in_words(data, reading)}" for one in found]
+            what = {"modalities": modalities, **(reading or {})}
+            problems += [f"{one}{_fitting_in_words(data, what)}" for one in found]
             if detector is None:
                 options = {**stored.get("detector_config", {}), **(detector_config or {})}
                 chosen = {**stored, **_given(chosen), "detector_config": options}
@@ -378,17 +379,32 @@ def _read_preset(preset: str | Path) -> tuple[str, str, dict[str, Any], list[str
     return name, known, {names[key]: value for key, value in stored.items() if key in names}, []
 
 
-def _fitting_in_words(data: str | Path, reading: Mapping[str, Any] | None) -> str:
-    """A sentence on the shipped presets that read the modalities of some data, where these can be told."""
-    from tfds_epilepsy import bids
-
-    folder = Path(data_name(data))
-    try:
-        subjects, _ = bids.template_subjects(folder, **(reading or {})) if folder.is_dir() else ([], [])
-    except InputError:
-        subjects = []
-    if not subjects:
+def _fitting_in_words(data: str | Path, reading: Mapping[str, Any]) -> str:
+    """A sentence on the shipped presets that fit some data, where their modalities and voxels can be told."""
+    known = _scans(data, reading)
+    if known is None:
         return ""
-    modalities = tuple(subjects[0].images)
-    names = [preset.name for preset in presets.shipped() if preset.modalities == modalities]
-    return f" {folder.name} has {', '.join(modalities)}: {' or '.join(names) or 'none'} fits."
+    channels, voxel_size = known
+    names = [preset.name for preset in presets.shipped() if not preset.problems(channels, voxel_size)]
+    size = " x ".join(f"{length:.3g}" for length in voxel_size)
+    what = f"{', '.join(channels)}, voxels of {size} mm"
+    return f" {Path(data_name(data)).name} has {what}: {' or '.join(names) or 'none'} fits."
+
+
+def _scans(data: str | Path, reading: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]] | None:
+    """Modalities and voxel size of a phantom or of a folder's first subject, before anything is prepared."""
+    from tfds_epilepsy import bids
+    from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder
+
+    name = data_name(data)
+    for config in Builder.BUILDER_CONFIGS:
+        if config.name == name and config.phantom is not None:
+            return config.phantom.modalities, (float(config.phantom.voxel_size),) * 3
+    try:
+        subjects, _ = bids.template_subjects(name, **reading) if Path(name).is_dir() else ([], [])
+        if not subjects:
+            return None
+        images = subjects[0].images
+        return tuple(images), bids.read_grid(next(iter(images.values()))).voxel_size
+    except InputError:
+        return None

@@ -45,6 +45,7 @@ def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_di
             ["siamese"],
             ["gaussian", "knn"],
             ["zscore"],
+            preset="deviation_t1w_flair",
             seeds=1,
             supervised=3,
             data_dir=data_dir,
@@ -58,6 +59,7 @@ def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_di
     assert set(rows["method"]) == {
         *("siamese + gaussian", "siamese + knn", "zscore"),
         "two_pathways + supervised",
+        "deviation (preset) + signs",
     }
     for method in rows["method"]:
         assert method in table.read_text()
@@ -125,6 +127,12 @@ def test_names_are_checked_before_any_work(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_preset_that_does_not_fit_is_refused_before_any_work(cohort, data_dir, tmp_path):
+    with pytest.raises(InputError, match="preset deviation_t1w reads T1w, and the data have T1w, FLAIR"):
+        benchmark(str(cohort), tmp_path, baselines=["zscore"], preset="deviation_t1w", data_dir=data_dir)
+    assert not (tmp_path / "zscore").exists()
+
+
 def test_detectors_say_what_they_read():
     assert set(BASELINES) == {"zscore", "flair", "junction_extension", "spm", "signs"}
     assert set(BASELINES) & set(ON_CODES) == {"signs"}
@@ -141,10 +149,10 @@ def test_by_default_everything_is_planned(cohort, data_dir, tmp_path, monkeypatc
     monkeypatch.setattr("epizoo.benchmark._plan", plan)
     with pytest.raises(InputError, match="no method"):
         benchmark(str(cohort), tmp_path, data_dir=data_dir)
-    models, detectors, baselines, seeds, supervised, _, _ = asked[0]
+    models, detectors, baselines, preset, seeds, supervised, _, _ = asked[0]
     assert list(models) == list(MODELS)
     assert (list(baselines), list(detectors)) == (list(BASELINES), [])
-    assert (seeds, supervised) == (3, 60)
+    assert (preset, seeds, supervised) == (None, 3, 60)
 
 
 def test_an_evaluated_run_is_an_entry_of_the_leaderboard(tmp_path):

@@ -80,8 +80,18 @@ def test_an_unknown_name_lists_what_is_shipped():
 
 
 def test_an_unknown_name_is_answered_with_those_that_fit_the_data(cohort):
-    with pytest.raises(InputError, match=r"cohort\d+ has T1w, FLAIR: deviation_t1w_flair fits\.$"):
+    size = "voxels of 2 x 2 x 2 mm"
+    with pytest.raises(InputError, match=rf"cohort\d+ has T1w, FLAIR, {size}: deviation_t1w_flair fits\.$"):
         RunConfig.resolve(str(cohort), preset="deviation")
+    with pytest.raises(InputError, match=rf"cohort\d+ has T1w, {size}: deviation_t1w fits\.$"):
+        RunConfig.resolve(str(cohort), preset="deviation", modalities=["T1w"])
+
+
+def test_an_unknown_name_is_answered_with_those_that_fit_a_phantom():
+    with pytest.raises(InputError, match=r"phantom_2mm has T1w, FLAIR, .*: deviation_t1w_flair fits"):
+        RunConfig.resolve("phantom_2mm", preset="deviation")
+    with pytest.raises(InputError, match="phantom_1mm has T1w, FLAIR, voxels of 1 x 1 x 1 mm: none fits"):
+        RunConfig.resolve("phantom_1mm", preset="deviation")
 
 
 def test_a_preset_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):

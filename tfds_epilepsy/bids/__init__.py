@@ -32,7 +32,7 @@ from tfds_epilepsy.bids.participants import (
 )
 from tfds_epilepsy.bids.raw import RawSubject, find_raw_subjects, raw_subjects
 from tfds_epilepsy.bids.tables import add_rows, correct_cells
-from tfds_epilepsy.bids.voxels import stripped_mask
+from tfds_epilepsy.bids.voxels import read_grid, stripped_mask
 
 __all__ = [
     "BIDS_VERSION",
@@ -51,6 +51,7 @@ __all__ = [
     "fingerprint",
     "raw_subjects",
     "read_derivative",
+    "read_grid",
     "read_participants",
     "read_subject",
     "split_of",

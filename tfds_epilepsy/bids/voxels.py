@@ -46,6 +46,11 @@ class Grid:
         return f"{self.shape}, {size} mm, origin {self.affine[:3, 3].round(1).tolist()}"
 
     @property
+    def voxel_size(self) -> tuple[float, ...]:
+        """Millimetres, an axis each."""
+        return tuple(float(size) for size in nib.affines.voxel_sizes(self.affine))
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Equal for equal grids, but for rounding: to count them."""
         return (self.shape, tuple(np.round(self.affine, 3).ravel()))
