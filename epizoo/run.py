@@ -178,7 +178,10 @@ class Run:
                 threshold = calibrate_threshold(maps, controls[0].affine)
             test = self.progress(self.read("test"), len(self.subjects("test")), "evaluate")
             metrics = evaluation.evaluate(
-                (self._scored(subject) for subject in test), threshold=threshold, seed=self.config.seed
+                (self._scored(subject) for subject in test),
+                threshold=threshold,
+                seed=self.config.seed,
+                reference=self.builder.reference,
             )
             write_json(self.folder.metrics, metrics)
         return metrics

@@ -1,11 +1,13 @@
 """OpenNeuro's bucket with a replica of ds004199, served on this machine."""
 
+import gzip
 import hashlib
 import http.server
 import threading
 import urllib.parse
 from contextlib import contextmanager
 
+import nibabel as nib
 import numpy as np
 
 from tfds_epilepsy.volumes import write_nifti
@@ -66,6 +68,14 @@ def replica(folder):
             files[f"ds004199/sub-{label}/anat/sub-{label}_{name}.nii.gz"] = path.read_bytes()
         files[f"ds004199/sub-{label}/anat/sub-{label}_{names[0]}.json"] = b"{}"
     return files
+
+
+def nifti(seed, mask=False, shape=(10, 11, 12)):
+    """Bytes of a small NIfTI: noise, or a mask."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 2, shape) if mask else rng.uniform(50, 900, shape)
+    image = nib.Nifti1Image(values.astype(np.float32), np.diag([2.0, 2, 2, 1]))
+    return gzip.compress(image.to_bytes(), mtime=0)
 
 
 class Bucket(http.server.BaseHTTPRequestHandler):

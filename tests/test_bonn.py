@@ -69,7 +69,7 @@ def test_age_classes_are_years_and_training_patients_validate():
 
 def load(bucket, tmp_path, matched=False, **options):
     name = "bonn_matched_replica" if matched else "bonn_replica"
-    config = EpilepsyConfig(name=name, bonn=BonnConfig(matched, server=bucket.address))
+    config = EpilepsyConfig(name=name, cohort=BonnConfig(matched=matched, server=bucket.address))
     return Builder(config=config, data_dir=str(tmp_path / "tfds")).prepare(**options)
 
 
@@ -131,5 +131,5 @@ def test_too_few_controls_stop_it_before_records_are_made(bucket, tmp_path, quic
 
 def test_the_embedded_configs_point_to_the_public_bucket():
     configs = {config.name: config for config in Builder.BUILDER_CONFIGS}
-    assert configs["bonn"].bonn == BonnConfig(server="https://s3.amazonaws.com/openneuro.org")
-    assert configs["bonn_matched"].bonn.matched
+    assert configs["bonn"].cohort == BonnConfig(server="https://s3.amazonaws.com/openneuro.org")
+    assert configs["bonn_matched"].cohort.matched

@@ -34,7 +34,7 @@ def load(
         >>> controls = list(read(builder, "train"))  # doctest: +SKIP
 
     Args:
-        data: name of a config (``phantom_2mm``, ``phantom_1mm``, ``bonn``, ``bonn_matched``) or a
+        data: name of a config (``phantom_2mm``, ``phantom_1mm``, ``bonn``, ``bonn_matched``, ``ideas``) or a
             template-space BIDS derivative.
         data_dir: where prepared data sets live; TFDS's default if None.
         modalities: channels of a folder; by default all that it has.

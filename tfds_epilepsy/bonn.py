@@ -8,36 +8,51 @@ brought to the template, and read as any derivative is.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tfds_epilepsy import bids, openneuro
-from tfds_epilepsy.errors import InputError
+from tfds_epilepsy import bids
 from tfds_epilepsy.openneuro import RemoteFile
-from tfds_epilepsy.progress import stderr
+from tfds_epilepsy.public_cohort import PublicCohort, read_people
 
-DATASET = "ds004199"
 # The protocol of all controls. Of patients, about half have both.
 PROTOCOL = {"T1w": "iso08", "FLAIR": "T2sel"}
 
 
 @dataclass(frozen=True)
-class BonnConfig:
+class BonnConfig(PublicCohort):
     """Which subjects, on which grid.
 
     Attributes:
+        voxel_size, server: see ``PublicCohort``.
         matched: only subjects scanned with the controls' protocol (T1w ``acq-iso08``, FLAIR ``acq-T2sel``).
-        voxel_size: of the template grid, 1 or 2 mm.
-        server: address of the bucket.
+            They share a derivative with the others.
     """
 
+    dataset = "ds004199"
+
     matched: bool = False
-    voxel_size: int = 2
-    server: str = openneuro.SERVER
+
+    def complete(self, listing: Sequence[RemoteFile]) -> set[str]:
+        return set(scans_of(listing))
+
+    def choose(self, listing: Sequence[RemoteFile]) -> dict[str, list[RemoteFile]]:
+        return {
+            label: [file for file in scans if file]
+            for label, scans in scans_of(listing).items()
+            if scans.matched or not self.matched
+        }
+
+    def people(self, folder: Path, labels: Sequence[str]) -> dict[str, bids.Participant]:
+        known = read_people(self.raw_of(folder), labels)
+        people = {label: known.get(label, bids.Participant(subject=label)) for label in labels}
+        return {
+            label: replace(person, age=age(person.row.get("age_scan", "")), split=split(person))
+            for label, person in people.items()
+        }
 
 
 class Scans(NamedTuple):
@@ -50,57 +65,6 @@ class Scans(NamedTuple):
     @property
     def matched(self) -> bool:
         return (_acq(self.t1w), _acq(self.flair)) == (PROTOCOL["T1w"], PROTOCOL["FLAIR"])
-
-
-def prepare(folder: str | Path, config: BonnConfig) -> tuple[Path, list[str]]:
-    """Fetch the scans, and bring them to the template. What is done is not done again.
-
-    Args:
-        folder: downloads and derivative go into it.
-        config: which subjects.
-
-    Returns:
-        The derivative and the labels of the config's subjects in it.
-
-    Raises:
-        InputError: ANTs is not installed; no connection; damaged files; subjects that failed.
-    """
-    from tfds_epilepsy import preprocessing, registration
-
-    registration.import_ants()  # missing: said before gigabytes are fetched
-    raw = Path(folder) / DATASET
-    chosen: dict[str, Scans] = {}
-
-    def choose(listing: Sequence[RemoteFile]) -> list[RemoteFile]:
-        complete = scans_of(listing)
-        for subject in sorted({file.path.split("/")[0] for file in listing if file.path.startswith("sub-")}):
-            if subject.removeprefix("sub-") not in complete:
-                stderr.print(f"{subject}: no T1w or no FLAIR in {DATASET}; it is left out.")
-        chosen.update((s, scans) for s, scans in complete.items() if scans.matched or not config.matched)
-        names = {file.path for scans in chosen.values() for file in scans if file}
-        names |= {re.sub(r"\.nii\.gz$", ".json", name) for name in names}
-        names |= {"participants.tsv", "participants.json", "dataset_description.json", "README", "CHANGES"}
-        return [file for file in listing if file.path in names]
-
-    openneuro.fetch(DATASET, raw, choose, server=config.server)
-    labels = sorted(chosen)
-    people, problems = bids.read_participants(raw, labels=labels)
-    if problems:
-        raise InputError(problems)
-    subjects = []
-    for subject in bids.raw_subjects(raw, labels, modalities=tuple(PROTOCOL)):
-        person = people.get(subject.subject, bids.Participant(subject=subject.subject))
-        person = replace(person, age=age(person.row.get("age_scan", "")), split=split(person))
-        subjects.append(replace(subject, participant=person))
-    derivative = derivative_of(folder, config)
-    options = preprocessing.Options(voxel_size=config.voxel_size)
-    preprocessing.preprocess_subjects(subjects, raw, derivative, options, jobs=os.cpu_count() or 1)
-    return derivative, labels
-
-
-def derivative_of(folder: str | Path, config: BonnConfig) -> Path:
-    """Where ``prepare`` puts the derivative: one for both sets of subjects."""
-    return Path(folder) / f"{DATASET}_{config.voxel_size}mm"
 
 
 def scans_of(listing: Sequence[RemoteFile]) -> dict[str, Scans]:

@@ -17,10 +17,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 
-from tfds_epilepsy import bids, bonn, lesions, phantom, tissue, volumes
+from tfds_epilepsy import bids, lesions, phantom, tissue, volumes
+from tfds_epilepsy.bonn import BonnConfig
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import hold, partial_of, remove
+from tfds_epilepsy.ideas import IdeasConfig
 from tfds_epilepsy.progress import track
+from tfds_epilepsy.public_cohort import PublicCohort
 from tfds_epilepsy.reached import reached_code
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject
 
@@ -33,7 +36,7 @@ class EpilepsyConfig(tfds.core.BuilderConfig):
 
     Attributes:
         phantom: the cohort to generate, or None.
-        bonn: what to take of OpenNeuro ds004199, or None.
+        cohort: the public data set to download, or None.
         folder: a template-space derivative; without any of the three, ``manual_dir``.
         modalities: channels of a folder; all that it has by default.
         space: of a folder that holds several.
@@ -42,7 +45,7 @@ class EpilepsyConfig(tfds.core.BuilderConfig):
     """
 
     phantom: phantom.PhantomConfig | None = None
-    bonn: bonn.BonnConfig | None = None
+    cohort: PublicCohort | None = None
     folder: Path | None = None
     modalities: tuple[str, ...] | None = None
     space: str | None = None
@@ -79,12 +82,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         EpilepsyConfig(
             name="bonn",
             description="OpenNeuro ds004199 (Schuch et al. 2023), downloaded and brought to 2 mm.",
-            bonn=bonn.BonnConfig(),
+            cohort=BonnConfig(),
         ),
         EpilepsyConfig(
             name="bonn_matched",
             description="Those subjects of bonn who were scanned with the controls' protocol.",
-            bonn=bonn.BonnConfig(matched=True),
+            cohort=BonnConfig(matched=True),
+        ),
+        EpilepsyConfig(
+            name="ideas",
+            description="OpenNeuro ds005602 (Taylor et al. 2025), downloaded and brought to 2 mm.",
+            cohort=IdeasConfig(),
         ),
     ]
 
@@ -154,6 +162,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         config.beam_options = beam_options
         self.download_and_prepare(download_config=config)
 
+    @property
+    def reference(self) -> str:
+        """What the lesion masks mark: ``lesion``, or ``resection`` where nothing else is known."""
+        return str(self.info.metadata.get("reference", "lesion"))
+
     def lesions(self) -> dict[str, dict[str, str]]:
         """What is known of patients' lesions, by subject: ``type`` and ``contrast``, for strata."""
         return dict(self.info.metadata["lesions"])
@@ -192,7 +205,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         config, folder = self.builder_config, self.builder_config.folder
-        if folder is None and config.phantom is None and config.bonn is None:
+        if folder is None and config.phantom is None and config.cohort is None:
             folder = Path(dl_manager.manual_dir)
         source = self._source(Path(dl_manager.download_dir), folder)
         self.info.metadata.update(source)
@@ -234,8 +247,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         if config.phantom is not None:
             return phantom_fingerprint(config.phantom)
         folder = config.folder
-        if config.bonn is not None:
-            folder = bonn.derivative_of(Path(self.data_dir_root) / "downloads", config.bonn)
+        if config.cohort is not None:
+            folder = config.cohort.derivative_of(Path(self.data_dir_root) / "downloads")
             if not folder.is_dir():
                 return self.fingerprint  # removed once it was prepared: it cannot have changed
             labels = [label for labels in self.info.metadata["subjects"].values() for label in labels]
@@ -253,7 +266,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, download_dir: Path, folder: Path | None, require_controls: bool = False
     ) -> dict[str, Any]:
         """What the source is, for the metadata: cheap for a phantom; reads every file of a folder."""
-        config = self.builder_config.phantom
+        config, cohort = self.builder_config.phantom, self.builder_config.cohort
         if config is not None:
             table = phantom.lesion_table(config)
             return {
@@ -268,8 +281,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             from rich.console import Console
 
             labels = None
-            if self.builder_config.bonn is not None:
-                folder, labels = bonn.prepare(download_dir, self.builder_config.bonn)
+            if cohort is not None:
+                folder, labels = cohort.prepare(download_dir)
             assert folder is not None  # a folder's config has one, and manual_dir is one
             self._derivative = bids.read_derivative(
                 folder,
@@ -290,7 +303,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "space": found.space,
             "voxel_size": list(found.voxel_size),
             "subjects": subjects,
-            "lesions": _read_lesions(found.folder / "lesions.tsv"),
+            "lesions": _read_lesions(found.folder / "lesions.tsv")
+            | (cohort.strata(download_dir) if cohort is not None else {}),
+            "reference": bids.reference_of(found.folder),
         }
 
 

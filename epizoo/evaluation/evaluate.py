@@ -68,6 +68,7 @@ def evaluate(
     threshold: float | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    reference: str = "lesion",
 ) -> Metrics:
     """Compute all figures of a test set.
 
@@ -83,12 +84,13 @@ def evaluate(
             exist.
         resamples: bootstrap samples.
         seed: of the bootstrap.
+        reference: what the masks mark, ``lesion`` or ``resection``.
 
     Raises:
         InputError: no subject at all, two of one name, or arrays that disagree in shape.
     """
     rows = [_row(one, threshold) for one in scored]
-    return summarise(rows, threshold=threshold, resamples=resamples, seed=seed)
+    return summarise(rows, threshold=threshold, resamples=resamples, seed=seed, reference=reference)
 
 
 def pool(folds: Sequence[Metrics], *, resamples: int = RESAMPLES, seed: int = 0) -> Metrics:
@@ -109,7 +111,7 @@ def pool(folds: Sequence[Metrics], *, resamples: int = RESAMPLES, seed: int = 0)
     rows = [row for fold in folds for row in fold.rows]
     thresholds = [fold.threshold for fold in folds if fold.threshold is not None]
     threshold = float(np.mean(thresholds)) if len(thresholds) == len(folds) else None
-    return summarise(rows, threshold=threshold, resamples=resamples, seed=seed)
+    return summarise(rows, threshold=threshold, resamples=resamples, seed=seed, reference=folds[0].reference)
 
 
 def summarise(
@@ -118,6 +120,7 @@ def summarise(
     threshold: float | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    reference: str = "lesion",
 ) -> Metrics:
     """Compute the figures of a test set from those of its subjects.
 
@@ -126,6 +129,7 @@ def summarise(
         threshold: of the score, at which clusters were counted for the rows; None if none was.
         resamples: bootstrap samples.
         seed: of the bootstrap.
+        reference: what the masks mark, ``lesion`` or ``resection``.
 
     Raises:
         InputError: no subject at all, or two of one name.
@@ -167,6 +171,7 @@ def summarise(
         ),
         strata=_strata(patients, mean),
         rows=tuple(rows),
+        reference=reference,
     )
 
 

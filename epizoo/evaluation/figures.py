@@ -36,6 +36,8 @@ class Metrics:
         false_positives: clusters in controls.
         strata: for each grouping of patients (``size``, ``site``, ``type``, ...) and each group its figures.
         rows: one per subject, in the order of evaluation.
+        reference: what the annotations mark: ``lesion``, or ``resection``, which holds healthy tissue too and
+            may miss a part of the lesion: overlap with it does not prove that the lesion was found.
     """
 
     patients: int
@@ -47,6 +49,7 @@ class Metrics:
     false_positives: FalsePositives
     strata: Mapping[str, Mapping[str, StratumFigures]]
     rows: tuple[SubjectRow, ...]
+    reference: str = "lesion"
 
     @property
     def annotated(self) -> list[AnnotatedRow]:
@@ -68,7 +71,10 @@ class Metrics:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``; ``write_json`` calls this by itself."""
-        counts = {name: getattr(self, name) for name in ("patients", "controls", "unannotated", "threshold")}
+        counts = {
+            name: getattr(self, name)
+            for name in ("reference", "patients", "controls", "unannotated", "threshold")
+        }
         parts = {
             name: getattr(self, name) for name in ("voxel", "lesion", "false_positives", "strata", "rows")
         }
@@ -100,6 +106,7 @@ class Metrics:
                     for name, groups in content["strata"].items()
                 },
                 rows=tuple(SubjectRow.from_json(row) for row in content["rows"]),
+                reference=content.get("reference", "lesion"),
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise InputError(

@@ -41,9 +41,12 @@ def side_by_side(results: Mapping[str, Metrics]) -> SideBySide:
     add("voxel AUROC", (metrics.voxel.auroc for metrics in found), 3)
     add("voxel AUPRC", (metrics.voxel.auprc for metrics in found), 3)
     add("  prevalence", (metrics.voxel.prevalence for metrics in found), 4)
+    # A resection is not the lesion: overlap with it is called what it is.
+    resection = any(metrics.reference == "resection" for metrics in found)
+    hit = "overlap with the resection" if resection else "sensitivity"
     overlap = [metrics.lesion["overlap"].sensitivity for metrics in found]
     for rank in RANKS:
-        add(f"sensitivity at rank {rank}", (sensitivity[rank].interval for sensitivity in overlap))
+        add(f"{hit} at rank {rank}", (sensitivity[rank].interval for sensitivity in overlap))
     chances = [sensitivity[5].chance for sensitivity in overlap]
     rows.append(
         ["  chance at rank 5", *("–" if math.isnan(chance) else f"{chance:.2f}" for chance in chances)]

@@ -323,6 +323,11 @@ def _missing(metrics: Metrics, config: RunConfig) -> list[str]:
         sentences.append(
             "No test patient has an annotated lesion: sensitivity, FROC and voxel figures do not exist here."
         )
+    elif metrics.reference == "resection":
+        sentences.append(
+            "The masks mark what was resected, healthy tissue with it: all figures tell overlap with the "
+            "resection, not that a lesion was found."
+        )
     if not metrics.controls:
         sentences.append("The test set holds no controls: false positives on healthy brains are unknown.")
     if metrics.threshold is None:
@@ -344,12 +349,15 @@ def _summary(metrics: Metrics) -> dict[str, Any]:
     rows: list[list[str]] = []
     if metrics.patients:
         lesion, voxel = metrics.lesion, metrics.voxel
+        resection = metrics.reference == "resection"
+        hit = "overlap with the resection" if resection else "lesions found"
         for rule in RULES:
             for rank, found in lesion[rule].sensitivity.items():
                 among = "as the first cluster" if rank == 1 else f"among the first {rank} clusters"
-                cells = row(f"lesions found {among} ({RULE_NAMES[rule]})", found.interval, 2, found.chance)
+                cells = row(f"{hit} {among} ({RULE_NAMES[rule]})", found.interval, 2, found.chance)
                 rows.append([*cells[:-2], number(found.mirrored, 2), p_value(found.p)])
-        rows.append(row("mean rank of the lesions found (any overlap)", lesion["overlap"].mean_rank, 1))
+        name = f"mean rank of the {'resections overlapped' if resection else 'lesions found'} (any overlap)"
+        rows.append(row(name, lesion["overlap"].mean_rank, 1))
         for rule in RULES:
             name = f"area under the FROC to 10 false positives ({RULE_NAMES[rule]})"
             rows.append(row(name, lesion[rule].froc.area))

@@ -21,7 +21,12 @@ from tfds_epilepsy.bids.derivative import (
     template_subjects,
     voxel_problems,
 )
-from tfds_epilepsy.bids.description import BIDS_VERSION, write_bidsignore, write_description
+from tfds_epilepsy.bids.description import (
+    BIDS_VERSION,
+    reference_of,
+    write_bidsignore,
+    write_description,
+)
 from tfds_epilepsy.bids.finding import MODALITIES
 from tfds_epilepsy.bids.participants import (
     SPLITS,
@@ -54,6 +59,7 @@ __all__ = [
     "read_grid",
     "read_participants",
     "read_subject",
+    "reference_of",
     "split_of",
     "stripped_mask",
     "template_subjects",

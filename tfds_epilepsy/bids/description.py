@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfds_epilepsy.bids.finding import read_object
+from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_json, write_text
 
 BIDS_VERSION = "1.10.0"
@@ -57,6 +58,19 @@ def write_description(
     return write_json(
         path, {**there, **{name: description[name] for name in description if name not in there}}
     )
+
+
+def reference_of(folder: str | Path) -> str:
+    """What a derivative's lesion masks mark, by the field ``LesionMasks`` of its description.
+
+    Raises:
+        InputError: a word that is neither ``lesion`` nor ``resection``.
+    """
+    path = Path(folder) / "dataset_description.json"
+    word = read_object(path).get("LesionMasks", "lesion") if path.is_file() else "lesion"
+    if word not in ("lesion", "resection"):
+        raise InputError(f"{path}: LesionMasks {word!r}: write lesion or resection.")
+    return str(word)
 
 
 def write_bidsignore(folder: str | Path, patterns: Sequence[str]) -> Path:
