@@ -3,8 +3,8 @@
     python -m benchmarks.kinds bench/deviation-signs-0 bench/deviation-head-0 bench/signs
 
 Finished runs on the phantom. 24 patients have dysplasia; in 45 held-out controls lie a tumour-like lesion, a
-scar or a spot in white matter. A change that helps dysplasia alone is tuned to it. Heterotopia and
-hippocampal sclerosis stay unseen, for ``benchmarks.robustness``.
+scar or a spot in white matter. A change that helps dysplasia alone is tuned to it. More kinds to choose on,
+and those that judge, are in ``benchmarks.cases``.
 """
 
 from __future__ import annotations

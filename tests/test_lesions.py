@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from tests.small_cohort import SPACE, write_cohort
 from tfds_epilepsy import bids, lesions, phantom
@@ -85,11 +86,121 @@ def test_heterotopia_is_grey_matter_in_white():
 
 def test_hippocampal_sclerosis_loses_grey_matter_to_fluid_on_the_surface():
     tissue, affine = slab()
-    done = implant_in_tissue(tissue, affine, LesionSpec("hippocampal_sclerosis", 16.0), 0, centre=CENTRE)
+    spec = LesionSpec("hippocampal_sclerosis", 16.0, loss=0.3)
+    done = implant_in_tissue(tissue, affine, spec, 0, centre=CENTRE)
     lost = tissue[0] - done.tissue[0]
     assert lost.min() >= 0
     assert lost.sum() > 50
     np.testing.assert_allclose(lost, done.tissue[2] - tissue[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sulci", "atrophy", "encephalocele"])
+def test_lost_tissue_becomes_fluid(kind):
+    tissue, affine = slab()
+    done = implant_in_tissue(tissue, affine, LesionSpec(kind, 16.0, loss=0.3), 0, centre=CENTRE)
+    lost = tissue[:2] - done.tissue[:2]
+    assert lost.min() >= 0
+    assert lost.sum() > 50
+    np.testing.assert_allclose(lost.sum(0), done.tissue[2] - tissue[2], atol=1e-6)
+    assert (lost[1].sum() == 0) == (kind == "sulci")  # which leave the white matter
+    twice = implant_in_tissue(tissue, affine, LesionSpec(kind, 16.0, loss=0.3, contrast=2), 0, centre=CENTRE)
+    assert twice.tissue[2].sum() > done.tissue[2].sum() + 20
+
+
+@pytest.mark.parametrize("kind", ["sulci", "atrophy"])
+def test_the_share_that_is_lost_is_that_of_the_spec(kind):
+    tissue, affine = slab()
+    done = implant_in_tissue(tissue, affine, LesionSpec(kind, 16.0, loss=0.2), 0, centre=CENTRE)
+    cortex = done.weight * (tissue[0] if kind == "sulci" else tissue[:2].sum(0))
+    assert (done.tissue[2] - tissue[2]).sum() / cortex.sum() == pytest.approx(0.2, rel=0.01)
+
+
+def sulcus():
+    """White matter, under 3 mm of cortex that dips 12 mm into it, with 2 mm of fluid in between."""
+    x, y, _ = np.indices((40, 44, 36)).astype(float)
+    dip = (np.abs(y - 22) < 1) & (x > 14)
+    fluid = (x > 26) | dip
+    apart = np.minimum(np.where(x > 14, np.abs(y - 22) - 1, np.hypot(x - 14, y - 22)), 26 - x)
+    grey = ~fluid & (apart < 3)
+    affine = np.eye(4)
+    affine[:3, 3] = [10, -20, 20]
+    return np.stack([grey, ~fluid & ~grey, fluid]).astype(np.float32), affine
+
+
+def test_pachygyria_is_thick_cortex_with_a_sulcus_that_closes():
+    tissue, affine = sulcus()
+    spec = LesionSpec("pachygyria", 18.0, thickening_mm=2.0)
+    done = implant_in_tissue(tissue, affine, spec, 0, centre=(18, 22, 18))
+    assert done.tissue[2][16, 21:24, 18].sum() < 0.6 * tissue[2][16, 21:24, 18].sum()
+    assert tissue[1].sum() - done.tissue[1].sum() > 200
+    assert (done.tissue[0] >= tissue[0] - 1e-6).all()
+
+
+def test_a_cleft_is_fluid_lined_with_cortex_within_white_matter():
+    tissue, affine = slab()
+    done = implant_in_tissue(tissue, affine, LesionSpec("cleft", 14.0), 0, centre=(8, 22, 18))
+    deep = (slice(0, 15), slice(None), slice(None))
+    grey, white, fluid = (part[deep] for part in done.tissue)
+    assert fluid.sum() > 50
+    assert grey.sum() > 2 * fluid.sum()
+    by_fluid = ndimage.binary_dilation(fluid > 0.5, iterations=1) & (fluid < 0.5)
+    assert grey[by_fluid].mean() > 4 * white[by_fluid].mean()  # the rest is fluid
+
+
+def test_polymicrogyria_has_a_rough_border_of_thicker_cortex():
+    tissue, affine = slab()
+    rough = {}
+    for kind in ("polymicrogyria", "pachygyria"):
+        spec = LesionSpec(kind, 24.0, thickening_mm=1.5)
+        done = implant_in_tissue(tissue, affine, spec, 0, centre=CENTRE)
+        border = done.tissue[1].sum(0)[17:28, 13:24]  # mm of white matter under the middle of the lesion
+        assert tissue[1].sum(0)[0, 0] - border.mean() > 0.7
+        rough[kind] = np.abs(np.diff(border, axis=0)).mean()
+    assert rough["polymicrogyria"] > 3 * rough["pachygyria"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["sulci", "atrophy", "encephalocele", "pachygyria", "cleft", "polymicrogyria"]
+)
+def test_loss_and_folds_leave_the_signal_of_each_tissue(kind):
+    tissue, affine = slab()
+    spec = LesionSpec.draw(np.random.default_rng(0), kind)
+    done = implant_in_tissue(tissue, affine, spec, 0, centre=CENTRE)
+    for modality in ("T1w", "FLAIR", "T2w"):
+        np.testing.assert_array_equal(done.gain(modality, 0.7), 1)
+
+
+def test_single_signs_of_dysplasia_come_alone():
+    tissue, affine = slab()
+    done = {}
+    for kind in ("band", "blur", "faint_flair"):
+        spec = LesionSpec.draw(np.random.default_rng(0), kind)
+        done[kind] = implant_in_tissue(tissue, affine, spec, 0, centre=CENTRE)
+    for kind in ("band", "faint_flair"):
+        np.testing.assert_array_equal(done[kind].tissue, tissue)
+    assert np.abs(done["blur"].tissue - tissue).max() > 0.05
+    assert (done["blur"].gain("FLAIR", 1.2) == 1).all()
+    assert (done["blur"].gain("T1w", 0.7) == 1).all()
+    assert (done["faint_flair"].gain("T1w", 0.7) == 1).all()
+    assert 1.02 < done["faint_flair"].gain("FLAIR", 1.2).max() < 1.11
+    assert done["band"].weight.max() == 0  # the cortex that it starts at is healthy
+    assert (done["band"].gain("T1w", 0.7) < 0.97).any()
+
+
+def test_kinds_that_were_there_before_are_drawn_as_before():
+    """Cohorts keep their lesions when kinds are added."""
+    expected = {
+        ("fcd_1", False): (22.075044, 0.0, 0.957663, 0.028574, 0.033775, 0.0, 2.090550, 0.053413),
+        ("fcd_2a", True): (31.100058, 2.615882, 1.612260, 0.174308, 0.105393, 0.0, 3.135826, 0.126339),
+        ("fcd_2b", False): (22.075044, 0.903970, 0.957663, 0.057148, 0.033775, 13.833689, 2.090550, 0.053413),
+        ("heterotopia", False): (6.997528, 0, 0, 0, 0, 0, 2.090550, 0.053413),
+        ("heterotopia", True): (9.997528, 0, 0, 0, 0, 0, 3.135826, 0.126339),
+    }
+    fields = ("diameter_mm", "thickening_mm", "blur_mm", "flair", "t1", "tail_mm", "tail_width_mm", "pet")
+    for (kind, visible), values in expected.items():
+        spec = LesionSpec.draw(np.random.default_rng(5), kind, visible)
+        assert [getattr(spec, name) for name in fields] == pytest.approx(values, abs=1e-5)
+        assert spec.loss == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,6 +218,8 @@ def test_drawn_lesions_lie_in_tissue_where_their_kind_occurs(kind):
         if kind == "hippocampal_sclerosis":
             assert 18 <= abs(x) <= 36
             assert z < 0
+        elif kind == "encephalocele":
+            assert np.linalg.norm(np.abs([x, y, z]) - np.abs(lesions.TEMPORAL_POLE)) < 15
         elif kind == "heterotopia":
             assert (
                 template.wm[tuple(np.round(np.linalg.inv(template.affine) @ [x, y, z, 1])[:3].astype(int))]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from tfds_epilepsy import bids, phantom
+from tfds_epilepsy import bids, lesions, phantom
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.phantom import PhantomConfig
 from tfds_epilepsy.volumes import load_template
@@ -161,6 +161,62 @@ def test_more_contrast_is_more_change(patient):
     once = np.abs(patient[0].image - none.image)[mask].mean()
     twice = np.abs(double.image - none.image)[mask].mean()
     assert 0 < once < twice
+
+
+def test_subjects_are_the_same_as_ever(patient):
+    """Sums over the images of 0.1: cohorts stay when kinds of lesion are added."""
+    nodule = phantom.subject(replace(DEFAULT, kinds=("heterotopia",)), "patient009")
+    np.testing.assert_allclose(
+        patient[0].image.sum((0, 1, 2), dtype=float), [146297.6565, 176218.4122], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        nodule.image.sum((0, 1, 2), dtype=float), [146297.7448, 176204.6355], rtol=1e-6
+    )
+    assert patient[0].lesion_mask.sum() == 803
+    assert nodule.lesion_mask.sum() == 6
+    inside = nodule.image[nodule.lesion_mask].sum(0, dtype=float)
+    np.testing.assert_allclose(inside, [4.12251729, 4.98387837], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_sclerosis_is_as_far_from_controls_as_patients_are():
+    """Volume 1.7 to 1.9 deviations less (Whelan et al. 2018), FLAIR 2 or more brighter, T1w darker."""
+    template, config = load_template(2), replace(DEFAULT, seed=3, kinds=("hippocampal_sclerosis",))
+    places = (
+        np.moveaxis(np.indices(template.shape), 0, -1) * np.diag(template.affine)[:3] + template.affine[:3, 3]
+    )
+    tubes = {
+        side: lesions._hippocampus(places - np.array(lesions.HIPPOCAMPUS) * [side, 1, 1], [side])
+        for side in (-1, 1)
+    }
+
+    def measured(subject, tissue, side):
+        """Grey matter, and mean FLAIR and T1w of voxels that hold little else."""
+        grey, tube = phantom._coarsen(tissue[0], 2), tubes[side]
+        pure = subject.image[(tube > 0.5) & (grey > 0.8)].mean(0)
+        return [(grey * tube).sum(), pure[1], pure[0]]
+
+    healthy, change = [], []
+    for number in range(1, 17):
+        label = f"control{number:03d}"
+        made, tissue = phantom.subject(config, label), phantom._anatomy(config, label).tissue
+        healthy += [measured(made, tissue, side) for side in (-1, 1)]
+    for number in range(1, 7):
+        label = f"patient{number:03d}"
+        patient, implant = phantom.subject_and_lesion(config, label)
+        without, nothing = phantom.subject_and_lesion(replace(config, contrast=0.0), label)
+        side = int(np.sign(implant.centre_mm[0]))
+        change.append(
+            np.subtract(measured(patient, implant.tissue, side), measured(without, nothing.tissue, side))
+        )
+        other = np.subtract(
+            measured(patient, implant.tissue, -side), measured(without, nothing.tissue, -side)
+        )
+        assert abs(other[0]) < 1e-3  # one side alone
+    volume, flair, t1 = np.mean(change, axis=0) / np.std(healthy, axis=0, ddof=1)
+    assert -1.9 <= volume <= -1.7
+    assert 2 <= flair <= 3
+    assert t1 < -0.5
 
 
 def test_age_widens_the_ventricles():

@@ -1,11 +1,12 @@
-"""FCD-like lesions, implanted in tissue maps or in a healthy volume.
+"""Lesions of epilepsy, implanted in tissue maps or in a healthy volume.
 
-Tissue geometry changes first (thickening, junction blur, nodules, atrophy), intensities after; texture stays.
-Sizes and strengths follow what was measured on public epilepsy cohorts: see ``docs/phantom.md``.
+Tissue geometry changes first (thickening, junction blur, nodules, folds, loss), intensities after; texture
+stays. Sizes and strengths follow what was measured on patients: see ``docs/phantom.md``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -28,10 +29,37 @@ from tfds_epilepsy.progress import track
 from tfds_epilepsy.tissue import Tissue, estimate_tissue
 from tfds_epilepsy.volumes import Subject, read_nifti, voxel_to_world, write_nifti
 
-KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
+KINDS = (
+    "fcd_1",
+    "fcd_2a",
+    "fcd_2b",
+    "heterotopia",
+    "hippocampal_sclerosis",
+    "sulci",
+    "atrophy",
+    "encephalocele",
+    "pachygyria",
+    "cleft",
+    "polymicrogyria",
+    "tuber",
+    "band",
+    "blur",
+    "faint_flair",
+)
 DIRECTIONS = {"T1w": -1, "FLAIR": 1, "T2w": 1, "pet": -1}  # of the signal in a lesion: 1 brighter, -1 darker
 EDGE = 0.3  # weight of the lesion above which a voxel belongs to its mask
-HIPPOCAMPUS = (27.0, -20.0, -17.0)  # template mm, right side
+# Template mm, right side: a point of the hippocampus, its axis from head to tail, and how thick it is.
+HIPPOCAMPUS = (27.0, -20.0, -17.0)
+HIPPOCAMPAL_AXIS = (
+    (25, -9, -21),
+    (27, -14, -18),
+    (29, -20, -15),
+    (29, -26, -11.5),
+    (28, -32, -8),
+    (25, -37, -4),
+)
+HIPPOCAMPAL_RADIUS = 6.0  # mm
+TEMPORAL_POLE = (38.0, 14.0, -36.0)
 
 
 @dataclass(frozen=True)
@@ -41,10 +69,12 @@ class LesionSpec:
     Attributes:
         kind: one of ``KINDS``.
         diameter_mm: of the irregular ball that it fills.
+        loss: share of the tissue in it that fluid takes the place of, 0 to 1.
         thickening_mm: cortex gained at the expense of white matter.
         blur_mm: sigma of the blur of the grey-white junction.
         flair: relative gain of the FLAIR signal.
-        t1: how far the white matter's T1w signal goes toward that of grey matter, 0 to 1.
+        t1: how far the white matter's T1w signal goes toward that of grey matter, 0 to 1; in hippocampal
+            sclerosis the relative loss of the grey matter's.
         tail_mm: length of the transmantle sign toward the ventricle; 0 for none.
         tail_width_mm: its diameter at the cortex.
         pet: relative loss of the PET signal.
@@ -61,6 +91,7 @@ class LesionSpec:
     tail_width_mm: float = 3.0
     pet: float = 0.0
     contrast: float = 1.0
+    loss: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -75,7 +106,28 @@ class LesionSpec:
     def draw(
         cls, rng: np.random.Generator, kind: str, visible: bool = False, contrast: float = 1.0
     ) -> LesionSpec:
-        """A lesion of random size and signs: subtle (10 to 25 mm, MRI-negative) or visible (15 to 35 mm)."""
+        """A lesion of random size and signs: subtle (MRI-negative) or visible to a reader.
+
+        - *fcd_1*, *fcd_2a*, *fcd_2b*: 10 to 25 mm, visible 15 to 35; see ``docs/phantom.md``.
+        - *heterotopia*: a nodule by the ventricle, 4 to 7 mm, visible 7 to 10 (Barkovich and Kuzniecky 2000,
+          Neurology 55:1603).
+        - *hippocampal_sclerosis*: as far from healthy as patients are in the mean, in deviations of healthy
+          people: volume 1.7 to 1.9 less (Whelan et al. 2018, Brain 141:391), FLAIR 2 and more brighter
+          (Huppertz et al. 2011, Epilepsy Res 97:146). The phantom's people differ less than people do, so
+          this is a tenth of its grey matter; a visible one lacks the 20 to 30 % that patients lack.
+        - *sulci*: wider, at the expense of 15 to 25 % of the cortex beside them; *atrophy*: so much of cortex
+          and white matter (cortex up to 30 % thinner: Lin et al. 2007, Cereb Cortex 17:2007).
+        - *encephalocele*: 8 to 14 mm of the temporal pole are gone through the skull base (Saavalainen et al.
+          2015, Neurology 85:1467).
+        - *pachygyria*: cortex thicker by 1 to 2 mm, sulci shallow; *cleft*: a sulcus lined with cortex where
+          none is (both Barkovich et al. 2012, Brain 135:1348); *polymicrogyria*: small gyri that merge, the
+          cortex seems thicker by 1 to 2 mm, its junction is stippled, most by the Sylvian fissure (Leventer
+          et al. 2010, Brain 133:1415). The signal of each tissue stays normal in these three.
+        - *tuber*: 8 to 18 mm, bright on FLAIR, dark on T1w under the cortex, junction blurred (Gallagher et
+          al. 2010, J Neurol 257:1373).
+        - *band*, *blur*, *faint_flair*: signs of dysplasia one by one (Colombo et al. 2012, Neuroradiology
+          54:1065): the transmantle sign, 3 to 5 mm wide; the junction's blur; FLAIR 4 to 10 % brighter.
+        """
 
         def between(subtle: tuple[float, float], plain: tuple[float, float]) -> float:
             return float(rng.uniform(*(plain if visible else subtle)))
@@ -95,12 +147,44 @@ class LesionSpec:
             return replace(spec, thickening_mm=0.0, flair=spec.flair / 2, tail_mm=0.0)
         if kind == "fcd_2a":
             return replace(spec, tail_mm=0.0)
+        if kind == "fcd_2b":
+            return spec
         cortex: Any = {"thickening_mm": 0.0, "blur_mm": 0.0, "tail_mm": 0.0}
+        signal: Any = {"flair": 0.0, "t1": 0.0}
         if kind == "heterotopia":
-            return replace(spec, diameter_mm=between((4, 7), (7, 10)), flair=0.0, t1=0.0, **cortex)
+            return replace(spec, diameter_mm=between((4, 7), (7, 10)), **signal, **cortex)
         if kind == "hippocampal_sclerosis":
-            return replace(spec, diameter_mm=between((14, 18), (18, 26)), t1=0.0, **cortex)
-        return spec
+            strength: Any = {
+                "loss": between((0.10, 0.14), (0.25, 0.35)),
+                "flair": between((0.10, 0.16), (0.16, 0.25)),
+                "t1": between((0.02, 0.05), (0.05, 0.10)),
+            }
+            return replace(spec, diameter_mm=between((34, 42), (38, 46)), **{**cortex, **strength})
+        if kind in ("sulci", "atrophy"):
+            loss = between((0.15, 0.25), (0.25, 0.40))
+            return replace(spec, diameter_mm=between((16, 26), (20, 35)), loss=loss, **signal, **cortex)
+        if kind == "encephalocele":
+            diameter = between((8, 14), (12, 20))
+            return replace(spec, diameter_mm=diameter, loss=between((0.8, 1), (0.9, 1)), **signal, **cortex)
+        if kind in ("pachygyria", "polymicrogyria"):
+            thicker = between((0.8, 1.6), (2, 3.5))
+            folded = replace(spec, diameter_mm=between((18, 28), (25, 40)), pet=0.0, **signal, **cortex)
+            return replace(folded, thickening_mm=thicker)
+        if kind == "cleft":
+            return replace(spec, diameter_mm=between((12, 18), (16, 26)), pet=0.0, **signal, **cortex)
+        if kind == "tuber":
+            bright: Any = {
+                "flair": between((0.10, 0.25), (0.25, 0.40)),
+                "t1": between((0.3, 0.6), (0.5, 0.8)),
+            }
+            return replace(spec, diameter_mm=between((8, 18), (12, 25)), tail_mm=0.0, **bright)
+        if kind == "band":
+            length: Any = {"tail_mm": between((15, 25), (20, 35)), "tail_width_mm": between((3, 5), (4, 7))}
+            seen: Any = {"flair": between((0.08, 0.15), (0.15, 0.30)), "t1": between((0.15, 0.3), (0.3, 0.5))}
+            return replace(spec, **{**cortex, **length, **seen})
+        if kind == "blur":
+            return replace(spec, **signal, thickening_mm=0.0, tail_mm=0.0, pet=0.0)
+        return replace(spec, **cortex, t1=0.0, pet=0.0)  # faint_flair
 
 
 @dataclass(frozen=True)
@@ -146,6 +230,8 @@ class Implant:
         gain = np.ones_like(both)
         if modality in ("FLAIR", "T2w"):
             gain = 1 + spec.contrast * spec.flair * both * (1 - fluid)
+        elif modality == "T1w" and spec.kind == "hippocampal_sclerosis":
+            gain = 1 - spec.contrast * spec.t1 * both * (1 - fluid)
         elif modality == "T1w":
             gain = 1 + spec.contrast * spec.t1 * both * white * (grey_over_white - 1)
         elif modality == "pet":
@@ -197,23 +283,8 @@ def implant_in_tissue(
     )
     offsets = (offsets - np.array(centre)) * zooms * np.sign(np.diag(affine)[:3])  # mm from the centre
 
-    weight = irregular_ball(offsets, spec.diameter_mm / 2, zooms, rng)
-    tail = np.zeros_like(weight)
-    wm = local[1]
-    if spec.kind == "heterotopia":
-        weight = weight * (wm > 0.3)
-        changed = _convert(local, weight * spec.contrast, 1, 0)
-    elif spec.kind == "hippocampal_sclerosis":
-        weight = weight * np.clip(1.5 * (local[0] + 0.5 * wm), 0, 1)
-        # Atrophy eats from the surface: what is left is grey matter, and bright on FLAIR.
-        by_fluid = np.clip(4 * ndimage.gaussian_filter(local[2], 2 / zooms), 0, 1)
-        changed = _convert(local, np.clip(0.5 * spec.contrast, 0, 1) * weight * by_fluid, 0, 2)
-    else:
-        weight = weight * (local[0] + local[1])
-        changed = _thicken(local, weight * spec.contrast * spec.thickening_mm, zooms)
-        changed = _blur_junction(changed, weight, spec.contrast * spec.blur_mm, zooms)
-        if spec.tail_mm > 0:
-            tail = _transmantle(offsets, centre_mm, spec) * np.clip(2 * wm - 0.5, 0, 1)
+    ball = irregular_ball(offsets, spec.diameter_mm / 2, zooms, rng)
+    changed, weight, tail = _change(local, ball, offsets, centre_mm, spec, zooms, rng)
 
     new_tissue = tissue.astype(np.float32).copy()
     full_weight, full_tail = (np.zeros(tissue.shape[1:], np.float32) for _ in range(2))
@@ -500,11 +571,17 @@ def _draw_centre(
     spec: LesionSpec,
     rng: np.random.Generator,
 ) -> tuple[int, ...]:
-    """A voxel where such lesions occur: 63 % frontal, 18 % parietal, in the depth of the cortex."""
+    """A voxel where such lesions occur: 63 % frontal, 18 % parietal, in the depth of the cortex.
+
+    Polymicrogyria is by the Sylvian fissure in 60 %.
+    """
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     side = 1 if rng.random() < 0.5 else -1
-    if spec.kind == "hippocampal_sclerosis":
+    if spec.kind in ("hippocampal_sclerosis", "encephalocele"):
         target = np.array(HIPPOCAMPUS) * [side, 1, 1]
+        if spec.kind == "encephalocele":
+            target = np.array(TEMPORAL_POLE) * [side, 1, 1] + rng.normal(scale=3, size=3)
+            brain = brain & (depth < 5)
         voxels = np.argwhere((tissue[0] > 0.4) & brain)
         if len(voxels) == 0:
             raise InputError("no grey matter in the volume at which a lesion could lie.")
@@ -528,9 +605,53 @@ def _draw_centre(
         raise InputError("no cortex in the volume at which a lesion could lie; is it in template space?")
     frontal, parietal = (y > -5) & (z > -15), (y <= -25) & (z > 20)
     lobe = rng.choice(3, p=[0.63, 0.18, 0.19])
-    region = (frontal, parietal, ~frontal & ~parietal)[lobe] & (np.sign(x) == side)
+    region = (frontal, parietal, ~frontal & ~parietal)[lobe]
+    if spec.kind == "polymicrogyria" and rng.random() < 0.6:
+        region = (np.abs(x) > 30) & (np.abs(y + 10) < 25) & (np.abs(z - 10) < 20)
+    region &= np.sign(x) == side
     pool = voxels[region] if region.any() else voxels
     return tuple(int(v) for v in pool[rng.integers(len(pool))])
+
+
+def _change(
+    tissue: Tissue,
+    ball: NDArray[np.float32],
+    offsets: NDArray[Any],
+    centre_mm: NDArray[Any],
+    spec: LesionSpec,
+    zooms: NDArray[Any],
+    rng: np.random.Generator,
+) -> tuple[Tissue, NDArray[np.float32], NDArray[np.float32]]:
+    """What a lesion makes of the tissue in a box; the weights of the lesion and of its transmantle sign."""
+    grey, white, fluid = tissue
+    tail = np.zeros_like(ball)
+    weight = ball * (grey + white)
+    if spec.kind == "heterotopia":
+        weight = ball * (white > 0.3)
+        return _convert(tissue, weight * spec.contrast, 1, 0), weight, tail
+    if spec.kind == "hippocampal_sclerosis":
+        weight = ball * _hippocampus(offsets, centre_mm) * np.clip(1.5 * (grey + 0.5 * white), 0, 1)
+        return _lose(tissue, weight, spec.contrast * spec.loss, (0,), zooms), weight, tail
+    if spec.kind == "sulci":
+        weight = ball * _near(fluid, 2, zooms) * np.clip(2 * grey, 0, 1)
+        return _lose(tissue, weight, spec.contrast * spec.loss, (0,), zooms), weight, tail
+    if spec.kind == "atrophy":
+        weight = weight * _near(fluid, 4, zooms)
+        return _lose(tissue, weight, spec.contrast * spec.loss, (0, 1), zooms), weight, tail
+    if spec.kind == "encephalocele":
+        gone = np.clip(spec.contrast * spec.loss, 0, 1) * ball
+        return _convert(_convert(tissue, gone, 0, 2), gone, 1, 2), weight, tail
+    if spec.kind in ("pachygyria", "polymicrogyria", "cleft"):
+        changed, weight = _fold(tissue, ball, offsets, spec, zooms, rng)
+        return changed, weight, tail
+    if spec.kind == "band":
+        tail = _transmantle(offsets, centre_mm, spec) * np.clip(2 * white - 0.5, 0, 1)
+        return tissue, np.zeros_like(ball), tail
+    changed = _thicken(tissue, weight * spec.contrast * spec.thickening_mm, zooms)
+    changed = _blur_junction(changed, weight, spec.contrast * spec.blur_mm, zooms)
+    if spec.tail_mm > 0:
+        tail = _transmantle(offsets, centre_mm, spec) * np.clip(2 * white - 0.5, 0, 1)
+    return changed, weight, tail
 
 
 def irregular_ball(
@@ -586,3 +707,71 @@ def _transmantle(offsets: NDArray[Any], centre_mm: NDArray[Any], spec: LesionSpe
     radius = spec.tail_width_mm / 2 * np.clip(1.2 - along / max(length, 1e-6), 0, 1)
     inside = (along > 0) & (along < length)
     return np.where(inside, np.clip(radius - across + 0.5, 0, 1), 0).astype(np.float32)
+
+
+def _hippocampus(offsets: NDArray[Any], centre_mm: NDArray[Any]) -> NDArray[np.float32]:
+    """A soft tube along the hippocampus of the centre's side, in mm from ``HIPPOCAMPUS``."""
+    side = math.copysign(1, centre_mm[0])
+    axis = (np.array(HIPPOCAMPAL_AXIS) - HIPPOCAMPUS) * [side, 1, 1]
+    distance = np.full(offsets.shape[:3], np.inf)
+    for start, end in itertools.pairwise(axis):
+        way = end - start
+        along = np.clip((offsets - start) @ way / (way @ way), 0, 1)
+        distance = np.minimum(distance, np.linalg.norm(offsets - start - along[..., None] * way, axis=-1))
+    return np.clip(HIPPOCAMPAL_RADIUS - distance + 0.5, 0, 1).astype(np.float32)
+
+
+def _near(share: NDArray[Any], sigma: float, zooms: NDArray[Any]) -> NDArray[np.float32]:
+    """1 at and beside voxels of a tissue, 0 some 3 sigma (mm) away from them."""
+    return np.asarray(np.clip(4 * ndimage.gaussian_filter(share, sigma / zooms), 0, 1), np.float32)
+
+
+def _lose(
+    tissue: Tissue, weight: NDArray[Any], share: float, sources: Sequence[int], zooms: NDArray[Any]
+) -> Tissue:
+    """Fluid takes a share of the sources' volume under the weights, from their surface inwards."""
+    surface = weight * _near(tissue[2], 2, zooms)
+    here = tissue[list(sources)].sum(0)
+    amount = share * (weight * here).sum() / max(float((surface * here).sum()), 1e-6) * surface
+    for source in sources:
+        tissue = _convert(tissue, amount, source, 2)
+    return tissue
+
+
+def _fold(
+    tissue: Tissue,
+    ball: NDArray[np.float32],
+    offsets: NDArray[Any],
+    spec: LesionSpec,
+    zooms: NDArray[Any],
+    rng: np.random.Generator,
+) -> tuple[Tissue, NDArray[np.float32]]:
+    """Cortex that is folded otherwise (``pachygyria``, ``polymicrogyria``, ``cleft``), and where."""
+    grey, white, fluid = tissue
+    if spec.kind == "cleft":
+        normal = rng.normal(size=3)
+        apart = np.abs(offsets @ (normal / np.linalg.norm(normal)) + _ripples(ball.shape, 4, zooms, rng))
+        lining = ball * np.clip(3.5 - apart, 0, 1)
+        groove = ball * np.clip(1.2 - apart, 0, 1)
+        changed = _convert(tissue, spec.contrast * lining, 1, 0)
+        return _convert(changed, spec.contrast * groove, 0, 2), lining * (grey + white)
+    between_gyri = np.clip(2.5 * ndimage.gaussian_filter(grey + white, 3 / zooms) - 1.2, 0, 1)
+    weight = ball * _near(grey, 2, zooms) * np.maximum(grey + white, between_gyri)
+    closed = _convert(tissue, 0.7 * spec.contrast * weight * between_gyri, 2, 0)
+    thickness = spec.contrast * spec.thickening_mm * weight
+    if spec.kind == "pachygyria":
+        return _thicken(closed, thickness, zooms), weight
+    # Gyri of 2 to 4 mm: between them fluid from above and white matter from below, in sheets.
+    uneven = np.clip(1 + _ripples(ball.shape, 1.2, zooms, rng), 0, 2)
+    changed = _thicken(closed, thickness * uneven, zooms)
+    sheets = np.clip(1 - np.abs(_ripples(ball.shape, 1.2, zooms, rng)) / 0.4, 0, 1)
+    shallow = spec.contrast * weight * sheets * _near(fluid, 2, zooms)
+    return _convert(changed, 0.7 * shallow, 0, 2), weight
+
+
+def _ripples(
+    shape: tuple[int, ...], sigma: float, zooms: NDArray[Any], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Smooth Gaussian noise of deviation 1."""
+    noise = ndimage.gaussian_filter(rng.normal(size=shape), sigma / zooms)
+    return np.asarray(noise / noise.std(), np.float32)

@@ -17,10 +17,12 @@ import numpy as np
 import tfds_epilepsy
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, replacing, write_json
-from tfds_epilepsy.lesions import KINDS, LesionSpec, implant_in_subject
+from tfds_epilepsy.lesions import LesionSpec, implant_in_subject
 from tfds_epilepsy.volumes import Subject
 
 VISIBLE_SPLITS = ("train", "validation")
+# Of lesions that are put in controls; the other kinds of the library are for judging (``benchmarks.cases``).
+KINDS = ("fcd_1", "fcd_2a", "fcd_2b", "heterotopia", "hippocampal_sclerosis")
 LESIONS_PER_CONTROL = 2  # lesions that a held-out control gets, one at a time
 
 
