@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
 from epizoo.run_metadata import Metadata
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import read_json
+from tfds_epilepsy.files import read_json, read_keras_config
 from tfds_epilepsy.volumes import Subject, read_nifti
 
 if TYPE_CHECKING:
@@ -112,9 +111,8 @@ class FinishedRun:
         """What its encoder sees, in voxels, read without TensorFlow; None where there is no encoder."""
         if not self.folder.model.is_file():
             return None
-        with zipfile.ZipFile(self.folder.model) as archive:
-            shape: list[int] = json.loads(archive.read("config.json"))["config"]["patch_shape"]
-            return shape
+        shape: list[int] = read_keras_config(self.folder.model)["config"]["patch_shape"]
+        return shape
 
     @property
     def space(self) -> str:

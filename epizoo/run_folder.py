@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import remove
 
 # All else that a run writes.
@@ -54,17 +55,25 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def of(self, subject: str) -> Path:
+        """The folder of a subject.
+
+        Raises:
+            InputError: a label that would lead out of the run.
+        """
+        return self.path / f"sub-{_one_name(subject)}"
+
     def score_map(self, subject: str, space: str) -> Path:
-        return self._anat(subject) / f"sub-{subject}_space-{space}_desc-abnormality_statmap.nii.gz"
+        return self._anat(subject) / f"sub-{subject}_space-{_one_name(space)}_desc-abnormality_statmap.nii.gz"
 
     def clusters(self, subject: str, space: str) -> Path:
-        return self._anat(subject) / f"sub-{subject}_space-{space}_desc-clusters.tsv"
+        return self._anat(subject) / f"sub-{subject}_space-{_one_name(space)}_desc-clusters.tsv"
 
     def labels(self, subject: str, space: str) -> Path:
-        return self._anat(subject) / f"sub-{subject}_space-{space}_desc-clusters_dseg.nii.gz"
+        return self._anat(subject) / f"sub-{subject}_space-{_one_name(space)}_desc-clusters_dseg.nii.gz"
 
     def _anat(self, subject: str) -> Path:
-        return self.path / f"sub-{subject}" / "anat"
+        return self.of(subject) / "anat"
 
     def forget(self, subject: str) -> None:
         """Delete the maps and clusters of a subject; the tables, which stand for a whole subject, first."""
@@ -78,3 +87,10 @@ class RunFolder:
         for pattern in WRITTEN:
             for path in self.path.glob(pattern):
                 remove(path)
+
+
+def _one_name(text: str) -> str:
+    """A label of a run's own tables, which a stranger may have written, as a part of a file's name."""
+    if {"/", "\\", "\0"} & set(text):
+        raise InputError(f"{text!r} is no label of a subject or a space: it holds a path.")
+    return text

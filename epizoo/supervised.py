@@ -23,6 +23,7 @@ from rich.console import Console
 
 import tfds_epilepsy
 from epizoo.method import Work
+from epizoo.models import loading
 from epizoo.models.callbacks import Checkpoint, History, ProgressBar, save
 from epizoo.run_config import NO_DETECTOR, RunConfig, data_name
 from epizoo.run_folder import RunFolder
@@ -298,7 +299,7 @@ class SupervisedReference:
             content = json.loads((folder / "manifest.json").read_text())
             if content["version"] != VERSION:
                 raise InputError(f"{folder}: version {content['version']}; this epizoo reads {VERSION}.")
-            model = keras.saving.load_model(folder / "supervised.keras")
+            model = loading.load(folder / "supervised.keras")
             return cls(model, content["subjects"], tuple(content["healthy"]))
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, InputError):
@@ -337,7 +338,7 @@ def fit_supervised(
     keras.utils.set_random_seed(seed)
     checkpoint = None if folder is None else Path(folder) / "checkpoint.keras"
     if checkpoint is not None and checkpoint.is_file():
-        model = keras.saving.load_model(checkpoint)
+        model = loading.load(checkpoint)
     else:
         model = two_pathways(subjects[0].image.shape[-1], filters)
         # Cosine decay to zero: the last epochs settle, so no validation set is needed to choose one.

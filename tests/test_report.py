@@ -261,10 +261,23 @@ def test_a_run_without_metrics_is_an_error(tmp_path):
         build(folder, read)
 
 
-def test_a_hostile_name_stays_text(tmp_path, quick):
-    folder = make_run(tmp_path, ["c1"])
-    write_json(folder.config, read_json(folder.config) | {"data": "<script>alert(1)</script>"})
-    assert "<script>alert" not in build(folder, read).read_text()
+def test_hostile_names_stay_text(tmp_path, monkeypatch):
+    """In settings, metadata, figures, tables and labels; in the pages and in the viewers that they hold."""
+    bad = "'\"><img src=x onerror=alert(1)><!--{{7*7}}"
+    monkeypatch.setitem(SUBJECTS, bad, dataclasses.replace(SUBJECTS["p1"], subject=bad, site=bad))
+    folder = make_run(tmp_path, [bad, "p2"])
+    write_json(folder.config, read_json(folder.config) | {"data": f"<script>alert(1)</script>{bad}"})
+    stored = read_json(folder.metadata)
+    named = {"modalities": [bad, "FLAIR"], "machine": bad, "versions": {bad: bad}, "weights": bad}
+    write_json(folder.metadata, stored | named)
+    build(folder, read, controls)
+    for page in pages(folder):
+        text = page.read_text()
+        assert "alert(1)" in text  # it is shown
+        for unfolded in (text, *map(html.unescape, re.findall(r'srcdoc="([^"]*)"', text))):
+            assert "<img src=x" not in unfolded
+            assert "<script>alert" not in unfolded
+            assert "49<" not in unfolded
 
 
 def test_a_lightbox_shows_the_plane_of_its_centre_with_the_patients_left_on_the_left():

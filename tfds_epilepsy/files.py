@@ -10,7 +10,9 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +21,8 @@ from tfds_epilepsy.errors import InputError
 
 LOCK = ".lock"
 PARTIAL = ".partial-"
+UNFOLDS = 10  # times, that an archive may be larger once it is read: what is written here is not compressed
+JSON_BYTES = 2**24  # of a model's configuration
 
 
 def hold(folder: str | Path, *, shared: bool = False, wait: float = 2) -> IO[bytes]:
@@ -149,6 +153,46 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file.") from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}).") from error
+
+
+def read_keras_config(path: str | Path) -> dict[str, Any]:
+    """``config.json`` of a ``.keras`` file, read without Keras.
+
+    Raises:
+        InputError: the file is missing, damaged, or none of Keras.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("config.json") as file:
+            text = file.read(JSON_BYTES + 1)
+        if len(text) > JSON_BYTES:
+            raise ValueError(f"its configuration has more than {JSON_BYTES >> 20} MiB")
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("its configuration is no JSON object")
+    except (OSError, KeyError, ValueError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read as a saved model ({error}).") from error
+    return content
+
+
+def zip_problem(archive: zipfile.ZipFile, names: Collection[str] | None = None) -> str:
+    """Why an archive is not read: entries that have no business in it, or unfold to much more than they take.
+
+    Args:
+        archive: opened to read.
+        names: the entries that it may hold; any if None.
+
+    Returns:
+        A clause, empty where nothing is wrong.
+    """
+    entries = archive.infolist()
+    found = [entry.filename for entry in entries]
+    if odd := sorted({name for name in found if (names is not None and name not in names)}):
+        return f"it holds {', '.join(map(repr, odd[:3]))}, which nothing here writes"
+    if len(set(found)) < len(found):
+        return "two of its entries have one name"
+    if any(entry.file_size > UNFOLDS * entry.compress_size + 2**16 for entry in entries):
+        return f"its entries unfold to more than {UNFOLDS} times what they take"
+    return ""
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:

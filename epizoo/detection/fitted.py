@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ from epizoo.maps.smoothing import smooth
 from epizoo.registry import DETECTORS
 from tfds_epilepsy.bids.participants import FEWEST_CONTROLS
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import replacing
+from tfds_epilepsy.files import replacing, zip_problem
 from tfds_epilepsy.progress import stderr, track
 from tfds_epilepsy.volumes import Subject, normalise, subject_problems
 
@@ -262,7 +263,10 @@ class FittedDetector:
             raise InputError(
                 f"{path}: missing or damaged (its checksum is not the manifest's): fit it again."
             )
-        return _arrays(content)
+        try:
+            return _arrays(content)
+        except (ValueError, MemoryError, zipfile.BadZipFile) as error:  # whoever made it wrote its checksum
+            raise InputError(f"{path}: no arrays of a detector ({error}).") from error
 
 
 class _Fit:
@@ -638,6 +642,9 @@ def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if problem := zip_problem(archive):
+            raise ValueError(problem)
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         return dict(stored)
 

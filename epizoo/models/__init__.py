@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from epizoo.maps.view import create_view
+from epizoo.models import loading
 from epizoo.models.patch_model import PatchModel, register_model
 from epizoo.presets import WEIGHTS, Preset
 from epizoo.registry import MODELS
 from tfds_epilepsy.errors import InputError
+from tfds_epilepsy.files import read_keras_config
 
 __all__ = [
     "MODELS",
@@ -75,6 +75,8 @@ def create(name: str, **config: Any) -> PatchModel:
 def load_model(path: str | Path) -> PatchModel:
     """Read a model that was saved as a ``.keras`` file, its optimisers' states included.
 
+    The file may be a stranger's: no code of it runs, and it takes no more memory than its size allows.
+
     Raises:
         InputError: no such file, a file that is damaged, or another kind of model.
     """
@@ -83,7 +85,7 @@ def load_model(path: str | Path) -> PatchModel:
         raise InputError(f"{path}: no such file.")
     try:
         model_class(_stored_class(path))  # Keras must know the class before it reads the file
-        model = keras.saving.load_model(path)
+        model = loading.load(path)
     except Exception as error:  # zip, HDF5, JSON and Keras each raise their own
         raise InputError(f"{path}: cannot be read as a model of the zoo ({error}).") from error
     if not isinstance(model, PatchModel):
@@ -115,7 +117,11 @@ def from_preset(preset: str | Path) -> PatchModel:
         )
     weights = found.folder / WEIGHTS
     try:
-        model: PatchModel = known.from_config(dict(found.config))
+        size = weights.stat().st_size
+        loading.check_weights(weights, size)
+        loading.check_config(found.config)
+        with loading.bounded(size):
+            model: PatchModel = known.from_config(dict(found.config))
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of layers that the file does not know
             model.load_weights(weights)
@@ -145,5 +151,4 @@ def model_class(stored: str) -> type[PatchModel] | None:
 
 def _stored_class(path: Path) -> str:
     """The registered name of the class in a ``.keras`` file."""
-    with zipfile.ZipFile(path) as stored, stored.open("config.json") as file:
-        return str(json.load(file).get("registered_name"))
+    return str(read_keras_config(path).get("registered_name"))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from epizoo.models.generator_quality import PATCHES, GeneratorQuality
 from epizoo.models.patch_model import PatchModel
 from tfds_epilepsy.errors import InputError
-from tfds_epilepsy.files import replacing
+from tfds_epilepsy.files import read_keras_config, replacing
 from tfds_epilepsy.progress import stderr
 
 Row = dict[str, float]
@@ -159,11 +157,7 @@ def restore(model: PatchModel, path: Path) -> None:
     Raises:
         InputError: the file is damaged or holds a model of another class or configuration.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            stored = json.loads(archive.read("config.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as a saved model ({error}).") from error
+    stored = read_keras_config(path)
     mine = {"model": type(model).__name__, **model.get_config()}
     other = {"model": stored["class_name"], **stored["config"]}
     changed = [f"{k} {other.get(k)!r}, not {v!r}" for k, v in mine.items() if other.get(k) != v]

@@ -88,7 +88,7 @@ def build_report(
         content = environment.get_template("subject.html").render(
             page=page.context, cohort=f"{title}. {subtitle}"
         )
-        write_text(folder.path / f"sub-{page.subject}" / "report.html", content)
+        write_text(folder.of(page.subject) / "report.html", content)
         cohort.add(page)
     cohort.add_thumbnails()
 
