@@ -3,13 +3,21 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-all coverage lint docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/epizoo demo --output demo
 
 test: $(INSTALLED)
+	$(BIN)/pytest --numprocesses auto --dist worksteal -m "not slow"
+
+# The slow ones too: what CI runs.
+test-all: $(INSTALLED)
 	$(BIN)/pytest --numprocesses auto --dist worksteal
+
+# The same, with the branches that were taken: build/coverage/index.html.
+coverage: $(INSTALLED)
+	$(BIN)/pytest --numprocesses auto --dist worksteal --cov --cov-report=html --cov-report=term:skip-covered
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

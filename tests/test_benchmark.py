@@ -37,6 +37,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(supervised, "TRAINING", {"epochs": 2, "steps_per_epoch": 2, "batch_size": 2})
 
 
+@pytest.mark.slow
 def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_dir, tmp_path, quick):
     def run():
         return benchmark(
@@ -81,6 +82,7 @@ def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_di
     assert [path.stat().st_mtime_ns for path in metrics] == before
 
 
+@pytest.mark.slow
 def test_the_supervised_reference_is_marked_and_opened_like_any_run(cohort, data_dir, tmp_path, quick):
     config = supervised.supervised_config(str(cohort), patients=4)
     run = Run(config, tmp_path / "cnn", data_dir=data_dir)

@@ -94,6 +94,7 @@ def test_killed_training_keeps_the_same_best_epoch(tmp_path, monkeypatch, epoch)
     assert same_state(resumed, whole)
 
 
+@pytest.mark.slow
 def test_training_that_was_killed_as_it_ended_ends_alike(tmp_path, monkeypatch):
     values, options = (3, 1, 2), {"epochs": 9, "patience": 2}
     whole, rows = train_along(values, tmp_path / "whole", monkeypatch, **options)
@@ -110,6 +111,7 @@ def test_training_that_was_killed_as_it_ended_ends_alike(tmp_path, monkeypatch):
     assert same_state(resumed, whole)
 
 
+@pytest.mark.slow
 def test_more_patience_goes_on_from_the_best_epoch(tmp_path, monkeypatch):
     values = (3, 1, 2)
     train_along(values, tmp_path / "a", monkeypatch, epochs=9, patience=1)

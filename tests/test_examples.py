@@ -30,6 +30,7 @@ def each_phantom_once():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(script, tmp_path, capfd):
     folder, options = tmp_path / "out", ("--subjects", 4, "--epochs", 1, "--steps", 2)

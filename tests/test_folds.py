@@ -74,6 +74,7 @@ def test_folds_are_found_again_and_nothing_is_copied(controls, folds):
     assert before == {path: path.lstat().st_mtime_ns for path in folds[0].parents[1].rglob("*.nii.gz")}
 
 
+@pytest.mark.slow
 def test_folds_are_pooled_into_one_table_and_a_killed_benchmark_goes_on(
     controls, folds, tmp_path, monkeypatch
 ):

@@ -23,6 +23,7 @@ def batches(x, **others):
 # === BiGAN ===
 
 
+@pytest.mark.slow
 def test_bigan_learns_to_invert_itself():
     """Bars of three widths, at two brightnesses: codes of patches give the patches back.
 
@@ -168,6 +169,7 @@ def test_original_dcgan_follows_its_recipe():
 # === f-AnoGAN ===
 
 
+@pytest.mark.slow
 def test_f_anogan_encoder_learns_against_a_generator_that_it_leaves_alone():
     model = epizoo.create(
         "f_anogan", patch_shape=(5, 5), channels=1, latent_dim=4, filters=8, kappa=0.0, critic_steps=1

@@ -88,6 +88,7 @@ def figures(real, made):
     return logs
 
 
+@pytest.mark.slow
 def test_collapsed_generator_is_seen():
     real, others = textures(400, 9, 9, 1), textures(400, 9, 9, 1, seed=1)
     alike = figures(real, others)

@@ -28,6 +28,7 @@ def test_it_is_blind_to_what_it_is_asked_for(shape, block):
     assert loss(model, x) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_fills_in_what_it_does_not_see():
     """Patches of one brightness: what is hidden is as bright as what is seen."""
     level = np.random.default_rng(0).uniform(0.2, 0.8, (256, 1, 1, 1)).astype(np.float32)

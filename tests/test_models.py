@@ -11,6 +11,14 @@ SOLID = [Case(name, (7, 7, 7), 3) for name in NAMES]
 SINGLE = [Case(name, (9, 9), 1) for name in NAMES]
 SMALL = [Case(name, (7, 7), 1) for name in NAMES]
 plane = pytest.mark.parametrize("case", PLANE, ids=str)
+
+
+def slow_but(name, *cases):
+    """The cases; those of other models take as long each and are run in CI alone."""
+    first = [case for case in cases if case.name == name][:1]
+    return [case if case in first else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 plane_and_solid = pytest.mark.parametrize("case", PLANE + SOLID, ids=str)
 small = pytest.mark.parametrize("case", SMALL, ids=str)
 every_form = pytest.mark.parametrize("case", PLANE + SOLID + SINGLE, ids=str)
@@ -29,11 +37,12 @@ def test_model_builds_from_its_seed(case):
     contract.builds(case)
 
 
-@plane_and_solid
+@pytest.mark.parametrize("case", slow_but("siamese", *PLANE, *SOLID), ids=str)
 def test_killed_training_resumes_bit_by_bit_and_saves_everything(case, tmp_path):
     contract.survives_kill_save_and_load(case, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["siamese", "bigan"])  # of one optimiser, and of two
 def test_killed_training_in_a_graph_resumes_bit_by_bit(name, tmp_path):
     contract.survives_kill_save_and_load(Case(name), tmp_path, eager=False)
@@ -59,7 +68,7 @@ def test_model_trains_in_bfloat16(case):
     contract.trains_in_bfloat16(case)
 
 
-@plane
+@pytest.mark.parametrize("case", slow_but("siamese", *PLANE), ids=str)
 def test_two_devices_train_like_one(case, two_devices):
     contract.trains_alike_on_two_devices(case, two_devices)
 

@@ -38,11 +38,13 @@ def run(python, *words, seconds=600):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_command_knows_a_package_of_ones_own(python, tmp_path):
     cohort = write_cohort(tmp_path / "cohort")
     assert "every command knew it" in run(python, PLUGIN / "commands.py", cohort, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_contracts_are_installed_and_the_package_keeps_them(python):
     run(
         python,

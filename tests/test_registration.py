@@ -148,6 +148,7 @@ def test_a_rigid_move_is_found_between_contrasts(quick, tmp_path, shift):
     assert np.linalg.norm(found - expected, axis=1).max() < 2
 
 
+@pytest.mark.slow
 def test_a_brain_meets_the_template_and_the_inverse_leads_back(quick, tmp_path):
     affine = turned(5, (8, -10, 6)) @ np.diag([1.06, 0.95, 1.03, 1.0])
     brain = head_of(affine)

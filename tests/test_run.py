@@ -114,6 +114,7 @@ def test_a_finished_run_whose_data_have_changed_scores_but_does_not_read(finishe
         open_run(tmp_path / "run", data_dir=data_dir).read("test")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(
     finished, cohort, data_dir, tmp_path, monkeypatch
 ):

@@ -93,6 +93,7 @@ def test_loss_counts_the_brain_alone():
     assert float(masked_crossentropy(target, logit)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_lesions_that_it_has_not_seen(reference):
     areas = [
         auroc(reference.score(s)[s.brain_mask], s.lesion_mask[s.brain_mask]) for s in map(subject, (50, 51))
@@ -139,6 +140,7 @@ def test_save_and_load_give_the_same_map(reference, tmp_path):
         check_no_leak(again.subjects, ["s2", "s9"])
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_as_the_uninterrupted_one(tmp_path, monkeypatch):
     subjects = [subject(0), subject(1)]
 

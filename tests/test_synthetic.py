@@ -207,6 +207,7 @@ def test_what_is_judged_in_training_is_the_logit_of_the_patch_there(shape):
     assert np.allclose(judged, model.head(model.encode(x)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_synthetic_finds_alterations():
     y, x = np.mgrid[:15, :15]
     angle, phase = RNG.uniform(0, 2 * np.pi, (2, 64, 1, 1))

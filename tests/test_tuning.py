@@ -275,6 +275,7 @@ def test_figures_of_clusters_are_taken_from_whole_volumes(spec, done, tmp_path):
     assert 0 <= result["figures"]["froc_auc"] <= 1
 
 
+@pytest.mark.slow
 def test_maps_of_a_brain_are_made_of_the_whole_brain(spec, tmp_path):
     """In every second slice, neither deviations nor signs are those of the scan."""
     values = {"cube": 15, "width": 4, "latent_dim": 4, "learning_rate": 1e-3, "detector": "signs", "fwhm": 4}

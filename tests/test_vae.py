@@ -22,6 +22,7 @@ def test_code_is_the_mean_and_training_draws_about_it():
     assert figures[0] == pytest.approx(error + 2 * 0.05**2 * kl, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_codes_collapse_under_a_prior_that_is_too_strong():
     """The trap that the default ``sigma`` avoids."""
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ def test_loss_is_reconstruction_and_weighted_discrepancy():
     assert float(figures["loss"]) == pytest.approx(error + 3 * float(mmd), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_codes_come_to_match_the_prior():
     model = epizoo.create("wae", patch_shape=(9, 9), channels=1, latent_dim=4)
     model.compile()
