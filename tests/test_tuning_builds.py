@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import keras
 import keras_tuner
@@ -266,7 +268,13 @@ def test_a_script_without_a_guard_and_with_a_sibling_is_searched(tmp_path):
     script = SCRIPT.format(data=str(data), data_dir=str(tmp_path / "prepared"))
     (folder / "my search.py").write_text(script)
     done = subprocess.run(
-        [sys.executable, "my search.py"], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "my search.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "(None, 4) 8"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from epizoo.evaluation import compare
-from tuning.trial import Result, score
+
+from .trial import Result, score
 
 
 def comparison(

@@ -36,12 +36,13 @@ from tfds_epilepsy.bids.participants import control_problems
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json, write_text
 from tfds_epilepsy.progress import stderr
-from tuning import builds, leaderboard, spaces
-from tuning.cases import Visible, write_cases
-from tuning.confirmation import comparison
-from tuning.oracles import TUNERS, failing, make_oracle
-from tuning.process import INSIDE, supervise, try_out
-from tuning.trial import OBJECTIVES, Result, SearchFailed, Spec
+
+from . import builds, leaderboard, spaces
+from .cases import Visible, write_cases
+from .confirmation import comparison
+from .oracles import TUNERS, failing, make_oracle
+from .process import INSIDE, supervise, try_out
+from .trial import OBJECTIVES, Result, SearchFailed, Spec
 
 CONFIRMATION_SEEDS = 3
 # A trial is given up when its label-free figure has kept this many times the median share of at least so many
@@ -389,7 +390,7 @@ class DetectionTuner(base_tuner.BaseTuner):
         if command:
             lines += [f"The search, from {Path.cwd()}:", f"    {command}"]
         spec = shlex.quote(str(folder / "spec.json"))
-        lines += ["This trial alone:", f"    python -m tuning.trial {spec} FOLDER"]
+        lines += ["This trial alone:", f"    python -m {__package__}.trial {spec} FOLDER"]
         if self.spec.model is not None:
             data = shlex.quote(self.spec.data)
             lines += [

@@ -19,14 +19,15 @@ import psutil
 
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
-from tuning.trial import Result, Spec, cost
+
+from .trial import Result, Spec, cost
 
 if TYPE_CHECKING:
     import keras_tuner
 
 POLL_SECONDS = 0.25
 INSIDE = "EPIZOO_TRIAL"  # set in the environment of a trial's process
-TRIAL = "tuning.trial"  # the module that the process runs
+TRIAL = f"{__package__}.trial"  # the module that the process runs
 
 
 def supervise(
@@ -106,7 +107,7 @@ def try_out(hypermodel: keras_tuner.HyperModel, packed: bytes, channels: int) ->
     Raises:
         InputError: it cannot be made there, is another one there, or no trial could use it.
     """
-    from tuning import builds  # brings TensorFlow, which this process need not wait for
+    from . import builds  # brings TensorFlow, which this process need not wait for
 
     model, _ = builds.make(hypermodel, {})
     builds.check(model, channels)
@@ -115,7 +116,7 @@ def try_out(hypermodel: keras_tuner.HyperModel, packed: bytes, channels: int) ->
         path.write_bytes(packed)
         with log.open("wb") as output:
             subprocess.run(
-                [sys.executable, "-m", "tuning.builds", str(path), str(answer)],
+                [sys.executable, "-m", f"{__package__}.builds", str(path), str(answer)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -18,10 +18,12 @@ import typer
 from epizoo.cli import Data, DataDir, Group, GroupColumn, Modality, Seed, Space, reading_of, start
 from epizoo.screen import command
 from tfds_epilepsy.errors import InputError
-from tuning import spaces
-from tuning.process import POLL_SECONDS
-from tuning.trial import SearchFailed
 
+from . import spaces
+from .process import POLL_SECONDS
+from .trial import SearchFailed
+
+MODULE = f"{__package__}.search"
 app = typer.Typer(pretty_exceptions_enable=False)
 
 
@@ -70,7 +72,7 @@ def search(
     if show_space:
         print_space(model, Console())
         return
-    from tuning.detection_tuner import DetectionTuner
+    from .detection_tuner import DetectionTuner
 
     distributed = os.environ.get("KERASTUNER_TUNER_ID")
     found = DetectionTuner(
@@ -96,11 +98,11 @@ def search(
     if workers == 1:
         found.search()
     else:
-        run_workers(workers, [sys.executable, "-m", "tuning.search", *sys.argv[1:]], found.folder)
+        run_workers(workers, [sys.executable, "-m", MODULE, *sys.argv[1:]], found.folder)
         found.check_outcome()
-    found.report(confirm, f"python -m tuning.search {shlex.join(sys.argv[1:])}")
+    found.report(confirm, f"python -m {MODULE} {shlex.join(sys.argv[1:])}")
     if tensorboard:
-        from tuning import leaderboard
+        from . import leaderboard
 
         leaderboard.write_hparams(found.folder / "tensorboard", found.records(), objective)
 

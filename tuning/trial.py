@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from tuning.cases import Visible
+    from .cases import Visible
 
 # What a trial can be judged by: higher is better. The first two are voxel figures.
 OBJECTIVES = ("detection_auc", "detection_auprc", "froc_auc", "sensitivity_5")
@@ -103,7 +103,8 @@ def run(spec: Spec, folder: Path) -> Result:
     import keras
 
     from epizoo.models.patch_model import PatchModel
-    from tuning.cases import Visible, read_cases
+
+    from .cases import Visible, read_cases
 
     keras.config.disable_interactive_logging()
     steps = _Steps(folder)
@@ -129,11 +130,11 @@ def build_model(spec: Spec, modalities: Sequence[str]) -> Any:
     """
     import keras
 
-    from tuning import spaces
+    from . import spaces
 
     hypermodel = None
     if spec.build is not None:
-        from tuning import builds
+        from . import builds
 
         hypermodel = builds.load(Path(spec.build))
     if hypermodel is None:
@@ -313,7 +314,8 @@ def _detect(
     from rich.console import Console
 
     from epizoo.detection import create_detector, fit_detector
-    from tuning.spaces import detector_config
+
+    from .spaces import detector_config
 
     name, options, fwhm = detector_config(spec.values)
     detector = create_detector(name, **options)
