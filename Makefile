@@ -37,17 +37,18 @@ bench: .venv-bench/.installed
 	.venv-bench/bin/python -m benchmarks.speed
 	.venv-bench/bin/python -m benchmarks.speed --voxel-size 1 --people 8
 
+# editable_mode=compat: this folder is what Python sees, with tests, benchmarks, and tuning under that name.
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[preprocessing,beam,test,docs]"
+	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable ".[preprocessing,beam,test,docs]"
 	touch $@
 
 # The peers of the benchmarks (PyTorch among them) stay out of the working environment.
 .venv-bench/.installed: setup.cfg pyproject.toml
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --upgrade pip
-	.venv-bench/bin/python -m pip install --quiet --editable ".[bench,onnx,tflite]"
+	.venv-bench/bin/python -m pip install --quiet --config-settings editable_mode=compat --editable ".[bench,onnx,tflite]"
 	touch $@
 
 clean:
