@@ -29,13 +29,12 @@ def main() -> None:
     )
     given = parser.parse_args()
     cohort = phantom.PhantomConfig(voxel_size=1, visible=not given.subtle)
+    healthy = phantom.subject(replace(cohort, contrast=0.0), LABEL)
     rows = -(-len(KINDS) // COLUMNS)
     figure = Figure(figsize=(4 * 1.5 * COLUMNS, 1.65 * rows))
     axes = figure.subplots(rows, 4 * COLUMNS).reshape(-1, 4)
     for panels, kind in zip(axes, KINDS, strict=True):
-        config = replace(cohort, kinds=(kind,))
-        healthy = phantom.subject(replace(config, contrast=0.0), LABEL)
-        patient = phantom.subject(config, LABEL)
+        patient = phantom.subject(replace(cohort, kinds=(kind,)), LABEL)
         mask = patient.lesion_mask
         plane = int(mask.sum((0, 2)).argmax())  # coronal, where most of the lesion is
         x, z = (int(np.mean(at)) for at in np.nonzero(mask[:, plane]))
