@@ -114,7 +114,9 @@ def test_the_phantom_is_generated_and_its_splits_are_the_cohorts(tmp_path, capsy
     builder = Builder(
         config=EpilepsyConfig(name="tiny", phantom=config), data_dir=str(tmp_path / "tfds")
     ).prepare()
-    assert "tiny, train" in capsys.readouterr().err  # a progress bar
+    said = capsys.readouterr()
+    assert "tiny, train" in said.err
+    assert said.out == ""  # results alone go there
     assert {split: tfds_epilepsy.subjects(builder, split) for split in bids.SPLITS} == phantom.cohort(config)
     (patient,) = (s for s in tfds_epilepsy.read(builder, "test") if s.group == "patient")
     again = phantom.subject(config, patient.subject)

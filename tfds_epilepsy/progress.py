@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
 
-stderr = Console(stderr=True, highlight=False)  # one for all, so that a command can silence it (stderr.quiet)
+# One for all, so that a command can silence it (``stderr.quiet``). A line stays one, however long.
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 EVERY = 60.0  # seconds between the lines of a step that lasts, where there is no terminal for a bar
 
 

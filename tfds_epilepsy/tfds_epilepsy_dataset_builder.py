@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -160,7 +162,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             remove(gone)
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         config.beam_options = beam_options
-        self.download_and_prepare(download_config=config)
+        with redirect_stdout(io.StringIO()):  # TFDS speaks of downloads, also where there are none
+            self.download_and_prepare(download_config=config)
 
     @property
     def reference(self) -> str:
@@ -230,7 +233,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _in_process(self, split: str, labels: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
         made = map(self._reader(), labels) if config.phantom is None else generate(config.phantom, labels)
-        name = f"{config.name}, {split}"
+        name = f"{config.folder.name if config.folder else config.name}, {split}"
         for number, subject in enumerate(track(made, name, len(labels))):
             yield number, record_of(subject)
 
