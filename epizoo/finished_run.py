@@ -35,9 +35,10 @@ def open_run(
     """Open the folder of a run.
 
     Example:
-        >>> done = open_run("runs/first")  # doctest: +SKIP
-        >>> subject = next(done.read("test"))  # doctest: +SKIP
-        >>> score_map = done.detector.score(subject)  # doctest: +SKIP
+        >>> done = open_run(run_folder, data_dir=data_folder)
+        >>> subject = next(done.read("test"))
+        >>> done.detector.score(subject).shape
+        (24, 26, 10)
 
     Args:
         folder: in which ``Run`` worked.
@@ -83,6 +84,12 @@ class FinishedRun:
     """A run that is there: what it was made of and what it found. ``open_run`` makes one.
 
     A file is read when its content is first asked for.
+
+    Example:
+        >>> done.name, done.modalities, done.subjects
+        ('first', ['T1w', 'FLAIR'], ['v0', 'v1', 'h1', 'p1'])
+        >>> done.score_map("p1").shape, done.clusters("p1")[0].rank
+        ((24, 26, 10), 1)
 
     Attributes:
         folder: the names of its files.

@@ -37,6 +37,14 @@ Kind = TypeVar("Kind")
 class Registry(Generic[Kind]):
     """Classes by name; each is imported when it is asked for.
 
+    Example:
+        >>> shapes = Registry("shape", "epizoo.shapes", {})
+        >>> @shapes.register("square")
+        ... class Square:
+        ...     sides = 4
+        >>> shapes.get("square").sides, list(shapes)
+        (4, ['square'])
+
     Attributes:
         own: epizoo's classes, name to ``module:class``.
         registered: classes of scripts and of packages that were imported, by name.
@@ -78,6 +86,14 @@ class Registry(Generic[Kind]):
 
     def register(self, name: str) -> Callable[[Class], Class]:
         """Class decorator that gives a class its name.
+
+        Example:
+            >>> shapes = Registry("shape", "epizoo.shapes", {})
+            >>> @shapes.register("circle")
+            ... class Circle:
+            ...     sides = 0
+            >>> "circle" in shapes
+            True
 
         Raises:
             InputError: epizoo or another class has the name already.

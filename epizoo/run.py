@@ -50,8 +50,10 @@ class Run:
     """A run in a folder.
 
     Example:
-        >>> run = Run("phantom_2mm", "runs/first")  # doctest: +SKIP
-        >>> run()  # doctest: +SKIP
+        >>> settings = RunConfig.resolve(str(derivative_folder), model="none", detector="zscore")
+        >>> run = Run(settings, folder / "run", data_dir=data_folder)
+        >>> run().patients
+        1
 
     Args:
         config: what to do (``RunConfig.resolve``), or only the data: a config's name or the folder of a

@@ -30,6 +30,11 @@ class RunConfig:
 
     ``RunConfig.resolve`` makes them of those that a user chooses.
 
+    Example:
+        >>> config = RunConfig.resolve("phantom_2mm", model="siamese", epochs=3)
+        >>> config.detector, config.epochs, config.seed
+        ('ocsvm', 3, 0)
+
     Attributes:
         data: name of a builder config (``phantom_2mm``), or the absolute path of a template-space BIDS
             derivative.

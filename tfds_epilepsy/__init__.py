@@ -30,8 +30,9 @@ def load(
     """A prepared data set.
 
     Example:
-        >>> builder = load("phantom_2mm")  # doctest: +SKIP
-        >>> controls = list(read(builder, "train"))  # doctest: +SKIP
+        >>> builder = load(derivative_folder, data_folder)
+        >>> list(builder.info.splits)
+        ['train', 'validation', 'test']
 
     Args:
         data: name of a config (``phantom_2mm``, ``phantom_1mm``, ``bonn``, ``bonn_matched``, ``ideas``) or a
@@ -63,12 +64,21 @@ def load(
 
 
 def subjects(builder: Builder, split: str) -> list[str]:
-    """Labels of the subjects of a split, in stored order; none where the split is empty."""
+    """Labels of the subjects of a split, in stored order; none where the split is empty.
+
+    Example:
+        >>> subjects(load(derivative_folder, data_folder), "test")
+        ['h1', 'p1']
+    """
     return list(builder.info.metadata["subjects"].get(split, []))
 
 
 def read(builder: Builder, split: str, subjects: Sequence[str] | None = None) -> Iterator[Subject]:
     """The subjects of a split, one at a time, in stored order.
+
+    Example:
+        >>> [subject.subject for subject in read(load(derivative_folder, data_folder), "train")]
+        ['c0', 'c1', 'c2', 'c3', 'c4']
 
     Args:
         builder: from ``load``.

@@ -11,6 +11,13 @@ class InputError(ValueError):
     All problems of a data set travel in one error, so that they are mended in one go. The command line
     prints them as a list and exits with 2.
 
+    Example:
+        >>> try:
+        ...     raise InputError(["sub-01: no T1w.", "sub-02: no brain mask."])
+        ... except InputError as error:
+        ...     print(len(error.problems), "problems;", error.problems[0])
+        2 problems; sub-01: no T1w.
+
     Args:
         problems: one message, or one message a problem.
     """
@@ -21,6 +28,11 @@ class InputError(ValueError):
 
 
 def words(error: Exception) -> str:
-    """An error in a line: its message, after its type where the message alone says little."""
+    """An error in a line: its message, after its type where the message alone says little.
+
+    Example:
+        >>> words(KeyError("T1w")), words(InputError("no T1w."))
+        ("KeyError: 'T1w'", 'no T1w.')
+    """
     speaks = isinstance(error, InputError | RuntimeError | OSError) and str(error)
     return speaks or f"{type(error).__name__}: {error}"

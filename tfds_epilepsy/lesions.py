@@ -66,6 +66,10 @@ TEMPORAL_POLE = (38.0, 14.0, -36.0)
 class LesionSpec:
     """What a lesion does to tissue and signal.
 
+    Example:
+        >>> LesionSpec("fcd_2b", diameter_mm=15, blur_mm=1, tail_mm=12).contrast
+        1.0
+
     Attributes:
         kind: one of ``KINDS``.
         diameter_mm: of the irregular ball that it fills.
@@ -191,6 +195,14 @@ class LesionSpec:
 class Implant:
     """A lesion in place: ``tissue`` is the changed map, the rest are weights ``(x, y, z)`` in [0, 1].
 
+    Example:
+        >>> from tfds_epilepsy.volumes import load_template
+        >>> template = load_template()
+        >>> tissue = np.stack([template.gm, template.wm, template.csf])
+        >>> done = implant_in_tissue(tissue, template.affine, LesionSpec("fcd_2a", blur_mm=1), seed=1)
+        >>> done.spec.kind, done.weight.shape
+        ('fcd_2a', (75, 94, 79))
+
     Attributes:
         box: the part of the grid that holds the lesion.
         weight: of the lesion, soft at its irregular edge.
@@ -309,6 +321,15 @@ def implant(
     The tissue is estimated from the volume itself; the signal then moves by what the tissue's change is worth
     in this volume, so that noise, texture and bias stay.
 
+    Example:
+        >>> from tfds_epilepsy.volumes import load_template
+        >>> template = load_template()
+        >>> tissue = np.stack([template.gm, template.wm, template.csf])
+        >>> scan, spec = {"T1w": template.t1}, LesionSpec(t1=0.5)
+        >>> changed, lesion, done = implant(scan, template.brain_mask, template.affine, spec, tissue=tissue)
+        >>> changed["T1w"].shape, bool(lesion.any())
+        ((75, 94, 79), True)
+
     Args:
         volumes: modality -> ``(x, y, z)``; T1w where it is to estimate the tissue.
         mask: ``(x, y, z)`` brain mask.
@@ -354,6 +375,13 @@ def implant_in_subject(
 
     Signals stay within the control's own range in each modality.
 
+    Example:
+        >>> from tfds_epilepsy.phantom import PhantomConfig, subject
+        >>> healthy = subject(PhantomConfig(), "control001")
+        >>> (one,) = implant_in_subject(healthy, ["T1w", "FLAIR"], [(LesionSpec(flair=0.2), 1)])
+        >>> one.group, bool(one.lesion_mask.any())
+        ('patient', True)
+
     Args:
         control: in template space.
         modalities: names of the channels of its image.
@@ -388,6 +416,9 @@ def implant_in_dataset(
     The result is a template-space derivative: all subjects of the input, some of its controls now patients
     with a lesion mask, and ``lesions.tsv``. Training controls are never touched by default. Started again
     after a kill, it goes on where it was.
+
+    Example:
+        >>> implant_in_dataset("DERIVATIVE", "IMPLANTED")  # doctest: +SKIP
 
     Args:
         bids_dir: a template-space derivative.

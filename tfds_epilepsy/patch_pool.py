@@ -183,6 +183,10 @@ def memory_bytes(
 ) -> int:
     """The bytes that a pipeline needs at most to hold its subjects; past ``memory_limit`` a window moves.
 
+    Example:
+        >>> round(memory_bytes((75, 94, 79), 2, subjects=40) / 2**30, 2)  # GiB
+        0.32
+
     Args:
         shape: ``(x, y, z)`` of a volume.
         channels: modalities.

@@ -58,8 +58,10 @@ def patch_dataset(
     one, read meanwhile, enters. Pairs are drawn within that window. The memory
     that volumes will take is printed before they are read; :func:`memory_bytes` tells it too.
 
-    >>> dataset = patch_dataset(controls, sampling="pair", seed=1)
-    >>> model.fit(dataset, steps_per_epoch=1000, epochs=10)
+    Example:
+        >>> batch = next(iter(patch_dataset(controls, sampling="pair", batch_size=4, seed=1)))
+        >>> sorted(batch), batch["patch"].shape
+        (['partner', 'patch', 'position'], TensorShape([4, 15, 15, 2]))
 
     Args:
         subjects: subjects on one grid: a list, another iterable, or a function that opens one. What does not
@@ -162,6 +164,11 @@ def patch_dataset(
 class RandomIntensity(keras.layers.Layer):
     """Change gain, offset and noise of every patch and modality; background stays 0, values stay in [0, 1].
 
+    Example:
+        >>> batch = next(iter(patch_dataset(controls, batch_size=4, augment=[RandomIntensity(noise=0.05)])))
+        >>> batch["patch"].shape
+        TensorShape([4, 15, 15, 2])
+
     Args:
         gain: intensities are multiplied by ``exp(N(0, gain))``.
         offset: standard deviation of a value that is added to all of a patch.
@@ -194,6 +201,11 @@ class RandomMirror(keras.layers.Layer):
     """Exchange left and right in half of the patches (in both of a pair), and in their positions.
 
     Use it only on purpose: brains are not symmetric, and a lesion often shows as a difference of the sides.
+
+    Example:
+        >>> batch = next(iter(patch_dataset(controls, batch_size=4, augment=[RandomMirror()])))
+        >>> batch["patch"].shape
+        TensorShape([4, 15, 15, 2])
     """
 
     def call(self, element: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -55,6 +55,10 @@ WARP_GRID = 4  # mm between the nodes of a subject's warp
 class Conditions:
     """How a cohort and its scanner differ from the default: families of cohorts are drawn of these.
 
+    Example:
+        >>> PhantomConfig(conditions=Conditions(noise=2.0)).conditions.noise
+        2.0
+
     Attributes:
         residual: factor of what registration leaves: warp, turn and shift.
         folds: factor of how much a subject's folds and its fluid are its own.
@@ -86,6 +90,10 @@ class Conditions:
 @dataclass(frozen=True)
 class PhantomConfig:
     """A cohort.
+
+    Example:
+        >>> PhantomConfig(n_train=10, modalities=("T1w",)).kinds
+        ('fcd_2a', 'fcd_2b', 'fcd_1')
 
     Attributes:
         voxel_size: 1 or 2 mm.
@@ -145,7 +153,12 @@ class PhantomConfig:
 
 
 def cohort(config: PhantomConfig) -> dict[str, list[str]]:
-    """Labels of the subjects by split: ``control...`` and ``patient...``."""
+    """Labels of the subjects by split: ``control...`` and ``patient...``.
+
+    Example:
+        >>> cohort(PhantomConfig(n_test_controls=1, n_test_patients=2))["test"]
+        ['control049', 'patient009', 'patient010']
+    """
     sizes = {
         "train": (config.n_train, 0),
         "validation": (config.n_validation_controls, config.n_validation_patients),
@@ -162,6 +175,11 @@ def cohort(config: PhantomConfig) -> dict[str, list[str]]:
 
 def subject(config: PhantomConfig, label: str, scan: int = 0) -> Subject:
     """One subject, the same wherever and in whatever order it is made.
+
+    Example:
+        >>> one = subject(PhantomConfig(), "patient001")
+        >>> one.image.shape, one.group, bool(one.lesion_mask.any())
+        ((75, 94, 79, 2), 'patient', True)
 
     Args:
         config: of the cohort.
@@ -213,6 +231,10 @@ def subject_and_lesion(config: PhantomConfig, label: str, scan: int = 0) -> tupl
 def lesion(config: PhantomConfig, label: str) -> LesionSpec:
     """The lesion that a patient has, for the strata of an evaluation.
 
+    Example:
+        >>> lesion(PhantomConfig(), "patient001").kind
+        'fcd_2a'
+
     Raises:
         InputError: the label is a control's.
     """
@@ -242,6 +264,13 @@ def write_bids(config: PhantomConfig, out_dir: str | Path, *, progress: bool = T
     It holds images, brain and lesion masks, ``participants.tsv`` (group, split, age, sex, site),
     ``dataset_description.json``, and ``lesions.tsv``, which says what lesion each patient has. Started again
     after a kill, it goes on where it was.
+
+    Example:
+        >>> nobody = dict.fromkeys(("n_validation_controls", "n_validation_patients", "n_test_controls"), 0)
+        >>> one = PhantomConfig(n_train=0, n_test_patients=1, **nobody)
+        >>> made = write_bids(one, folder / "phantom", progress=False)
+        >>> sorted(path.name for path in made.glob("sub-*"))
+        ['sub-patient001']
 
     Args:
         config: the cohort.

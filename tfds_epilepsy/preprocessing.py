@@ -61,6 +61,10 @@ REFERENCE = "T1w"  # what the others are brought to, and what meets the template
 class Options:
     """What is done to every subject of a derivative: one set of options per folder.
 
+    Example:
+        >>> Options(voxel_size=1, normalisation="zscore").skull
+        'auto'
+
     Attributes:
         voxel_size: of the template grid, 1 or 2 mm.
         skull: ``stripped``, ``whole`` (the head is there), or ``auto``: seen from the T1w.
@@ -118,6 +122,9 @@ def preprocess(
     Intensities are normalised inside the brain. A finished subject is skipped; the same command gives the
     same numbers. ``quality.html`` shows what became of each.
 
+    Example:
+        >>> preprocess("BIDS_DIR", "DERIVATIVE", jobs=2)  # doctest: +SKIP
+
     Args:
         bids_dir: the raw data set.
         out_dir: the derivative, made where it is absent.
@@ -161,6 +168,9 @@ def to_native(
     volume: str | Path | NDArray[Any], derivative_dir: str | Path, subject: str, *, labels: bool = False
 ) -> nib.Nifti1Image:
     """A map in template space, in the patient's own T1w space: the voxels and the affine of the raw file.
+
+    Example:
+        >>> to_native(done.score_map("p1"), "DERIVATIVE", "p1").to_filename("p1.nii.gz")  # doctest: +SKIP
 
     Args:
         volume: NIfTI file, or an array on the derivative's grid.

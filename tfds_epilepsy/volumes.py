@@ -29,6 +29,10 @@ LARGEST_BRAIN_MM3 = 2.3e6  # with the fluid around it, in the template's space t
 class Subject:
     """One subject in template space: the record that the builder stores and every later step reads.
 
+    Example:
+        >>> patient.subject, patient.group, patient.image.shape, int(patient.lesion_mask.sum())
+        ('p1', 'patient', (24, 26, 10, 2), 75)
+
     Attributes:
         subject: label without the ``sub-`` prefix.
         group: ``control`` or ``patient``.
@@ -57,6 +61,11 @@ class Template:
     """The MNI152 template on the project's grid: T1 intensity, tissue probabilities, brain mask.
 
     ``t1``, ``gm``, ``wm``, ``csf`` are ``(x, y, z)`` float32 in [0, 1]; ``brain_mask`` is bool.
+
+    Example:
+        >>> template = load_template()
+        >>> template.t1.shape, bool(template.gm.max() <= 1)
+        ((75, 94, 79), True)
     """
 
     t1: NDArray[np.float32]
@@ -78,6 +87,10 @@ class Template:
 @lru_cache(maxsize=2)
 def load_template(voxel_size: int = 2) -> Template:
     """The MNI152 (ICBM 2009a, symmetric) template that nilearn ships, cropped to ``TEMPLATE_BOX``.
+
+    Example:
+        >>> float(load_template(voxel_size=2).affine[0, 0])
+        2.0
 
     Args:
         voxel_size: edge of a voxel in millimetres: 1 or 2.
@@ -109,6 +122,12 @@ def load_template(voxel_size: int = 2) -> Template:
 
 def read_nifti(path: str | Path, *, dtype: Any = np.float32) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read a 3-D NIfTI as RAS+ (axes flipped and permuted where needed, never resampled).
+
+    Example:
+        >>> path = write_nifti(folder / "read.nii.gz", np.ones((4, 5, 6)), np.diag([2, 2, 2, 1]))
+        >>> volume, affine = read_nifti(path)
+        >>> volume.shape, volume.dtype.name, float(affine[0, 0])
+        ((4, 5, 6), 'float32', 2.0)
 
     Returns:
         The array ``(x, y, z)`` and its ``(4, 4)`` affine.
@@ -171,6 +190,10 @@ def write_nifti(path: str | Path, array: ArrayLike, affine: ArrayLike, *, dtype:
     """Write a NIfTI in template space atomically: the final name appears once the file is whole.
 
     The codes of the header say MNI152 (qform and sform code 4).
+
+    Example:
+        >>> write_nifti(folder / "map.nii.gz", np.ones((4, 5, 6)), np.diag([2, 2, 2, 1])).name
+        'map.nii.gz'
     """
     path = Path(path)
     image = nib.Nifti1Image(np.asarray(array, dtype=dtype), np.asarray(affine, dtype=np.float64))
@@ -276,6 +299,12 @@ def normalise(
     ``unit``: the 0.5th percentile to 0, the 99th to 1, clipped (Alaverdyan et al. 2020 drop the top 1 %).
     ``zscore``: robust z-score (median, 1.4826 MAD), -5 to 0 and +5 to 1, clipped.
 
+    Example:
+        >>> brain = np.ones((4, 4, 4), bool)
+        >>> scaled, record = normalise(np.arange(64.0).reshape(4, 4, 4), brain)
+        >>> float(scaled.min()), float(scaled.max()), record["method"]
+        (0.0, 1.0, 'unit')
+
     Args:
         volume: ``(x, y, z)``, any unit.
         mask: ``(x, y, z)`` bool, not empty.
@@ -306,13 +335,23 @@ def normalise(
 
 
 def voxel_to_world(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
-    """World millimetres ``(n, 3)`` of voxel indices ``(n, 3)``."""
+    """World millimetres ``(n, 3)`` of voxel indices ``(n, 3)``.
+
+    Example:
+        >>> voxel_to_world([[1, 2, 3]], np.diag([2, 2, 2, 1]))
+        array([[2., 4., 6.]])
+    """
     places = nib.affines.apply_affine(np.asarray(affine), np.asarray(indices, dtype=np.float64))
     return np.asarray(places, np.float64)
 
 
 def world_to_voxel(positions: ArrayLike, affine: ArrayLike) -> NDArray[np.int64]:
-    """Indices ``(n, 3)`` of the voxels nearest to world millimetres ``(n, 3)``; they may lie off the grid."""
+    """Indices ``(n, 3)`` of the voxels nearest to world millimetres ``(n, 3)``; they may lie off the grid.
+
+    Example:
+        >>> world_to_voxel([[2.1, 3.9, 6]], np.diag([2, 2, 2, 1]))
+        array([[1, 2, 3]])
+    """
     inverse = np.linalg.inv(np.asarray(affine))
     return np.asarray(np.rint(nib.affines.apply_affine(inverse, np.asarray(positions))), np.int64)
 

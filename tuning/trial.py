@@ -37,7 +37,12 @@ SLAB_BYTES = 2**28  # of codes at a time, so that trials fit side by side
 
 
 class SearchFailed(RuntimeError):
-    """A search that ended because its trials fail; their reasons are in the message."""
+    """A search that ended because its trials fail; their reasons are in the message.
+
+    Example:
+        >>> str(SearchFailed("3 trials of 3 failed"))
+        '3 trials of 3 failed'
+    """
 
 
 @dataclass(frozen=True)

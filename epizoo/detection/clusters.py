@@ -34,6 +34,13 @@ MAX_FRACTION = 0.05
 class Cluster:
     """A connected set of suspicious voxels.
 
+    Example:
+        >>> score_map = np.zeros((20, 20, 20))
+        >>> score_map[5:9, 5:9, 5:9] = 4
+        >>> (cluster,), labels = find_clusters(score_map, np.diag([2, 2, 2, 1]), threshold=3)
+        >>> cluster.voxels, cluster.centroid_mm, cluster.hemisphere
+        (64, (13.0, 13.0, 13.0), 'right')
+
     Attributes:
         rank: 1 is the most suspicious; the value of the cluster's voxels in the label volume.
         score: what the rank comes from, in [0, 1]: size and mean score, each scaled to [0, 1] over the
@@ -85,6 +92,13 @@ def find_clusters(
     The rank orders the average of size and mean score, each scaled to [0, 1] from the smallest to the largest
     of the map's clusters, so that neither unit nor offset of the map matters. Ties go to the higher mean,
     then to the higher peak, then to the peak that comes first in the array.
+
+    Example:
+        >>> score_map = np.zeros((20, 20, 20))
+        >>> score_map[5:9, 5:9, 5:9] = 4
+        >>> clusters, labels = find_clusters(score_map, np.diag([2, 2, 2, 1]), threshold=3)
+        >>> [(cluster.rank, cluster.size_mm3, cluster.peak) for cluster in clusters]
+        [(1, 512.0, 4.0)]
 
     Args:
         score_map: ``(x, y, z)``, higher is more abnormal.

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 def create_detector(name: str, **config: Any) -> Detector:
     """A detector by its name, for example ``create_detector("ocsvm", nu=0.05)``.
 
+    Example:
+        >>> create_detector("ocsvm", nu=0.05).nu
+        0.05
+
     Raises:
         InputError: an unknown name or option.
     """

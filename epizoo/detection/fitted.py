@@ -71,6 +71,11 @@ def fit_detector(
 
     A killed fit, called again with the same arguments, goes on at its slab; a finished one is loaded.
 
+    Example:
+        >>> normative = fit_detector(None, lambda: iter(controls), folder / "detector", "zscore")
+        >>> normative.score(patient).shape
+        (24, 26, 10)
+
     Args:
         model: a ``PatchModel``, whose view is read; a Keras encoder, which is fed the images; other
             ``Codes``; or None: the detector's own views, or the intensities where it has none.
@@ -121,6 +126,12 @@ def fit_detector(
 
 class FittedDetector:
     """A fitted detector that scores whole subjects; made by ``fit_detector`` or ``load``.
+
+    Example:
+        >>> normative = FittedDetector.load(run_folder / "detector", None)  # of no encoder
+        >>> score_map = normative.score(patient)
+        >>> score_map.shape, bool(score_map[~patient.brain_mask].any())
+        ((24, 26, 10), False)
 
     Attributes:
         subjects: labels of the controls that it was fitted on.

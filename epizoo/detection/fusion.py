@@ -18,6 +18,13 @@ def fuse_maps(
     ``sum w_i z_i / sqrt(w' R w)``, R the correlation of the maps over the voxels where all have a score; a
     lesion is too small a part of the brain to move it.
 
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> first, second = rng.normal(size=(2, 10, 10, 10))
+        >>> fused = fuse_maps([first, second])
+        >>> fused.shape, round(float(fused.std()), 1)
+        ((10, 10, 10), 1.0)
+
     Args:
         maps: ``(x, y, z)`` each, of one subject; 0 where there is no score.
         weights: of the maps, all 1 by default.

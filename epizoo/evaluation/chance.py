@@ -21,6 +21,13 @@ def hit_chance(
 
     Every voxel of ``mask`` is as likely to receive the centre of the cluster (its centroid, rounded).
 
+    Example:
+        >>> mask = np.ones((10, 10, 10), bool)
+        >>> labels, lesion = np.zeros(mask.shape, int), np.zeros(mask.shape, bool)
+        >>> labels[5, 5, 5], lesion[:5] = 1, True
+        >>> {rule: chance.tolist() for rule, chance in hit_chance(labels, lesion, mask).items()}
+        {'overlap': [0.5], 'strict': [0.5]}
+
     Args:
         labels: ``(x, y, z)``, 1..n by rank and 0 elsewhere.
         lesion: ``(x, y, z)`` bool.
@@ -64,7 +71,12 @@ def hit_chance(
 
 
 def chance_of_rank(chances: ArrayLike, rank: int) -> float:
-    """The probability that at least one of the first ``rank`` clusters, placed independently, hits."""
+    """The probability that at least one of the first ``rank`` clusters, placed independently, hits.
+
+    Example:
+        >>> float(chance_of_rank([0.5, 0.5, 0.1], 2))  # 1 - 0.5 * 0.5
+        0.75
+    """
     return float(1 - np.prod(1 - np.asarray(chances, dtype=float)[:rank]))
 
 
@@ -72,6 +84,10 @@ def more_than_chance(found: int, chances: ArrayLike) -> float:
     """Compute the exact one-sided p of finding so many patients by chance.
 
     Chance finds each patient with a probability of its own. The null distribution is the Poisson binomial.
+
+    Example:
+        >>> float(more_than_chance(2, [0.1, 0.5]))  # both of two: 0.1 * 0.5
+        0.05
 
     Args:
         found: number of patients whose lesion was found.
@@ -94,6 +110,12 @@ def mirrored_hits(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> dic
     """Tell which clusters hit the mirror image of the lesion, on the other side of a symmetric template.
 
     The same anatomy without the lesion: what is found there is found by chance, or because of the place.
+
+    Example:
+        >>> labels, lesion = np.zeros((6, 4, 4), int), np.zeros((6, 4, 4), bool)
+        >>> labels[5, 1, 1], lesion[0, 1, 1] = 1, True
+        >>> {rule: hits.tolist() for rule, hits in mirrored_hits(labels, lesion).items()}
+        {'overlap': [True], 'strict': [True]}
 
     Args:
         labels: ``(x, y, z)``, 1..n by rank and 0 elsewhere; the first axis runs from side to side.

@@ -45,6 +45,13 @@ LARGE_MM = 15.0  # lesions count as large from this diameter of a ball of their 
 class Scored:
     """One subject of the test set, with its score map and the clusters in it.
 
+    Example:
+        >>> from epizoo.detection import find_clusters
+        >>> score_map = done.score_map("p1")
+        >>> one = Scored(patient, score_map, *find_clusters(score_map, patient.affine, patient.brain_mask))
+        >>> evaluate([one], resamples=10).patients
+        1
+
     Attributes:
         subject: its lesion mask is the reference; the mask of a control, or of a patient whose lesion nobody
             has annotated, is empty.
@@ -76,6 +83,12 @@ def evaluate(
     are 95 % over patients (or controls): Wilson's for shares, percentile bootstrap for everything else. The
     subjects may be a generator: one at a time is in memory.
 
+    Example:
+        >>> scored = [Scored(patient, done.score_map("p1"), done.clusters("p1"), done.labels("p1"))]
+        >>> metrics = evaluate(scored, threshold=3.0, resamples=10)
+        >>> metrics.annotated[0].lesion["overlap"].rank
+        2.0
+
     Args:
         scored: controls and patients of the test set. The encoder, the detector and the threshold must not
             have seen any of them (``epizoo.evaluation.check_no_leak``).
@@ -95,6 +108,13 @@ def evaluate(
 
 def pool(folds: Sequence[Metrics], *, resamples: int = RESAMPLES, seed: int = 0) -> Metrics:
     """Compute the figures of all folds of a cross-validation as of one test set.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> renamed = [replace(row, subject=f"{row.subject}b") for row in done.metrics.rows]
+        >>> other = replace(done.metrics, rows=renamed)
+        >>> pool([done.metrics, other], resamples=10).patients
+        2
 
     Args:
         folds: the figures of each fold; no subject is in two.
@@ -123,6 +143,10 @@ def summarise(
     reference: str = "lesion",
 ) -> Metrics:
     """Compute the figures of a test set from those of its subjects.
+
+    Example:
+        >>> summarise(done.metrics.rows, resamples=10).controls
+        1
 
     Args:
         rows: one per subject.

@@ -25,6 +25,11 @@ VERSION = 2  # of the layout of metrics.json
 class Metrics:
     """All figures of a test set.
 
+    Example:
+        >>> metrics = Metrics.read(run_folder / "metrics.json")
+        >>> metrics.patients, metrics.controls, metrics.annotated[0].subject
+        (1, 1, 'p1')
+
     Attributes:
         patients: how many subjects have an annotated lesion.
         controls: how many controls there are, without any annotated lesion.
@@ -284,6 +289,10 @@ class StratumFigures:
 class SubjectRow:
     """The figures of one subject.
 
+    Example:
+        >>> [(row.subject, row.group) for row in done.metrics.rows]
+        [('h1', 'control'), ('p1', 'patient')]
+
     Attributes:
         subject: label, without ``sub-``.
         group: ``control`` or ``patient``.
@@ -333,6 +342,11 @@ class SubjectRow:
 @dataclass(frozen=True, kw_only=True)
 class AnnotatedRow(SubjectRow):
     """The figures of a subject with an annotated lesion.
+
+    Example:
+        >>> row = done.metrics.annotated[0]
+        >>> row.subject, round(row.lesion_mm3), row.voxel.auroc > 0.5
+        ('p1', 600, True)
 
     Attributes:
         lesion_mm3: volume of the lesion.

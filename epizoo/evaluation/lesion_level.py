@@ -27,6 +27,12 @@ MAX_FP = 10.0  # false positives per patient at which the area under the FROC en
 def match_clusters(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
     """Tell which clusters hit the lesion, under each rule of ``RULES``.
 
+    Example:
+        >>> labels, lesion = np.zeros((6, 4, 4), int), np.zeros((6, 4, 4), bool)
+        >>> labels[0, 0, 0], labels[5], lesion[4:] = 1, 2, True
+        >>> {rule: hits.tolist() for rule, hits in match_clusters(labels, lesion).items()}
+        {'overlap': [False, True], 'strict': [False, True]}
+
     Args:
         labels: ``(x, y, z)``, 1..n by rank and 0 elsewhere (``epizoo.detection.clusters.find_clusters``).
         lesion: ``(x, y, z)`` bool.
@@ -51,19 +57,34 @@ def match_clusters(labels: NDArray[np.integer], lesion: NDArray[np.bool_]) -> di
 
 
 def first_hit(hits: ArrayLike) -> float:
-    """The rank of the first cluster that hits; infinity where none does."""
+    """The rank of the first cluster that hits; infinity where none does.
+
+    Example:
+        >>> float(first_hit([False, True, True])), float(first_hit([False]))
+        (2.0, inf)
+    """
     at = np.flatnonzero(hits)
     return float(at[0] + 1) if at.size else float("inf")
 
 
 def sensitivity(first_hits: ArrayLike, rank: int) -> float:
-    """Share of patients whose lesion is among the first ``rank`` clusters; NaN without patients."""
+    """Share of patients whose lesion is among the first ``rank`` clusters; NaN without patients.
+
+    Example:
+        >>> sensitivity([1, 4, np.inf, 2], 3)
+        0.5
+    """
     first_hits = np.asarray(first_hits, dtype=float)
     return float(np.mean(first_hits <= rank)) if first_hits.size else float("nan")
 
 
 def mean_rank(first_hits: ArrayLike) -> float:
-    """Mean rank of the first hit over the patients that were found; NaN where none was."""
+    """Mean rank of the first hit over the patients that were found; NaN where none was.
+
+    Example:
+        >>> mean_rank([1, 4, np.inf])
+        2.5
+    """
     first_hits = np.asarray(first_hits, dtype=float)
     found = first_hits[np.isfinite(first_hits)]
     return float(found.mean()) if found.size else float("nan")
@@ -72,6 +93,11 @@ def mean_rank(first_hits: ArrayLike) -> float:
 @dataclass(frozen=True)
 class Froc:
     """The free-response ROC curve of a group of patients.
+
+    Example:
+        >>> curve = froc([np.array([False, True]), np.array([True])])
+        >>> curve.false_positives, curve.sensitivity
+        (array([0. , 0.5, 0.5]), array([0. , 0.5, 1. ]))
 
     Attributes:
         false_positives: ``(k,)`` mean number per patient at each point of the curve, ascending.
@@ -87,6 +113,11 @@ class Froc:
 
 def froc(hits: Sequence[NDArray[np.bool_]], confidence: Sequence[NDArray[np.floating]] | None = None) -> Froc:
     """Compute the free-response ROC curve of a group of patients.
+
+    Example:
+        >>> curve = froc([np.array([False, True]), np.array([True])])  # of two patients, first rank first
+        >>> curve.area
+        0.95
 
     Args:
         hits: for each patient ``(n,)`` bool, whether each cluster hits, first rank first.

@@ -23,6 +23,10 @@ NEIGHBOURS = np.ones((3, 3, 3), dtype=int)  # 26, as for clusters
 class VoxelMetrics:
     """Figures of one patient; each is NaN where the lesion mask is empty or fills the brain.
 
+    Example:
+        >>> done.metrics.annotated[0].voxel.prevalence > 0
+        True
+
     Attributes:
         auroc: area under the ROC curve; chance .5.
         auroc30: area under the ROC curve up to a false-positive rate of .3, divided by .3; chance .15.
@@ -51,6 +55,12 @@ def voxel_metrics(
     threshold: float | None = None,
 ) -> VoxelMetrics:
     """Compute all voxel-level figures of one patient.
+
+    Example:
+        >>> lesion = np.arange(8).reshape(2, 2, 2) > 5
+        >>> figures = voxel_metrics(lesion.astype(float), lesion, np.ones_like(lesion), threshold=0.5)
+        >>> figures.auroc, figures.auprc, figures.prevalence, figures.dice
+        (1.0, 1.0, 0.25, 1.0)
 
     Args:
         score_map: ``(x, y, z)``, higher is more abnormal; only the voxels of ``mask`` are read.
@@ -92,6 +102,10 @@ def auroc(scores: NDArray[np.floating], truth: NDArray[np.bool_], max_fpr: float
 
     A perfect map has 1, a map of chance ``max_fpr / 2``.
 
+    Example:
+        >>> float(auroc(np.array([0.1, 0.9, 0.4, 0.8]), np.array([False, True, True, False])))
+        0.75
+
     Args:
         scores: any shape.
         truth: bool, the same shape.
@@ -112,6 +126,11 @@ def average_precision(scores: NDArray[np.floating], truth: NDArray[np.bool_]) ->
 
     It is the sum over all scores of precision times the step in recall.
 
+    Example:
+        >>> scores, truth = np.array([0.1, 0.9, 0.4, 0.8]), np.array([False, True, True, False])
+        >>> round(float(average_precision(scores, truth)), 3)  # (1 / 1 + 2 / 3) / 2
+        0.833
+
     Args:
         scores: any shape.
         truth: bool, the same shape.
@@ -126,7 +145,13 @@ def average_precision(scores: NDArray[np.floating], truth: NDArray[np.bool_]) ->
 
 
 def dice(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Compute the Dice overlap of two masks; NaN where both are empty."""
+    """Compute the Dice overlap of two masks; NaN where both are empty.
+
+    Example:
+        >>> found, truth = np.array([True, True, False]), np.array([True, False, False])
+        >>> round(float(dice(found, truth)), 3)  # 2 * 1 / (2 + 1)
+        0.667
+    """
     total = int(np.count_nonzero(found)) + int(np.count_nonzero(truth))
     return 2 * int(np.count_nonzero(found & truth)) / total if total else float("nan")
 

@@ -62,6 +62,11 @@ def bootstrap_mean(
 ) -> Interval:
     """Average over patients, with the percentile bootstrap interval; NaN values are not counted.
 
+    Example:
+        >>> mean = bootstrap_mean([0.6, 0.7, 0.8, np.nan])
+        >>> round(mean.value, 3), mean.n
+        (0.7, 3)
+
     Args:
         values: ``(n,)``, one per patient.
         level: coverage.
@@ -87,6 +92,12 @@ def bootstrap(
 
     After Efron & Tibshirani 1993, An Introduction to the Bootstrap.
 
+    Example:
+        >>> ages = np.array([20.0, 30, 40, 50])
+        >>> median = bootstrap(4, lambda chosen: np.median(ages[chosen], axis=-1))  # of many draws at once
+        >>> median.value, median.n
+        (35.0, 4)
+
     Args:
         n: number of patients.
         statistic: from the patients' numbers in ``k`` resamples, ``(k, n)``, to the ``(k,)`` figures.
@@ -111,6 +122,10 @@ def proportion(found: ArrayLike, *, level: float = 0.95) -> Interval:
 
     The bootstrap interval of 0 of 20, or of 20 of 20, would have no width.
 
+    Example:
+        >>> f"{proportion([True] * 12 + [False] * 8):.2f}"
+        '0.60 (0.39 to 0.78)'
+
     Args:
         found: ``(n,)`` bool, one per patient.
         level: coverage.
@@ -124,6 +139,10 @@ def proportion(found: ArrayLike, *, level: float = 0.95) -> Interval:
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Adjust p values for several comparisons (Holm 1979).
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        array([0.03, 0.06, 0.06])
 
     Args:
         p_values: ``(n,)``; NaN stays NaN and is not counted.
@@ -144,6 +163,11 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 class Comparison:
     """How a method differs from a reference on the same patients.
 
+    Example:
+        >>> (one,) = compare({"a": {"p1": 0.9, "p2": 0.8}, "b": {"p1": 0.6, "p2": 0.7}}, "a")
+        >>> one.method, round(one.difference.value, 2)
+        ('b', -0.2)
+
     Attributes:
         method, reference: their names.
         difference: mean over patients of the method's figure minus the reference's.
@@ -163,6 +187,13 @@ def compare(methods: Mapping[str, Mapping[str, float]], reference: str, *, seed:
 
     Figures of two values (found or not) are compared by McNemar's exact test, others by Wilcoxon's
     signed-rank test, both two-sided.
+
+    Example:
+        >>> patients = [f"p{i}" for i in range(8)]
+        >>> good, poor = ({p: level + i / 100 for i, p in enumerate(patients)} for level in (0.8, 0.6))
+        >>> (one,) = compare({"good": good, "poor": poor}, "good")
+        >>> f"{one.method}: {one.difference.value:+.2f}, p {one.p:.3f}"
+        'poor: -0.20, p 0.008'
 
     Args:
         methods: for each method a figure for each patient (label -> value); patients that either method
@@ -193,13 +224,21 @@ def compare(methods: Mapping[str, Mapping[str, float]], reference: str, *, seed:
 
 
 def split_hash(splits: Mapping[str, Iterable[str]]) -> str:
-    """Make a fingerprint, 16 hex digits, of which subject is in which split; their order does not matter."""
+    """Make a fingerprint, 16 hex digits, of which subject is in which split; their order does not matter.
+
+    Example:
+        >>> split_hash({"train": ["a", "b"]}) == split_hash({"train": ["b", "a"]})
+        True
+    """
     canonical = {split: sorted(subjects) for split, subjects in splits.items()}
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_no_leak(detector_subjects: Iterable[str], test_subjects: Iterable[str]) -> None:
     """Refuse to evaluate a detector on subjects that it was fitted on.
+
+    Example:
+        >>> check_no_leak(["c1", "c2"], ["p1"])
 
     Args:
         detector_subjects: labels of all subjects that the encoder, the detector or a threshold saw.

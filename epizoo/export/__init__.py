@@ -35,6 +35,11 @@ def export_run(
 ) -> Path:
     """Export what a finished run has made.
 
+    Example:
+        >>> out = export_run(run_folder, folder / "run_export", what="pipeline")
+        >>> sorted(path.name for path in out.glob("*.py"))
+        ['use_it.py', 'verify.py']
+
     Args:
         run_dir: its folder.
         folder: where the export goes; appears once it is whole and gives what the run gives.

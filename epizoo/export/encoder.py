@@ -58,6 +58,13 @@ def export_encoder(
     Since volumes are named, modalities cannot be exchanged. Beside the model: ``metadata.json``,
     ``model_card.md``, ``use_it.py``, and ``verify.py`` with ``vectors.npz``.
 
+    Example:
+        >>> from epizoo.models import create
+        >>> out = export_encoder(create("autoencoder"), folder / "encoder", modalities=("T1w", "FLAIR"))
+        >>> encode = tf.saved_model.load(str(out)).signatures["encode"]
+        >>> encode(patch=tf.zeros((1, 15, 15, 2)))["latent"].shape
+        TensorShape([1, 64])
+
     Args:
         model: a PatchModel, or its functional encoder.
         folder: where the export goes; appears once it is whole and gives what the encoder gives.
@@ -77,11 +84,6 @@ def export_encoder(
     Raises:
         InputError: the folder exists, the encoder has no dense form (the layer is named), the number of
             modalities is not that of its channels, or an operation has no form in the format.
-
-    Example:
-        >>> export_encoder(model, "siamese", modalities=("T1w", "FLAIR"))  # doctest: +SKIP
-        >>> encoder = tf.saved_model.load("siamese").signatures  # doctest: +SKIP
-        >>> encoder["encode_volume"](T1w=t1, FLAIR=flair, mask=brain)["latent"]  # doctest: +SKIP
     """
     folder = Path(folder)
     problems = folders.check_target(folder, format, overwrite)

@@ -47,6 +47,11 @@ def export_pipeline(
     What the detector has learnt is kept in variables, packed as in its own folder: the 2 GiB of a graph do
     not limit it. It is read a run of voxels at a time: memory is that of the variables and of a few slices.
 
+    Example:
+        >>> out = export_pipeline(done.detector, folder / "maps", modalities=["T1w", "FLAIR"])
+        >>> (out / "saved_model.pb").is_file()
+        True
+
     Args:
         detector: a fitted one that is ``exportable``, smoothed or not.
         folder: where the export goes; appears once it is whole and gives what the detector gives.

@@ -175,6 +175,12 @@ BRIGHTNESS = {1: "brighter {}", -1: "darker {}", 0: "{}"}  # ``View.words`` of i
 class Graph:
     """A view in TensorFlow operations.
 
+    Example:
+        >>> import tensorflow as tf
+        >>> square = Graph(lambda image, mask: image**2)
+        >>> square.function(tf.constant([2.0]), None).numpy()
+        array([4.], dtype=float32)
+
     Attributes:
         function: of a normalised volume ``(x, y, z, m)`` float32 and the brain mask ``(x, y, z)`` bool; gives
             the maps ``(x, y, z, k)``.
@@ -190,6 +196,11 @@ class Graph:
 
 def create_view(view: str | Mapping[str, Any] | View, modalities: Sequence[str] | None = None) -> View:
     """A view by its name, for example ``create_view("deviations", ["T1w", "FLAIR"])``.
+
+    Example:
+        >>> view = create_view("deviations", ["T1w", "FLAIR"])
+        >>> view.names
+        ('T1w', 'FLAIR', 'junction')
 
     Args:
         view: its name in the registry; its configuration (``View.get_config``); or a view, which stays as it

@@ -30,12 +30,22 @@ __all__ = [
 
 
 def list_models() -> list[str]:
-    """Names that :func:`create` knows."""
+    """Names that :func:`create` knows.
+
+    Example:
+        >>> "siamese" in list_models()
+        True
+    """
     return list(MODELS)
 
 
 def describe() -> list[dict[str, str]]:
-    """One row per model at its default sizes; the keys are the titles of the columns."""
+    """One row per model at its default sizes; the keys are the titles of the columns.
+
+    Example:
+        >>> next(row["receptive field"] for row in describe() if row["model"] == "siamese")
+        '14x14'
+    """
     return [
         {
             "model": name,
@@ -77,6 +87,11 @@ def load_model(path: str | Path) -> PatchModel:
 
     The file may be a stranger's: no code of it runs, and it takes no more memory than its size allows.
 
+    Example:
+        >>> create("autoencoder", latent_dim=8).save(folder / "model.keras")
+        >>> load_model(folder / "model.keras").latent_dim
+        8
+
     Raises:
         InputError: no such file, a file that is damaged, or another kind of model.
     """
@@ -98,8 +113,12 @@ def from_preset(preset: str | Path) -> PatchModel:
 
     A view that learns from controls has learnt from none yet: ``model.view.adapt(controls)`` comes next.
 
-    >>> model = from_preset("deviation_t1w_flair")
-    >>> model.view.adapt(controls)  # doctest: +SKIP
+    Example:
+        >>> model = from_preset("deviation_t1w_flair")
+        >>> model.view.adapt(controls) is model.view
+        True
+        >>> model.view.seen(patient).image.shape
+        (24, 26, 10, 3)
 
     Args:
         preset: the name of one that epizoo ships (``epizoo presets``), or a folder that
@@ -135,6 +154,10 @@ def from_preset(preset: str | Path) -> PatchModel:
 
 def model_class(stored: str) -> type[PatchModel] | None:
     """The class that Keras stored under a name, such as ``epizoo>Siamese``; None for one that is not known.
+
+    Example:
+        >>> model_class("epizoo>Siamese").__name__
+        'Siamese'
 
     Args:
         stored: what ``keras.saving.get_registered_name`` gave.

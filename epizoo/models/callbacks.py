@@ -53,7 +53,14 @@ def train(
     folder also gets ``history.csv`` and ``pictures/``. Models that generate are judged on held-out patches
     (:class:`GeneratorQuality`).
 
-    >>> train(model, patch_dataset(controls), epochs=10, steps_per_epoch=500, folder="run")  # doctest: +SKIP
+    Example:
+        >>> from epizoo.models import create
+        >>> from tfds_epilepsy.patches import patch_dataset
+        >>> patches = patch_dataset(controls, batch_size=8)
+        >>> model = create("autoencoder")
+        >>> rows = train(model, patches, epochs=1, steps_per_epoch=2, folder=folder / "training")
+        >>> (folder / "training" / "model.keras").is_file()
+        True
 
     Args:
         model: compiled here, with its paper's optimisers, where it is not yet.

@@ -39,8 +39,9 @@ class PatchModel(keras.Model):
 
     A new model is one file: class attributes that say what it is, the networks in ``__init__``, and a loss.
 
-    >>> @register_model("autoencoder")
-    ... class Autoencoder(PatchModel):
+    >>> from epizoo.models import blocks, losses
+    >>> @register_model("plain")
+    ... class Plain(PatchModel):
     ...     paper = "Hinton & Salakhutdinov 2006"
     ...     tracked = ("loss",)
     ...
@@ -54,6 +55,8 @@ class PatchModel(keras.Model):
     ...         x = batch["patch"]
     ...         x_hat = self.decoder(self.encoder(x, training=training), training=training)
     ...         return {"loss": tf.reduce_mean(losses.squared_error(x, x_hat))}
+    >>> Plain(latent_dim=8).encode(np.zeros((3, 15, 15, 2), np.float32)).shape
+    (3, 8)
 
     **What it declares.** ``sampling``: fed single patches (``{"patch", "position"}``) or pairs (and
     ``"partner"``). ``tracked``: names of the figures that each epoch reports. ``trains``: the optimisers,
@@ -758,6 +761,13 @@ def register_model(name: str) -> Callable[[type[Model]], type[Model]]:
     """Class decorator: gives a model its name in runs, and lets ``keras.saving.load_model`` know the class.
 
     Keras knows a class by its module, so that one of another package can be called as one of epizoo's is.
+
+    Example:
+        >>> @register_model("sharper")
+        ... class Sharper(PatchModel):
+        ...     paper = "none yet"
+        >>> MODELS.get("sharper").__name__
+        'Sharper'
 
     Raises:
         InputError: another model has the name.

@@ -24,6 +24,11 @@ NEARLY = 0.01  # mm, between voxel sizes that count as equal
 class Preset:
     """What a preset's ``config.json`` says.
 
+    Example:
+        >>> preset = Preset.read("deviation_t1w")
+        >>> preset.modalities, preset.voxel_size, preset.problems(["T1w", "FLAIR"], [2, 2, 2])
+        (('T1w',), 2.0, ['preset deviation_t1w reads T1w, and the data have T1w, FLAIR'])
+
     Attributes:
         folder: where it lies.
         model: the class, as Keras calls it (``epizoo>Deviation``).
@@ -126,12 +131,21 @@ class Preset:
 
 
 def shipped() -> list[Preset]:
-    """The presets that epizoo ships, by name."""
+    """The presets that epizoo ships, by name.
+
+    Example:
+        >>> [preset.name for preset in shipped()]
+        ['deviation_t1w', 'deviation_t1w_flair', 'deviation_t1w_pet']
+    """
     return [Preset.read(path.parent) for path in sorted(HERE.glob(f"*/{CONFIG}"))]
 
 
 def fitting(model: str, modalities: Sequence[str], voxel_size: Sequence[float]) -> Preset | None:
     """The shipped preset of a model that adapts to such scans; None where there is none.
+
+    Example:
+        >>> fitting("deviation", ["T1w"], [2, 2, 2]).name, fitting("deviation", ["T1w"], [1, 1, 1])
+        ('deviation_t1w', None)
 
     Args:
         model: the class, as Keras calls it, or its name in the registry.
@@ -144,6 +158,10 @@ def fitting(model: str, modalities: Sequence[str], voxel_size: Sequence[float]) 
 
 def folder_of(where: str | Path) -> Path:
     """The folder of a preset by its name, of those that epizoo ships, or by its folder.
+
+    Example:
+        >>> folder_of("deviation_t1w").name
+        'deviation_t1w'
 
     Raises:
         InputError: neither.
@@ -159,7 +177,12 @@ def folder_of(where: str | Path) -> Path:
 
 
 def card(preset: Preset) -> str:
-    """``card.md``: what the preset is, made of what its ``config.json`` says."""
+    """``card.md``: what the preset is, made of what its ``config.json`` says.
+
+    Example:
+        >>> card(Preset.read("deviation_t1w")).splitlines()[0]
+        '# deviation_t1w'
+    """
     size = "" if preset.voxel_size is None else f" at {preset.voxel_size:g} mm"
     names = preset.modalities
     fed = "scans" if names is None else f"{', '.join(names)}{size}"
@@ -211,7 +234,12 @@ def card(preset: Preset) -> str:
 
 
 def advice(model: str, modalities: Sequence[str], voxel_size: Sequence[float]) -> str:
-    """What to do where a preset does not fit: the shipped ones that do, or none."""
+    """What to do where a preset does not fit: the shipped ones that do, or none.
+
+    Example:
+        >>> advice("deviation", ["T1w"], [2, 2, 2])
+        'take deviation_t1w'
+    """
     other = fitting(model, modalities, voxel_size)
     return f"take {other.name}" if other else "no shipped preset fits; leave it out, and a network is trained"
 

@@ -48,6 +48,10 @@ def build_report(
     holds the pages too, without the viewers, as long as it stays under 5 MB; that of a larger cohort links to
     them.
 
+    Example:
+        >>> build_report(done, lambda labels: done.read("test", labels)).name
+        'report.html'
+
     Args:
         run: an evaluated one.
         read: yields the test subjects of the given names.

@@ -24,6 +24,11 @@ from tfds_epilepsy.errors import InputError
 class Check:
     """What ``check`` found.
 
+    Example:
+        >>> found = check(derivative_folder)
+        >>> found.kind, found.summary, found.problems
+        ('derivative', '9 subjects (8 control, 1 patient), no problem.', [])
+
     Attributes:
         kind: ``raw`` or ``derivative``.
         rows: one per subject.
@@ -58,6 +63,10 @@ def check(
     require_controls: bool = False,
 ) -> Check:
     """All about a data set, raw or derivative, before anything is done with it.
+
+    Example:
+        >>> check(derivative_folder, modalities=["SWI"]).problems[0].endswith("of sub-c0.")
+        True
 
     Args:
         bids_dir: the folder. It is a derivative when it holds images in template space, and none in

@@ -43,6 +43,11 @@ from tfds_epilepsy.volumes import Subject, absent, normalise, read_lesion_mask, 
 class TemplateSubject:
     """The files of one subject in template space.
 
+    Example:
+        >>> one = read_derivative(derivative_folder).subjects["p1"]
+        >>> one.participant.group, one.images["T1w"].name
+        ('patient', 'sub-p1_space-MNI152NLin2009aSym_T1w.nii.gz')
+
     Attributes:
         participant: who it is; its ``split`` is never empty (``split_of``).
         session: label without ``ses-``, empty without sessions.
@@ -76,6 +81,11 @@ class TemplateSubject:
 @dataclass(frozen=True, kw_only=True)
 class Derivative:
     """A template-space derivative whose every file was read and agreed.
+
+    Example:
+        >>> derivative = read_derivative(derivative_folder)
+        >>> derivative.modalities, derivative.voxel_size, list(derivative.subjects)[:2]
+        (('T1w', 'FLAIR'), (2.0, 2.0, 2.0), ['c0', 'c1'])
 
     Attributes:
         folder: the data set.
@@ -112,6 +122,10 @@ def read_derivative(
     require_controls: bool = False,
 ) -> Derivative:
     """A template-space derivative, once every file in it was read and found sound.
+
+    Example:
+        >>> read_derivative(derivative_folder, ["T1w"], require_controls=True).modalities
+        ('T1w',)
 
     Args:
         folder: with ``sub-*/[ses-*/]anat/*_space-*``, ``participants.tsv``, ``dataset_description.json``.
@@ -169,6 +183,11 @@ def template_subjects(
     70 % of controls train, 10 % are for validation, 20 % for test; patients are for test. The same label
     always falls in the same split, whatever else the cohort holds.
 
+    Example:
+        >>> found, problems = template_subjects(derivative_folder)
+        >>> len(found), problems
+        (9, [])
+
     Args:
         folder: of the derivative.
         participant_labels: with or without ``sub-``; None takes all.
@@ -210,7 +229,13 @@ def template_subjects(
 
 
 def voxel_problems(subjects: Sequence[TemplateSubject]) -> list[str]:
-    """The problems of ``check_voxels``."""
+    """The problems of ``check_voxels``.
+
+    Example:
+        >>> found, _ = template_subjects(derivative_folder)
+        >>> voxel_problems(found)
+        []
+    """
     return check_voxels(subjects)[0]
 
 
@@ -264,6 +289,11 @@ def read_subject(subject: TemplateSubject, modalities: Sequence[str]) -> Subject
     An image is normalised with ``volumes.normalise`` unless its sidecar says ``Normalisation``.
     Without a brain mask in the derivative, ``stripped_mask`` of the first image serves.
 
+    Example:
+        >>> one = read_derivative(derivative_folder).subjects["p1"]
+        >>> read_subject(one, ["T1w"]).image.shape
+        (24, 26, 10, 1)
+
     Raises:
         InputError: as ``voxel_problems``.
     """
@@ -300,6 +330,11 @@ def read_subject(subject: TemplateSubject, modalities: Sequence[str]) -> Subject
 
 def fingerprint(subjects: Sequence[TemplateSubject], modalities: Sequence[str], folder: str | Path) -> str:
     """A hash of all that the records are made from: file names and bytes, and what the tables say.
+
+    Example:
+        >>> found, _ = template_subjects(derivative_folder)
+        >>> fingerprint(found, ["T1w"], derivative_folder) == fingerprint(found, ["T1w"], derivative_folder)
+        True
 
     Returns:
         16 hexadecimal digits.

@@ -25,6 +25,10 @@ def write_description(
 ) -> Path:
     """Write the description of a derivative that epizoo makes; fields that are there already stay.
 
+    Example:
+        >>> write_description(folder, "my maps").name
+        'dataset_description.json'
+
     Args:
         folder: of the derivative.
         name: of the data set.
@@ -63,6 +67,10 @@ def write_description(
 def reference_of(folder: str | Path) -> str:
     """What a derivative's lesion masks mark, by the field ``LesionMasks`` of its description.
 
+    Example:
+        >>> reference_of(derivative_folder)
+        'lesion'
+
     Raises:
         InputError: a word that is neither ``lesion`` nor ``resection``.
     """
@@ -74,7 +82,12 @@ def reference_of(folder: str | Path) -> str:
 
 
 def write_bidsignore(folder: str | Path, patterns: Sequence[str]) -> Path:
-    """Write the patterns of files that are not BIDS; others that are there already stay."""
+    """Write the patterns of files that are not BIDS; others that are there already stay.
+
+    Example:
+        >>> write_bidsignore(folder, ["*.html"]).read_text().split()
+        ['*.html']
+    """
     path = Path(folder) / ".bidsignore"
     there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     missing = [pattern for pattern in patterns if pattern not in there]

@@ -41,6 +41,11 @@ SHARES = {"control": (0.7, 0.8, 1.0), "patient": (0.0, 0.0, 1.0)}
 class Participant:
     """A person of a data set: a row of participants.tsv, where there is one.
 
+    Example:
+        >>> people, problems = read_participants(derivative_folder)
+        >>> people["p1"].group, people["p1"].split
+        ('patient', 'test')
+
     Attributes:
         subject: label without ``sub-``.
         group: ``control``, ``patient``, or empty where unknown.
@@ -72,6 +77,11 @@ def read_participants(
     """The people of a data set by label, and the problems of the table. No table, no people.
 
     A byte-order mark, ``n/a``, ``sub-`` or not, and upper or lower case of columns and words are as well.
+
+    Example:
+        >>> people, problems = read_participants(derivative_folder)
+        >>> sorted(people)[:3], problems
+        (['c0', 'c1', 'c2'], [])
 
     Args:
         folder: of the data set.
@@ -107,7 +117,12 @@ def read_participants(
 
 
 def split_of(participant: Participant) -> str:
-    """The split of participants.tsv; else by the label alone: its SHA-256, as a fraction, in ``SHARES``."""
+    """The split of participants.tsv; else by the label alone: its SHA-256, as a fraction, in ``SHARES``.
+
+    Example:
+        >>> split_of(Participant(subject="01", group="control", split="test"))
+        'test'
+    """
     if participant.split:
         return participant.split
     fraction = int.from_bytes(hashlib.sha256(participant.subject.encode()).digest()[:8]) / 2**64
@@ -116,7 +131,12 @@ def split_of(participant: Participant) -> str:
 
 
 def control_problems(source: str | Path, count: int) -> list[str]:
-    """Why so many training controls cannot train a normative model, if they cannot."""
+    """Why so many training controls cannot train a normative model, if they cannot.
+
+    Example:
+        >>> control_problems("DERIVATIVE", 40)
+        []
+    """
     if count >= FEWEST_CONTROLS:
         return []
     return [

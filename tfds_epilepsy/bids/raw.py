@@ -33,6 +33,11 @@ from tfds_epilepsy.volumes import read_lesion_mask, read_nifti
 class RawSubject:
     """The scans of one subject in native space, each on its own grid.
 
+    Example:
+        >>> one = raw_subjects(bids_folder)[0]
+        >>> one.participant.subject, one.images["T1w"].name
+        ('01', 'sub-01_T1w.nii.gz')
+
     Attributes:
         participant: who it is.
         session: label without ``ses-``, empty without sessions.
@@ -76,6 +81,10 @@ def raw_subjects(
     lesion mask is named after; else a plain one before contrast-enhanced images and localizers; else the
     first by name. ``notes`` say what was chosen, and what was not.
 
+    Example:
+        >>> [one.participant.subject for one in raw_subjects(bids_folder)]
+        ['01']
+
     Args:
         bids_dir: folder that holds ``sub-*``.
         participant_labels: with or without ``sub-``; None takes all.
@@ -113,7 +122,13 @@ def find_raw_subjects(
     group_column: str | None = None,
     groups: Mapping[str, str] | None = None,
 ) -> tuple[list[RawSubject], list[str]]:
-    """The subjects, as ``raw_subjects`` gives them, and every problem instead of an error."""
+    """The subjects, as ``raw_subjects`` gives them, and every problem instead of an error.
+
+    Example:
+        >>> found, problems = find_raw_subjects(bids_folder)
+        >>> len(found), problems
+        (1, [])
+    """
     people, problems = read_participants(folder, group_column=group_column, groups=groups, labels=labels)
     scans, found = find_files(folder, labels)
     problems += found

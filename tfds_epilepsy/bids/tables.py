@@ -19,6 +19,12 @@ def add_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     A column that the table lacks is added where a new row knows something for it. Rows that were sorted stay
     sorted. Without a new row the file is not touched.
 
+    Example:
+        >>> table = folder / "participants.tsv"
+        >>> add_rows(table, [{"participant_id": "sub-01", "group": "control"}])
+        >>> table.read_text().split()
+        ['participant_id', 'group', 'sub-01', 'control']
+
     Args:
         path: of a table that ``read_participants`` finds nothing wrong with, or of none yet.
         rows: with ``participant_id``, all with the same columns.
@@ -48,6 +54,14 @@ def correct_cells(
     path: str | Path, before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     """Bring a table up to date with its source; cells that were edited since stay.
+
+    Example:
+        >>> table = folder / "corrected.tsv"
+        >>> add_rows(table, [{"participant_id": "sub-01", "age": 30}])
+        >>> before, now = {"01": {"age": 30}}, {"01": {"age": 31}}
+        >>> told = correct_cells(table, before, now)
+        >>> table.read_text().split()
+        ['participant_id', 'age', 'sub-01', '31']
 
     Args:
         path: of the table.

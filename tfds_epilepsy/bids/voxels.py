@@ -123,6 +123,10 @@ def read_volumes(
 def read_grid(path: Path) -> Grid:
     """The grid in RAS+ order, from the header alone.
 
+    Example:
+        >>> read_grid(next(derivative_folder.glob("sub-p1/anat/*_T1w.nii.gz"))).shape
+        (24, 26, 10)
+
     Raises:
         InputError: as ``volumes.open_nifti``.
     """
@@ -187,6 +191,12 @@ def stripped_mask(volume: NDArray[np.floating]) -> NDArray[np.bool_]:
 
     Background is the value that most voxels on the volume's faces share. The mask is the largest 26-connected
     component of all others, with holes filled.
+
+    Example:
+        >>> volume = np.zeros((9, 9, 9))
+        >>> volume[2:7, 2:7, 2:7] = 5
+        >>> int(stripped_mask(volume).sum())
+        125
 
     Args:
         volume: ``(x, y, z)``.
