@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="epizoo",
-    help="Encoders of normal brain tissue, and a detector of lesions on their codes. Research only.",
+    help="Shows where a patient's brain scan does not look like those of healthy people. Research only.\n\n"
+    "First try, without any scans: epizoo demo. Your own: epizoo check, epizoo preprocess, epizoo run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -245,13 +246,16 @@ _command_of_a_run(
     lambda run: run(),
     _end_of_run,
     "run",
-    "Adapt or train, fit, score, evaluate and report. A killed run goes on with the same command.",
+    "Learn from controls, score patients, evaluate and report: all in one.\n\n"
+    "First try, without any scans: epizoo run phantom_2mm RUN\n\n"
+    "Your own, once 'epizoo preprocess BIDS_DIR DERIVATIVE' is done: epizoo run DERIVATIVE RUN\n\n"
+    "Then open RUN/report.html. A killed run goes on with the same command.",
 )
 _command_of_a_run(
     lambda run: run.fit(),
     _end_of_training,
     "train",
-    "Adapt or train the encoder and fit the detector on its codes: a run without its scores yet.",
+    "The first half of 'run': adapt or train the encoder, and fit the detector on its codes.",
 )
 
 
@@ -503,7 +507,14 @@ def check(
         bool, typer.Option("--training", help="Fewer than 3 training controls are a problem too.")
     ] = False,
 ) -> None:
-    """List the subjects of a data set, their files, and every problem."""
+    """List the subjects of a data set, their files, and every problem.
+
+    First try, on a folder of raw scans: epizoo check BIDS_DIR
+
+    Before 'epizoo run': epizoo check DERIVATIVE --training
+
+    Nothing is changed. Each problem says the file and what to do; with a problem the exit status is 2.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
