@@ -1,4 +1,4 @@
-"""The two pictures of the README: a patient of a finished run, and what finds the lesions.
+"""The pictures of README and guide: a patient of a finished run, its report, what finds the lesions.
 
     epizoo run phantom_2mm RUN
     python -m benchmarks.pictures RUN docs
@@ -9,6 +9,7 @@ best nor the worst of what is found. The figures are those of ``docs/figures/met
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
 from collections.abc import Sequence
@@ -34,18 +35,27 @@ METHODS = {
     "siamese + ocsvm": "siamese autoencoder + SVMs",
     "junction_extension": "junction, extension maps + SVMs",
 }
+REPORT = {  # name of the file: page of the run, and how the picture's description begins
+    "report_froc": ("report.html", "FROC"),
+    "report_highest": ("report.html", "Highest score"),
+    "report_projection": ("sub-{}/report.html", "Maximum"),
+    "report_slices": ("sub-{}/report.html", "sub-{}, axial"),
+}
 FIGURE = re.compile(r"(\S+) \[(\S+), (\S+)\] \((\S+)\)")  # value, interval, chance
 LESION, CLUSTER = "#00e5ff", "#ffd400"
 
 
 def main(run: str, folder: str) -> None:
     done = open_run(run, needs=[METRICS])
-    draw_patient(done, Path(folder) / "patient.png")
+    patient = draw_patient(done, Path(folder) / "patient.png")
     draw_methods(Path(folder) / "methods.png")
+    for name, (page, words) in REPORT.items():
+        picture = picture_of(Path(run) / page.format(patient), words.format(patient))
+        (Path(folder) / f"{name}.webp").write_bytes(picture)
 
 
-def draw_patient(done: FinishedRun, path: Path) -> None:
-    """An axial slice through the first cluster of a patient: the scans, and the map over one of them."""
+def draw_patient(done: FinishedRun, path: Path) -> str:
+    """An axial slice through a patient's first cluster: the scans, and the map over one. Returns who."""
     found = [row for row in done.metrics.annotated if row.lesion["overlap"].rank == 1]
     chosen = sorted(found, key=lambda row: row.voxel.auroc)[len(found) // 2]
     subject = next(one for one in done.read("test") if one.subject == chosen.subject)
@@ -75,6 +85,15 @@ def draw_patient(done: FinishedRun, path: Path) -> None:
     bar.ax.tick_params(colors="white", labelsize=9, length=2, pad=1)
     figure.savefig(path, dpi=80)
     print(f"{path}: {subject.subject}, AUROC {chosen.voxel.auroc:.2f}, {len(found)} found first")
+    return subject.subject
+
+
+def picture_of(page: Path, words: str) -> bytes:
+    """The first picture of a report whose description begins with some words."""
+    source = re.compile(r'data:image/webp;base64,([A-Za-z0-9+/=]+)"[^>]*alt="' + re.escape(words))
+    if not (found := source.search(page.read_text(encoding="utf-8"))):
+        raise ValueError(f"{page}: no picture of {words!r}")
+    return base64.b64decode(found[1])
 
 
 def draw_methods(path: Path) -> None:

@@ -34,7 +34,7 @@ myst_enable_extensions = ["deflist"]
 # Notebooks are stored without outputs, and run at every build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 40
+nb_execution_timeout = 300  # a guard against what hangs: each takes under 40 s of one free core
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
