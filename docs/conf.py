@@ -35,7 +35,7 @@ myst_enable_extensions = ["deflist"]
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300  # a guard against what hangs: each takes under 40 s of one free core
-nb_merge_streams = True
+nb_output_stderr = "remove"  # progress
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
