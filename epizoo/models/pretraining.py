@@ -6,7 +6,8 @@
 The maps that ``deviation`` reads are standard deviations from controls, of whatever cohort and scanner. So a
 network that was taught on many cohorts, as different as cohorts are, reads those of the next one too. The
 family is drawn broadly on purpose: 10 to 75 controls, what registration leaves, folds, age, errors of the
-brain mask, contrast between tissues, noise, texture, bias, sharpness, one scanner or two.
+brain mask, contrast between tissues, noise, texture, bias, sharpness, one scanner or two. A third of the
+cohorts has little noise and texture: of real T1w maps more is anatomy (docs/results/presets.md).
 
 No person's data are in it: every cohort is a phantom (``tfds_epilepsy.phantom``). OUT keeps the maps of each
 cohort, so that a killed command goes on where it was.
@@ -44,7 +45,7 @@ SHIPPED = {
     "deviation_t1w_pet": ("T1w", "pet"),
 }
 FIRST_SEED = 1000  # of the cohorts; no cohort that is chosen on or judges has these
-COHORTS = 12
+COHORTS, QUIET = 18, 6  # the last ones have scans of little noise and texture
 SHOWN = 12  # controls of each cohort that patches are cut from; all of them make the maps
 VOXEL_SIZE = 2
 EPOCHS, STEPS, BATCH = 16, 250, 16
@@ -139,6 +140,12 @@ FAMILY = {
     "unsteady": Range(0.02, 0.3),
     "brain_error": Range(0.01, 0.15),
 }
+LITTLE = {
+    "noise": Range(0.15, 0.6),
+    "fine": Range(0.2, 0.8),
+    "broad": Range(0.1, 0.4),
+    "bias": Range(0.3, 1),
+}
 GREY, FLUID = Range(0.6, 1.4), Range(0.7, 1.5)  # of each modality by itself
 BLUR = 1.0  # mm at most, in two of three cohorts
 TWO_SCANNERS = 1 / 3  # share of the cohorts
@@ -148,7 +155,8 @@ def configs() -> Iterator[PhantomConfig]:
     """The cohorts of the family: controls alone."""
     for number in range(COHORTS):
         rng = np.random.default_rng([FIRST_SEED, number])
-        drawn = {name: round(float(between.draw(rng)), 3) for name, between in FAMILY.items()}
+        ranges = FAMILY if number < COHORTS - QUIET else {**FAMILY, **LITTLE}
+        drawn = {name: round(float(between.draw(rng)), 3) for name, between in ranges.items()}
         grey, fluid = (
             tuple(round(float(f), 3) for f in between.draw(rng, len(MODALITIES))) for between in (GREY, FLUID)
         )
