@@ -20,6 +20,7 @@ from .models import load_model as load_model
 from .models import register_model as register_model
 from .models.callbacks import train as train
 from .registry import register_detector as register_detector
+from .registry import register_profile as register_profile
 from .registry import register_view as register_view
 from .run import Run as Run
 from .run_config import RunConfig as RunConfig

@@ -21,6 +21,8 @@ from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.volumes import Subject
 
 if TYPE_CHECKING:
+    from epizoo.detection.explained import Explained
+    from epizoo.detection.tail import Tail
     from epizoo.models.patch_model import PatchModel
     from tfds_epilepsy.tfds_epilepsy_dataset_builder import Builder
 
@@ -49,9 +51,12 @@ class Scorer(Protocol):
 
     Attributes:
         subjects: labels of those that it learnt from.
+        tail: of the highest scores of healthy people, by which a score says how rare it is; None where that
+            is not known.
     """
 
     subjects: list[str]
+    tail: Tail | None
 
     @property
     def manifest(self) -> Mapping[str, Any]:
@@ -60,8 +65,8 @@ class Scorer(Protocol):
     def score(self, subject: Subject) -> NDArray[np.float32]:
         """``(x, y, z)``; higher is more abnormal, 0 outside the brain."""
 
-    def explain(self, subject: Subject) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """The score map, and maps of what its scores are made of, by name."""
+    def explain(self, subject: Subject) -> Explained:
+        """The score map, and what its scores are made of."""
 
 
 class Work(Protocol):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from epizoo.detection.tail import LEVEL
 from epizoo.finished_run import DETECTOR, open_run
 from epizoo.method import Scorer
 from epizoo.run_folder import RunFolder
@@ -105,13 +106,14 @@ def score_subject(scorer: Scorer, subject: Subject, folder: RunFolder, source: S
 
     What the folder held of the subject before goes first.
     """
-    from epizoo.detection.clusters import find_clusters, with_signs, write_clusters_tsv
+    from epizoo.detection.clusters import find_clusters, write_clusters_tsv
 
     name = subject.subject
     folder.forget(name)
-    score_map, parts = scorer.explain(subject)
+    explained = scorer.explain(subject)
+    score_map = explained.score_map
     clusters, labels = find_clusters(score_map, subject.affine, subject.brain_mask)
-    clusters = with_signs(clusters, labels, parts)
+    clusters = explained.annotate(clusters, labels, scorer.tail)
     write_nifti(folder.score_map(name, source.space), score_map, subject.affine)
     write_nifti(folder.labels(name, source.space), labels, subject.affine, dtype=np.int16)
     spaces = {source.space: source.space}
@@ -130,8 +132,9 @@ def score_subject(scorer: Scorer, subject: Subject, folder: RunFolder, source: S
             sidecar(folder.score_map(name, space)),
             {
                 "Description": "Abnormality of each voxel; higher is more abnormal",
-                "Units": scorer.manifest.get("units", "standard deviations above the training controls"),
+                "Units": _units(scorer),
                 "SpatialReference": reference,
+                **_rarity(scorer),
                 **_made_by(scorer),
                 "DataHash": source.data_hash,
                 "ScanHash": scan_hash(subject),
@@ -249,6 +252,21 @@ def _check_native(data: str | Path, subjects: Sequence[str]) -> None:
 
     if problems := native_problems(data, subjects):
         raise InputError(problems)
+
+
+def _units(scorer: Scorer) -> str:
+    units: str = scorer.manifest.get("units", "standard deviations above the training controls")
+    kinds = scorer.manifest.get("kinds")
+    return f"{units}, of the profile {kinds[0]}; of other profiles, what is as rare" if kinds else units
+
+
+def _rarity(scorer: Scorer) -> dict[str, Any]:
+    """How high healthy people score, for the sidecar of a map; nothing where that is not known."""
+    if scorer.tail is None:
+        return {}
+    level = round(scorer.tail.level(LEVEL), 3)
+    about = f"A healthy person has a score of {level} or more anywhere with probability {LEVEL}"
+    return {"FamilyWiseLevel": {"P": LEVEL, "Score": level, "Description": about}}
 
 
 def _made_by(scorer: Scorer) -> dict[str, Any]:

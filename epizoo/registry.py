@@ -1,4 +1,4 @@
-"""Names of models, detectors and views: epizoo's own, registered ones, and those of installed packages.
+"""Names of models, detectors, views, profiles: epizoo's own, registered ones, those of installed packages.
 
 A class is registered by a decorator, under a name that stands beside it::
 
@@ -13,6 +13,7 @@ metadata, and epizoo imports them when a name is asked for that it does not know
         contrastive = my_package.contrastive:Contrastive
     epizoo.detectors = ...
     epizoo.views = ...
+    epizoo.profiles = ...
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tfds_epilepsy.errors import InputError
 
 if TYPE_CHECKING:
     from epizoo.detection.detector import Detector
+    from epizoo.detection.profiles.profile import Profile
     from epizoo.maps.view import View
     from epizoo.models.patch_model import PatchModel
 
@@ -205,6 +207,17 @@ DETECTORS: Registry[Detector] = Registry(
         "flair": "epizoo.detection.classical:FlairThreshold",
         "junction_extension": "epizoo.detection.classical:JunctionExtension",
         "spm": "epizoo.detection.classical:SPM",
+        "profiles": "epizoo.detection.profiles.detector:Profiles",
+    },
+)
+PROFILES: Registry[Profile] = Registry(
+    "profile",
+    "epizoo.profiles",
+    {
+        "dysplasia": "epizoo.detection.profiles.dysplasia:Dysplasia",
+        "mesial_temporal": "epizoo.detection.profiles.mesial_temporal:MesialTemporal",
+        "loss": "epizoo.detection.profiles.loss:Loss",
+        "heterotopia": "epizoo.detection.profiles.heterotopia:Heterotopia",
     },
 )
 VIEWS: Registry[View] = Registry(
@@ -221,3 +234,4 @@ VIEWS: Registry[View] = Registry(
 
 register_detector = DETECTORS.register
 register_view = VIEWS.register
+register_profile = PROFILES.register

@@ -18,6 +18,7 @@ import psutil
 from numpy.typing import NDArray
 from rich.console import Console
 
+from epizoo.detection.tail import LEVEL
 from epizoo.finished_run import METRICS, FinishedRun, open_run
 from epizoo.method import Scorer, method_of
 from epizoo.outputs import Source, describe, score_subject
@@ -168,16 +169,11 @@ class Run:
             InputError: a detector that saw a test subject.
         """
         from epizoo import evaluation
-        from epizoo.detection.clusters import calibrate_threshold
 
         self.score()
         evaluation.check_no_leak(self.method.saw(self), self.subjects("test"))
         with self.step("evaluate"):
-            controls = [s for s in self.read("validation") if s.group == "control"]
-            threshold = None
-            if controls:
-                maps = ((self.score_map(control.subject), control.brain_mask) for control in controls)
-                threshold = calibrate_threshold(maps, controls[0].affine)
+            threshold = self._threshold()
             test = self.progress(self.read("test"), len(self.subjects("test")), "evaluate")
             metrics = evaluation.evaluate(
                 (self._scored(subject) for subject in test),
@@ -207,6 +203,22 @@ class Run:
                 lambda: self.read("train"),
                 beside=beside,
             )
+
+    def _threshold(self) -> float | None:
+        """The score that a healthy person has anywhere with probability ``LEVEL``.
+
+        Of a method that does not know it: where validation controls show a cluster each; None without them.
+        """
+        from epizoo.detection.clusters import calibrate_threshold
+
+        tail = self.method.load(self.folder).tail
+        if tail is not None:
+            return tail.level(LEVEL)
+        controls = [s for s in self.read("validation") if s.group == "control"]
+        if not controls:
+            return None
+        maps = ((self.score_map(control.subject), control.brain_mask) for control in controls)
+        return calibrate_threshold(maps, controls[0].affine)
 
     def read(self, split: str, subjects: Iterable[str] | None = None) -> Iterator[Subject]:
         import tfds_epilepsy

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import tfds_epilepsy
+from epizoo.detection.explained import Explained
 from epizoo.method import Work
 from epizoo.models import loading
 from epizoo.models.callbacks import Checkpoint, History, ProgressBar, save
@@ -227,7 +228,10 @@ class SupervisedReference:
         model: the network.
         subjects: labels of the subjects that it was trained on (``check_no_leak`` refuses to test on them).
         healthy: mean and deviation of the log-odds in healthy tissue, where scores are 0 and 1.
+        tail: None; how high healthy people score is not known.
     """
+
+    tail = None
 
     def __init__(self, model: keras.Model, subjects: Sequence[str], healthy: tuple[float, float] = (0, 1)):
         self.model = model
@@ -270,9 +274,9 @@ class SupervisedReference:
         mean, sd = self.healthy
         return np.where(subject.brain_mask, (logits - mean) / sd, 0).astype(np.float32)
 
-    def explain(self, subject: Subject) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    def explain(self, subject: Subject) -> Explained:
         """The map, and nothing beside it: a network does not say what its scores are made of."""
-        return self.score(subject), {}
+        return Explained(self.score(subject))
 
     def calibrate(self, subjects: Iterable[Subject]) -> None:
         """Set ``healthy`` from the brains of subjects that it was trained on, outside their lesions."""

@@ -136,8 +136,8 @@ def test_a_preset_that_does_not_fit_is_refused_before_any_work(cohort, data_dir,
 
 
 def test_detectors_say_what_they_read():
-    assert set(BASELINES) == {"zscore", "flair", "junction_extension", "spm", "signs"}
-    assert set(BASELINES) & set(ON_CODES) == {"signs"}
+    assert set(BASELINES) == {"zscore", "flair", "junction_extension", "spm", "signs", "profiles"}
+    assert set(BASELINES) & set(ON_CODES) == {"signs", "profiles"}
     assert set(BASELINES) | set(ON_CODES) == set(DETECTORS)
 
 

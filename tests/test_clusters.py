@@ -18,9 +18,9 @@ from epizoo.detection.clusters import (
     cluster_counts,
     find_clusters,
     read_clusters_tsv,
-    with_signs,
     write_clusters_tsv,
 )
+from epizoo.detection.explained import Explained
 from tfds_epilepsy.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -212,13 +212,15 @@ def test_calibration_needs_controls():
 
 def test_table_round_trip_with_a_description_of_each_column(tmp_path):
     clusters, _ = find_clusters(field(7), AFFINE, np.ones((21, 18, 15), bool), min_size_mm3=24)
-    clusters[0] = replace(clusters[0], signs="brighter FLAIR 3.2, darker T1w -0.1")
+    clusters[0] = replace(clusters[0], signs="brighter FLAIR 3.2, darker T1w -0.1", profile="loss", p=0.034)
     path = write_clusters_tsv(tmp_path / "sub-1" / "sub-1_desc-clusters.tsv", clusters)
     again = read_clusters_tsv(path)
     assert len(again) == len(clusters) > 2
     for a, b in zip(clusters, again, strict=True):
         for left, right in zip(astuple(a), astuple(b), strict=True):
-            assert right == (left if isinstance(left, str) else pytest.approx(left, rel=1e-5, abs=1e-5))
+            assert right == (
+                left if left is None or isinstance(left, str) else pytest.approx(left, rel=1e-5, abs=1e-5)
+            )
     columns = path.read_text().splitlines()[0].split("\t")
     sidecar = json.loads(path.with_suffix(".json").read_text())
     assert list(sidecar) == columns
@@ -232,7 +234,9 @@ def test_table_round_trip_with_a_description_of_each_column(tmp_path):
 def test_a_table_without_region_and_signs_is_read(tmp_path):
     clusters, _ = find_clusters(field(7), AFFINE, np.ones((21, 18, 15), bool), min_size_mm3=24)
     path = write_clusters_tsv(tmp_path / "clusters.tsv", clusters)
-    pd.read_csv(path, sep="\t").drop(columns=["region", "signs"]).to_csv(path, sep="\t", index=False)
+    pd.read_csv(path, sep="\t").drop(columns=["region", "signs", "profile", "p"]).to_csv(
+        path, sep="\t", index=False
+    )
     assert {(c.region, c.signs) for c in read_clusters_tsv(path)} == {("", "")}
 
 
@@ -244,10 +248,11 @@ def test_clusters_say_what_their_score_is_made_of():
     )
     bright, dark = np.where(labels == 1, 4.0, -0.01), np.where(labels == 1, -1.0, 2.0)
     bright[1, 1, 1] = 12.0  # mean of eight voxels: 5
-    first, second = with_signs(clusters, labels, {"brighter FLAIR": bright, "darker T1w": dark})
+    explained = Explained(score_map, {"brighter FLAIR": bright, "darker T1w": dark})
+    first, second = explained.annotate(clusters, labels, None)
     assert first.signs == "brighter FLAIR 5.0, darker T1w -1.0"
     assert second.signs == "darker T1w 2.0, brighter FLAIR 0.0"
-    assert with_signs(clusters, labels, {}) == clusters
+    assert [c.signs for c in Explained(score_map).annotate(clusters, labels, None)] == ["", ""]
 
 
 def test_empty_table_round_trip_and_foreign_table_refused(tmp_path):

@@ -69,6 +69,14 @@ def test_a_control_is_held_against_the_others_whatever_it_is_called():
     assert np.abs(own[seen]).mean() > 1.1 * np.abs(copy[seen]).mean()
 
 
+def test_nothing_of_a_control_is_in_what_it_is_held_against():
+    """The deviations of one of six controls are those of a stranger to the five others."""
+    controls = [replace(person(seed), brain_mask=person(0).brain_mask) for seed in range(6)]
+    among, alone = Deviations().adapt(controls), Deviations().adapt(controls[:-1])
+    expected = alone(controls[-1])
+    np.testing.assert_allclose(among(controls[-1]), expected, atol=2e-4 * np.abs(expected).max())
+
+
 def test_controls_deviate_as_new_healthy_people_do():
     """Draws at each voxel: both have a deviation near 1, those that were seen no smaller one."""
     controls = people(40)
@@ -161,7 +169,7 @@ def test_a_detector_scores_scans_of_a_model_that_reads_deviations(tmp_path):
     patch = padded[tuple(slice(a, a + 9) for a in at)][None]
     logit = float(one.head(one.encode(patch))[0, 0])
     assert scored[at] == pytest.approx((logit - fitted.mean[at]) / fitted.sd[at], abs=1e-3)
-    parts = fitted.explain(person(9))[1]
+    parts = fitted.explain(person(9)).parts
     assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction"]
     np.testing.assert_allclose(parts["darker T1w"][at], -one.view(person(9))[at][0])
 
@@ -181,7 +189,8 @@ def test_the_signs_of_a_model_that_reads_deviations_are_these_and_its_logit(tmp_
     sd = there.std(0, ddof=1) * np.sqrt(1 + 1 / 6)
     z = (features(patient) - there.mean(0)) / sd
     raw = (-z[0] + z[1] + z[2] + z[3]) / 2
-    score, parts = fitted.explain(patient)
+    explained = fitted.explain(patient)
+    score, parts = explained.score_map, explained.parts
     assert score[at] == pytest.approx((raw - fitted.mean[at]) / fitted.sd[at], rel=1e-3, abs=1e-3)
     assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction", "model"]
     np.testing.assert_allclose([parts[name][at] for name in parts], [-z[0], *z[1:]], rtol=1e-3, atol=1e-3)

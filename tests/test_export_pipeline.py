@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from typer.testing import CliRunner
 
 from epizoo import cli, models
 from epizoo.detection import create_detector, fit_detector
+from epizoo.detection.profiles.profile import Profile
 from epizoo.export import export_pipeline, export_run, pipeline, verify
 from epizoo.finished_run import normalisation_of
 from epizoo.outputs import score_cohort
-from epizoo.registry import MODELS
+from epizoo.registry import MODELS, PROFILES, register_profile
 from epizoo.run import Run
 from epizoo.run_folder import RunFolder
+from tests import people
 from tests.consumer import run_consumer
 from tests.encoders import encoder_2d, encoder_3d
 from tests.raw_scans import CONTROLS, SHAPE, controls, raw_volume, scanned
@@ -84,6 +87,7 @@ def test_3d_patches_and_one_modality(tmp_path):
         ("deviation", (9, 9, 9), "head", "deviations", 0.0),
         ("deviation", (9, 9, 9), "signs", "deviations", 0.0),
         ("deviation", (9, 9, 9), "signs", "deviations", 12.0),  # which is asked at every third voxel
+        ("deviation", (9, 9, 9), "profiles", "deviations", 0.0),
     ],
 )
 def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, view, fwhm):
@@ -97,6 +101,63 @@ def test_residuals_and_logits_of_a_model(tmp_path, name, shape, detector, view, 
     expected = normative.score(patient)
     rtol = 1e-4 if view == "deviations" else 1e-7  # small differences over small deviations
     np.testing.assert_allclose(score(folder, raw, patient.brain_mask), expected, rtol=rtol, atol=1e-4)
+
+
+def test_profiles_give_their_map_and_how_rare_it_is(tmp_path):
+    """All four of them, on slices through the ventricles."""
+    normative = people.fit(tmp_path / "detector", "profiles", n=5, slab_bytes=2**20)
+    assert len(normative.manifest["slabs"]) > 1
+    folder = export_pipeline(
+        normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"), normalisation="none"
+    )
+    signature = tf.saved_model.load(folder).signatures["score"]
+    for number in (20, 21):
+        one = people.from_template(number)
+        one.image[20:26, 40:46, 1:5, 0] = 0.5  # grey matter by the ventricle
+        t1, flair = np.moveaxis(one.image, -1, 0)
+        got = signature(T1w=t1, FLAIR=flair, mask=one.brain_mask)
+        expected = normative.score(one)
+        np.testing.assert_allclose(got["score"], expected, rtol=1e-4, atol=1e-4)
+        assert float(got["p"]) == pytest.approx(float(normative.tail.p(expected.max())), abs=1e-4)
+    metadata = read_json(folder / "metadata.json")
+    assert metadata["tail"]["location"] == normative.tail.location
+    assert metadata["tail"]["level"] == pytest.approx(normative.tail.level(0.1))
+    assert metadata["profiles"]["heterotopia"] == "grey matter in the white matter by the ventricle"
+    card = (folder / "model_card.md").read_text()
+    for words in (
+        "Looked for: signs of dysplasia; ",
+        "anywhere in the brain; it is 0.1 at a score of",
+        "`p` ()",
+    ):
+        assert words in card
+
+
+def test_a_fit_of_an_earlier_version_has_no_p(tmp_path):
+    normative = fitted(None, tmp_path / "detector", "zscore")
+    normative.tail = None
+    folder = export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w", "FLAIR"))
+    metadata = read_json(folder / "metadata.json")
+    assert list(metadata["signatures"]["score"]["outputs"]) == ["score"]
+    assert metadata["tail"] is None
+
+
+def test_a_profile_with_a_map_of_its_own_is_refused_by_name(tmp_path, monkeypatch):
+    class Own(Profile):
+        words = "anything"
+        weights: ClassVar = {"FLAIR": 1}
+
+        def __call__(self, deviations, names, inside, affine):
+            return np.where(inside, deviations[..., names.index("FLAIR")], np.nan)
+
+    monkeypatch.setattr(PROFILES, "registered", {})
+    register_profile("own")(Own)
+    normative = fitted(
+        None, tmp_path / "detector", create_detector("profiles", profiles=["dysplasia", "own"])
+    )
+    with pytest.raises(InputError, match="profile 'own' makes a map of its own") as error:
+        export_pipeline(normative, tmp_path / "pipeline", modalities=("T1w",))
+    assert len(error.value.problems) == 2
+    assert not list(tmp_path.glob("*pipeline*"))
 
 
 def test_detectors_and_modalities_that_do_not_fit_are_refused(tmp_path):

@@ -50,7 +50,8 @@ def test_the_contracts_are_installed_and_the_package_keeps_them(python):
         python,
         "-c",
         "from epizoo.testing import check_detector, check_model, check_view\n"
-        "check_model('contrast', (9, 9)); check_detector('farthest'); check_view('sharpness')",
+        "check_model('contrast', (9, 9)); check_detector('farthest'); check_view('sharpness')\n"
+        "check_detector('profiles', profiles=['lost_sharpness'])",
     )
 
 

@@ -14,6 +14,8 @@ from scipy import ndimage
 
 from epizoo import evaluation
 from epizoo.detection.clusters import find_clusters, read_clusters_tsv, write_clusters_tsv
+from epizoo.detection.explained import Explained
+from epizoo.detection.tail import Tail
 from epizoo.evaluation import Metrics, Scored
 from epizoo.finished_run import open_run
 from epizoo.report import build_report, figures, native, patient, report, tables
@@ -54,6 +56,8 @@ def make_run(path, names, threshold=4.0):
         clusters, labels = find_clusters(score, subject.affine, subject.brain_mask)
         write_nifti(folder.score_map(subject.subject, TEMPLATE_SPACE), score, subject.affine)
         write_nifti(folder.labels(subject.subject, TEMPLATE_SPACE), labels, subject.affine, dtype=np.int16)
+        if threshold is not None:
+            clusters = Explained(score).annotate(clusters, labels, Tail(threshold, 0.3, controls=40))
         write_clusters_tsv(folder.clusters(subject.subject, TEMPLATE_SPACE), clusters)
         scored.append(Scored(subject, score, clusters, labels))
     write_json(folder.metrics, evaluation.evaluate(scored, threshold=threshold, resamples=50))
@@ -108,6 +112,7 @@ def background(folder):
         patch_shape=[15, 15],
         controls=None,
         scores=tables.ControlScores(),
+        trained=40,
         limit=6.0,
     )
 
@@ -249,8 +254,8 @@ def test_a_cohort_without_patients_says_so_and_shows_its_controls(tmp_path, quic
 def test_a_cohort_without_controls_says_so_and_gives_no_p_values(tmp_path, quick):
     page = build(make_run(tmp_path, ["p1"], threshold=None), read).read_text()
     assert "The test set holds no controls" in page
-    assert "no threshold could be calibrated" in page
-    assert "p of the peak" not in page
+    assert "there is no level for false positives" in page
+    assert "p of the peak" not in page  # the run knows nothing of healthy people
     assert "FROC" in page
 
 
@@ -309,20 +314,32 @@ def test_the_mean_image_is_of_the_first_controls_only():
     assert report._mean_image([]) is None
 
 
-def test_the_p_value_is_the_share_of_other_controls_voxels_that_reach_the_score():
+def test_controls_as_high_do_not_count_the_control_itself():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=2000), rng.normal(size=3000)
     scores = tables.ControlScores()
     scores.add("a", first)
     scores.add("b", second)
-    for z in (-1.0, 0.5, 3.0, 100.0):
-        both = np.concatenate([first, second])
-        assert scores.p_value(z) == pytest.approx((1 + (both >= z).sum()) / (1 + both.size), abs=0.01)
-        others = scores.without("a", first)
-        assert others.p_value(z) == pytest.approx((1 + (second >= z).sum()) / (1 + second.size), abs=0.01)
-        assert scores.p_value(z) >= (1 + (both >= z).sum()) / (1 + both.size) - 1e-12  # never too small
     assert scores.as_high(first.max()) == 1 + (second.max() >= first.max())
+    others = scores.without("a", first)
+    assert others.as_high(first.max()) == (second.max() >= first.max())
+    np.testing.assert_array_equal(others.counts, tables.histogram(second))
     assert scores.without("nobody", first).highest.keys() == {"a", "b"}
+
+
+def test_how_rare_a_score_is_stands_in_words_that_the_controls_bear_out():
+    assert [tables.one_in(p, 40) for p in (0.7, 0.3, 0.05, 1 / 41, 1 / 42, 1e-9)] == [
+        *("more than half", "1 in 3", "1 in 20", "1 in 41", "fewer than 1 in 41", "fewer than 1 in 41")
+    ]
+
+
+def test_the_first_line_says_what_is_rare_or_that_nothing_is(tmp_path, quick):
+    page = build(make_run(tmp_path, ["p1", "p2", "c1"]), read).read_text()
+    first, second = page.split('id="sub-p1"')[1].split('id="sub-p2"')
+    assert "Rarer than in 1 of 10 healthy people: a high score, " in first
+    assert "(rank 1; fewer than 1 in 3 healthy people has as much anywhere)" in first
+    assert "Nothing here is rarer than in 1 of 10 healthy people: " in second
+    assert 'class="common"' in second
 
 
 def test_small_p_values_are_written_as_powers_of_ten():

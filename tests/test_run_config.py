@@ -26,7 +26,7 @@ def test_what_is_left_out_is_that_of_the_model_and_the_detector():
     assert settings(model="siamese") == ("ocsvm", 10, 500, 256, 0.0)
     assert settings(model="none", detector="zscore") == ("zscore", 0, 0, 0, 0.0)
     assert settings(model="none", detector="signs") == ("signs", 0, 0, 0, 8.0)
-    assert settings() == settings(model="deviation") == ("signs", 8, 250, 16, 8.0)
+    assert settings() == settings(model="deviation") == ("profiles", 8, 250, 16, 0.0)
     assert settings(model="synthetic") == ("signs", 8, 250, 16, 8.0)
     assert settings(model="synthetic", detector="ocsvm", epochs=3) == ("ocsvm", 3, 250, 16, 0.0)
     assert settings(model="siamese", detector="head", fwhm=2.0) == ("head", 10, 500, 256, 2.0)

@@ -73,7 +73,8 @@ def test_without_a_known_direction_or_a_head_it_says_so():
 
 def test_a_score_is_made_of_its_signs(tmp_path):
     model, patient = fit(tmp_path, "signs"), from_template(50)
-    score, parts = model.explain(patient)
+    explained = model.explain(patient)
+    score, parts = explained.score_map, explained.parts
     np.testing.assert_array_equal(score, model.score(patient))
     assert list(parts) == ["darker T1w", "brighter FLAIR", "blurred junction"]
     inside = model.mask & patient.brain_mask

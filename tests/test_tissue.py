@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import stats
 
-from epizoo.maps.tissue import _posterior, tissue_probabilities
+from epizoo.maps import tissue
+from epizoo.maps.tissue import Tissue, _posterior, tissue_probabilities
 from tests.people import INTENSITY, SLICES, from_template
 from tfds_epilepsy import phantom
 from tfds_epilepsy.tissue import estimate_tissue, template_priors
@@ -47,6 +49,20 @@ def test_tissue_follows_the_volume_and_not_the_template_alone():
     image[20:26, 40:46, 1:5, 0] = INTENSITY["t1"][0]  # grey matter, whatever the template has there
     tissue = tissue_probabilities(replace(person, image=image))
     assert np.median(tissue[21:25, 41:45, 2:4, 0]) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "voxels"),
+    [({}, 200_000), ({}, 5_000), ({"tissues": ["csf", "gm"], "fwhm": 6.0}, 200_000)],
+)
+def test_the_form_in_a_graph_gives_the_same_maps(monkeypatch, options, voxels):
+    monkeypatch.setattr(tissue, "EM_VOXELS", voxels)
+    person = from_template()
+    view = Tissue(["T1w", "FLAIR"], **options)
+    graph = view.graph(person.brain_mask.shape, person.affine)
+    got = graph(tf.constant(person.image), tf.constant(person.brain_mask)).numpy()
+    np.testing.assert_allclose(got, view(person), atol=1e-5)
+    assert got.shape[-1] == len(view.names)
 
 
 def test_tissue_of_a_t1w_agrees_with_what_made_it(scan):

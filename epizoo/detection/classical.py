@@ -40,8 +40,8 @@ class ZScore(Detector):
     def __init__(self, fwhm: float = 6.0):
         self.fwhm = fwhm
 
-    def view_options(self) -> dict[str, Any]:
-        return {"fwhm": self.fwhm}
+    def view_options(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"image": {"fwhm": self.fwhm}}
 
     def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         codes = check_codes(codes)
@@ -89,8 +89,8 @@ class FlairThreshold(Detector):
     def __init__(self, fwhm: float = 3.0, modality: int = 1):
         self.fwhm, self.modality = fwhm, modality
 
-    def view_options(self) -> dict[str, Any]:
-        return {"fwhm": self.fwhm}
+    def view_options(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"image": {"fwhm": self.fwhm}}
 
     def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         self.voxels_ = np.array(len(self._with_flair(codes)))
@@ -147,8 +147,8 @@ class SPM(Adjusted):
         self.fwhm = fwhm
         super().__init__("zscore", {"fwhm": fwhm}, covariates=covariates)
 
-    def view_options(self) -> dict[str, Any]:
-        return {"tissues": ["gm"], "fwhm": self.fwhm}
+    def view_options(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"tissue": {"tissues": ["gm"], "fwhm": self.fwhm}}
 
 
 class ZScoreScorer(Scorer):

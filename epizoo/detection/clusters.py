@@ -8,8 +8,9 @@ clusters; ``calibrate_threshold`` gives the absolute one at which false positive
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ class Cluster:
         hemisphere: ``left`` (centroid at x < 0) or ``right``.
         region: where the centroid lies, to a centimetre (``tfds_epilepsy.regions.region_names``).
         signs: what the score is made of, where the detector can say: ``brighter FLAIR 3.2, darker T1w 1.1``.
+        profile: what was found, in the words of the profile that is rarest there; empty without profiles.
+        p: the probability that a healthy person has as high a peak anywhere (``epizoo.detection.tail``);
+            None where that is not known.
     """
 
     rank: int
@@ -67,6 +71,8 @@ class Cluster:
     hemisphere: str
     region: str = ""
     signs: str = ""
+    profile: str = ""
+    p: float | None = None
 
     @property
     def where(self) -> str:
@@ -177,27 +183,6 @@ def find_clusters(
     return clusters, ranks[labels]
 
 
-def with_signs(
-    clusters: Iterable[Cluster], labels: NDArray[np.integer], parts: Mapping[str, NDArray[np.floating]]
-) -> list[Cluster]:
-    """Clusters that say what their score is made of.
-
-    Args:
-        clusters: of a map.
-        labels: ``(x, y, z)``, the rank of each voxel's cluster.
-        parts: ``(x, y, z)`` each (``FittedDetector.explain``); empty where the detector cannot say.
-    """
-    explained = []
-    for cluster in clusters:
-        inside = labels == cluster.rank
-        means = {name: float(part[inside].mean()) for name, part in parts.items()}
-        ordered = sorted(means.items(), key=lambda item: -item[1])
-        explained.append(
-            replace(cluster, signs=", ".join(f"{name} {round(mean, 1) + 0.0:.1f}" for name, mean in ordered))
-        )
-    return explained
-
-
 def calibrate_threshold(
     maps: Iterable[tuple[NDArray[np.floating], NDArray[np.bool_]]],
     affine: ArrayLike,
@@ -284,9 +269,10 @@ def write_clusters_tsv(path: str | Path, clusters: list[Cluster]) -> Path:
     """Write clusters as a BIDS TSV with a JSON sidecar that describes each column, both atomically."""
     path = Path(path)
     rows = [_row(cluster) for cluster in clusters]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).replace({"signs": {"": "n/a"}})
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).replace({"signs": {"": "n/a"}, "profile": {"": "n/a"}})
     write_json(path.with_suffix(".json"), COLUMNS)
-    write_text(path, table.to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n"))
+    content = table.to_csv(sep="\t", index=False, float_format="%.6g", lineterminator="\n", na_rep="n/a")
+    write_text(path, content)
     return path
 
 
@@ -300,7 +286,8 @@ def read_clusters_tsv(path: str | Path) -> list[Cluster]:
     if not path.is_file():
         raise InputError(f"{path}: no such file.")
     table = pd.read_csv(path, sep="\t")
-    later = ("region", "signs")  # tables of earlier versions do not have them
+    words = ("region", "signs", "profile")
+    later = (*words, "p")  # tables of earlier versions do not have them
     missing = [name for name in COLUMNS if name not in (*table.columns, *later)]
     if missing:
         raise InputError(f"{path}: columns {', '.join(missing)} are missing; it is no table of clusters.")
@@ -315,7 +302,8 @@ def read_clusters_tsv(path: str | Path) -> list[Cluster]:
             peak_mm=_triple([row[f"peak_{axis}"] for axis in "xyz"]),
             centroid_mm=_triple([row[f"centroid_{axis}"] for axis in "xyz"]),
             hemisphere=str(row["hemisphere"]),
-            **{name: row[name] for name in later if isinstance(row.get(name), str)},
+            p=None if math.isnan(row.get("p", math.nan)) else float(row["p"]),
+            **{name: row[name] for name in words if isinstance(row.get(name), str)},
         )
         for row in table.to_dict("records")
     ]
@@ -348,6 +336,11 @@ COLUMNS: dict[str, dict[str, object]] = {
     "signs": {
         "Description": "What the score is made of, where the detector can say: means over the cluster, "
         "the largest first, in standard deviations from the controls"
+    },
+    "profile": {"Description": "What was found: the kind of change that is rarest at the peak"},
+    "p": {
+        "Description": "Probability that a healthy person has as high a peak anywhere in the brain "
+        "(family-wise), from the highest scores of the training controls"
     },
 }
 

@@ -22,6 +22,7 @@ from tfds_epilepsy.errors import InputError
 if TYPE_CHECKING:
     import keras
 
+    from epizoo.detection.profiles.profile import Profile
     from epizoo.detection.scorer import Scorer
 
 
@@ -70,13 +71,16 @@ class Detector:
         sampled: how many of a subject's voxels, from all over the brain, ``prepare`` wants to see; 0 for a
             detector that learns each voxel by itself.
         covariates: of a subject, that ``fit``, ``cross_scores`` and ``score`` want to be given.
-        calibration: of the map: with mean and deviation of each ``voxel``, or one of each for the ``brain``.
+        calibration: of the map: with mean and deviation of each ``voxel``, or one of each for the
+            ``brain``; or with the mean of each voxel and the deviation of its ``neighbourhood``.
         map_fwhm: smoothing of its map in a run that names no other, millimetres.
         stride: voxels from one at which it asks a model to the next, where its map is smoothed so widely that
             the figures are the same; 1: at every voxel, always.
         working: memory that fitting and calibrating a slab take beside the slab's codes, as a multiple of the
             memory of these codes.
         signs, directions: of the maps that it reads (``View.signs``, ``View.directions``); see ``told``.
+        kinds: profiles of changes, each of which makes a map of its ``evidence``; none for a detector whose
+            score is its map.
     """
 
     name: ClassVar[str]
@@ -114,13 +118,14 @@ class Detector:
         if model is not None and self.reads_model:
             encoded = codes_of(model, network=self.read_of(model), modalities=modalities)
             modalities = encoded.view.modalities
-        views = [create_view({"name": name, **self.view_options()}, modalities) for name in self.views]
+        options = {name: self.view_options().get(name, {}) for name in self.views}
+        views = [create_view({"name": name, **options[name]}, modalities) for name in self.views]
         if encoded is None:
             return ViewCodes(views or [Image(modalities)])
         return ViewCodes(views, encoded) if views else encoded
 
-    def view_options(self) -> dict[str, Any]:
-        """Options of its views."""
+    def view_options(self) -> Mapping[str, Mapping[str, Any]]:
+        """Options of its views, by their names."""
         return {}
 
     def read_of(self, model: Any) -> keras.Model | None:
@@ -183,6 +188,33 @@ class Detector:
             ``(v, m)`` float32.
         """
         raise NotImplementedError
+
+    @property
+    def kinds(self) -> Sequence[Profile]:
+        return ()
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the numbers of a code: of the views' maps, then ``model`` for what a model adds."""
+        if self.told_of is None:
+            return ()
+        return (*self.told_of.names, *([] if self.told_of.encoded is None else [MODEL]))
+
+    def evidence(
+        self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """What maps are made of: the score, or the several numbers that the ``kinds`` read, ``(v, m, k)``.
+
+        Args:
+            codes: as of ``score``.
+        """
+        return self.score(codes, **covariates)[..., None]
+
+    def cross_evidence(
+        self, codes: NDArray[np.float32], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
+    ) -> NDArray[np.float32]:
+        """``evidence`` of the controls ``(v, n, k)``, each by a detector that was fitted without its fold."""
+        return self.cross_scores(codes, folds, **covariates)[..., None]
 
     def parts(self, codes: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
         """What a score is made of, by name, for the reader of a cluster; empty where that cannot be said.
@@ -284,4 +316,5 @@ def check_codes(
     return array
 
 
+MODEL = "model"  # of ``Detector.numbers``
 LARGEST = 1e16  # of a number of a code: squared distances stay finite in float32

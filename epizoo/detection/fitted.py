@@ -26,7 +26,10 @@ from rich.console import Console
 
 from epizoo.detection import version_1
 from epizoo.detection.codes import Codes
-from epizoo.detection.detector import Detector, create_detector
+from epizoo.detection.detector import MODEL, Detector, create_detector
+from epizoo.detection.explained import Explained, maps_of
+from epizoo.detection.rarity import HISTOGRAM, rarest, rarity
+from epizoo.detection.tail import Tail
 from epizoo.maps.deviations import PRIOR_FWHM, moderated
 from epizoo.maps.smoothing import smooth
 from epizoo.registry import DETECTORS
@@ -42,7 +45,7 @@ SMALLEST_SHARE, SMALLEST_SD = 1e-3, 1e-4
 NORMALISATIONS = ("unit", "zscore")  # that an exported pipeline can do; others are learnt from a cohort
 SLAB_BYTES = 2**29  # of codes; larger slabs do not make it faster
 SPACING = 0.75  # of the smoothing's fwhm: how far apart the voxels may be at which a model is asked
-HISTOGRAM = np.linspace(-20, 80, 10001)  # edges, in z
+POOLED_FWHM = 24.0  # millimetres, of the variance of maps that are sums of deviations
 
 
 def fit_detector(
@@ -137,7 +140,9 @@ class FittedDetector:
         subjects: labels of the controls that it was fitted on.
         mask: ``(x, y, z)`` bool, where it is fitted.
         affine: ``(4, 4)``.
-        mean, sd: ``(x, y, z)`` float32, of the controls' scores: what turns a score into z.
+        mean, sd: ``(x, y, z)`` float32, of the controls' scores: what turns a score into z;
+            ``(x, y, z, p)`` of a detector with p profiles.
+        tail: of the highest scores of healthy people; None where an earlier version has fitted the detector.
         manifest: what the folder says of itself.
     """
 
@@ -149,6 +154,11 @@ class FittedDetector:
         self.mask: NDArray[np.bool_] = calibration["mask"]
         self.mean, self.sd = calibration["mean"], calibration["sd"]
         self._survival = calibration["survival"]
+        self.rarities = calibration.get("rarities", np.empty((0, len(HISTOGRAM)), np.float32))
+        self.tail: Tail | None = None  # of fits of earlier versions
+        if "tail" in calibration:
+            location, scale = map(float, calibration["tail"])
+            self.tail = Tail(location, scale, len(self.subjects))
         size = sum(path.stat().st_size for path in folder.glob("slab-*.npz"))
         self._keep = 3 * size < psutil.virtual_memory().available / 2  # packed files grow when they are read
         self._slabs: dict[int, Detector] = {}
@@ -195,11 +205,10 @@ class FittedDetector:
         Raises:
             InputError: another grid, other modalities, NaN, an empty brain mask.
         """
-        return self.explain(subject)[0]
+        return self.explain(subject).score_map
 
-    def explain(self, subject: Subject) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """The score map, and maps of what its scores are made of (``Detector.parts``) or due to
-        (``Codes.parts``), not smoothed.
+    def explain(self, subject: Subject) -> Explained:
+        """The score map, and what its scores are made of.
 
         Raises:
             InputError: as ``score``.
@@ -214,7 +223,7 @@ class FittedDetector:
         if problems:
             raise InputError(problems)
         volume = self.codes.volume(subject)
-        raw = np.zeros(self.mask.shape, np.float32)
+        evidence: NDArray[np.float32] | None = None
         parts: dict[str, NDArray[np.float32]] = defaultdict(lambda: np.zeros(self.mask.shape, np.float32))
         sample = None
         for number, (start, stop) in enumerate(self.manifest["slabs"]):
@@ -225,17 +234,29 @@ class FittedDetector:
                 detector.prepare(sample[:, None])
             codes = self.codes.at(volume, self.mask, slice(start, stop))
             known = covariates_of(subject, detector.covariates)
-            scores = detector.score(codes[:, None], **known)[:, 0]
+            found = detector.evidence(codes[:, None], **known)[:, 0]
+            if evidence is None:
+                evidence = np.zeros((*self.mask.shape, found.shape[1]), np.float32)
             here = self.mask[:, :, start:stop]
-            raw[:, :, start:stop][here] = scores
+            evidence[:, :, start:stop][here] = found
             for name, values in detector.parts(codes[:, None]).items():
                 parts[name][:, :, start:stop][here] = values[:, 0]
         for name, values in self.codes.parts(volume).items():
             parts[name] = np.where(self.mask, values, 0)
+        assert evidence is not None  # a mask is not empty
         inside = self.mask & subject.brain_mask
-        if self.manifest["fwhm"]:
-            raw = smooth(raw, inside, self.affine, self.manifest["fwhm"])
-        return np.where(inside, (raw - self.mean) / self.sd, 0).astype(np.float32), dict(parts)
+        detector = self.detector
+        maps = maps_of(detector, evidence, inside, self.affine, self.manifest["fwhm"])
+        if not detector.kinds:
+            score = (maps[..., 0] - self.mean) / self.sd
+            return Explained(np.where(inside, score, 0).astype(np.float32), dict(parts))
+        shares = [profile.share for profile in detector.kinds]
+        score, aligned = rarest((maps - self.mean) / self.sd, self.rarities, shares)
+        kinds = {
+            profile: np.where(inside, aligned[..., p], -np.inf) for p, profile in enumerate(detector.kinds)
+        }
+        known = inside & np.isfinite(score)
+        return Explained(np.where(known, score, 0).astype(np.float32), dict(parts), kinds)
 
     def p_values(self, score_map: NDArray[np.floating]) -> NDArray[np.float32]:
         """One-sided p of each z: the share of the controls' cross-fitted voxels that reach it; 1 outside.
@@ -298,6 +319,10 @@ class _Fit:
             raise InputError(f"folds={folds}: at least 2 are needed.")
         if fwhm < 0:
             raise InputError(f"fwhm={fwhm}: millimetres, 0 or more.")
+        if fwhm and detector.kinds:
+            raise InputError(
+                f"fwhm={fwhm}: the profiles of {detector.name!r} smooth their maps, each by its own."
+            )
         if neighbours and detector.sampled:
             raise InputError(
                 f"neighbours: {detector.name!r} is one for the brain and has no neighbours to add."
@@ -383,6 +408,7 @@ class _Fit:
             "fwhm": self.fwhm,
             "neighbours": self.neighbours,
             "stride": self.codes.stride,
+            "kinds": [profile.name for profile in self.detector.kinds],
             "seed": self.seed,
             "slabs": self._cut(room, 4 * self.width * len(self.subjects) * (7 if self.neighbours else 1)),
         }
@@ -429,45 +455,70 @@ class _Fit:
             codes = self._with_neighbours(codes, z)
             repeats = codes.shape[1] // len(folds)
             folds, known = np.tile(folds, repeats), {k: np.tile(v, repeats) for k, v in known.items()}
-        scores = self.detector.cross_scores(codes, folds, **known)[:, : len(self.subjects)]
+        evidence = self.detector.cross_evidence(codes, folds, **known)[:, : len(self.subjects)]
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(scores.T))
+        np.save(buffer, np.ascontiguousarray(evidence.swapaxes(0, 1)))
         _write(scores_path, buffer.getvalue())
         _write_arrays(path, self.detector.fit(codes, **known).state())
 
     def calibrate(self) -> None:
-        """Mean and deviation of the controls' cross-fitted scores; then the manifest, last of all."""
-        n = len(self.subjects)
-        maps = [np.load(self._scores_path(number), mmap_mode="r") for number in range(len(self.slabs))]
-        mean = np.zeros(self.shape)
-        squares = np.zeros(self.shape)
+        """What maps of healthy people look like: mean and deviation, and how high the highest are.
+
+        Each control is held against the others. The manifest is written last of all.
+        """
+        n, shape = len(self.subjects), (np.count_nonzero(self.mask), max(1, len(self.detector.kinds)))
+        mean, squares = np.zeros(shape), np.zeros(shape)
         for control in range(n):  # Welford's update
-            delta = self._score_map(maps, control) - mean
+            maps = self._control_maps(control)
+            np.save(self._maps_path(control), maps)
+            delta = maps - mean
             mean += delta / (control + 1)
             squares += delta * delta * control / (control + 1)
         if self.detector.calibration == "brain":
-            squares[self.mask] = squares[self.mask].mean() + n * mean[self.mask].var()
-            mean[self.mask] = mean[self.mask].mean()
-        freedom = n - 1
-        variance = np.where(self.mask, squares / freedom, 0)
-        if self.detector.calibration == "voxel":
-            neighbourhood = smooth(variance, self.mask, self.affine, PRIOR_FWHM)
-            variance = moderated(variance, freedom, neighbourhood)
-        floor = max(SMALLEST_SHARE**2 * float(variance[self.mask].mean()), SMALLEST_SD**2)
-        sd = np.sqrt(np.where(self.mask, np.maximum(variance, floor), 1))
+            squares[:] = squares.mean(0) + n * mean.var(0)
+            mean[:] = mean.mean(0)
+        sd = self._sd(squares, n - 1)
 
-        # A control is in the mean that it is held against (variance 1 - 1/n), a new subject is not (1 + 1/n).
-        reached = np.zeros(len(HISTOGRAM))  # how many are at each edge or above
+        def held_out(control: int) -> NDArray[np.float32]:
+            """z of a control among the others, ``(v, p)``."""
+            off = np.load(self._maps_path(control)) - mean
+            others = sd
+            if self.detector.calibration != "brain":
+                others = self._sd(np.maximum(squares - off**2 * n / (n - 1), 0), n - 2)
+            return np.asarray(off * n / (n - 1) / (others * np.sqrt(1 + 1 / (n - 1))), np.float32)
+
+        reached = np.zeros((shape[1], len(HISTOGRAM)))  # how many are at each edge or above
+        highest = np.empty((shape[1], n))
         for control in range(n):
-            z = (self._score_map(maps, control) - mean)[self.mask] / (sd[self.mask] * np.sqrt(1 - 1 / n))
-            reached += len(z) - np.searchsorted(np.sort(z), HISTOGRAM)
-        total = n * np.count_nonzero(self.mask)
+            among_others = held_out(control)
+            np.save(self._maps_path(control), among_others)
+            for p, z in enumerate(among_others.T):
+                z = z[np.isfinite(z)]
+                reached[p] += len(z) - np.searchsorted(np.sort(z), HISTOGRAM)
+                highest[p, control] = z.max(initial=-np.inf)
+        there = np.isfinite(highest).all(1)
+        if not there.any():
+            raise InputError(
+                f"profiles {', '.join(self.manifest['kinds'])}: no place where they are looked for lies in "
+                "the brains of the controls: are they in template space?"
+            )
+        for array in (reached, highest):  # of a profile that is looked for nowhere here nothing is read
+            array[~there] = array[there.argmax()]
+        survival = (reached + 1) / (reached.max(1, keepdims=True) + 1)
+        tails = [Tail.fit(maxima) for maxima in highest]
         arrays = {
             "mask": self.mask,
-            "mean": mean.astype(np.float32),
-            "sd": np.where(self.mask, sd * np.sqrt(1 + 1 / n), 1).astype(np.float32),
-            "survival": ((reached + 1) / (total + 1)).astype(np.float32),
+            "mean": self._volumes(mean, 0),
+            "sd": self._volumes(sd * np.sqrt(1 + 1 / n), 1),
+            "survival": survival[0],
         }
+        if self.detector.kinds:
+            rarities = np.stack([rarity(s, tail) for s, tail in zip(survival, tails, strict=True)])
+            shares = [profile.share for profile in self.detector.kinds]
+            fused = (rarest(np.load(self._maps_path(control)), rarities, shares)[0] for control in range(n))
+            tails[0] = Tail.fit([float(values.max()) for values in fused])
+            arrays |= {"rarities": rarities}
+        arrays |= {"tail": np.array([tails[0].location, tails[0].scale])}
         _write_arrays(self.folder / "calibration.npz", arrays)
         names = ["calibration.npz", *(_slab_name(number) for number in range(len(self.slabs)))]
         self.manifest["checksums"] = {name: _checksum((self.folder / name).read_bytes()) for name in names}
@@ -526,11 +577,44 @@ class _Fit:
             )
         return codes
 
-    def _score_map(self, maps: list[NDArray[np.float32]], control: int) -> NDArray[np.float32]:
-        scores = np.zeros(self.shape, np.float32)
-        for (start, stop), slab in zip(self.slabs, maps, strict=True):
-            scores[:, :, start:stop][self.mask[:, :, start:stop]] = slab[control]
-        return smooth(scores, self.mask, self.affine, self.fwhm) if self.fwhm else scores
+    def _control_maps(self, control: int) -> NDArray[np.float32]:
+        """Cross-fitted maps of a control at the voxels of the mask, ``(v, p)``; NaN where not looked for."""
+        evidence: NDArray[np.float32] | None = None
+        for number, (start, stop) in enumerate(self.slabs):
+            slab = np.load(self._scores_path(number), mmap_mode="r")[control]
+            if evidence is None:
+                evidence = np.zeros((*self.shape, slab.shape[1]), np.float32)
+            evidence[:, :, start:stop][self.mask[:, :, start:stop]] = slab
+        assert evidence is not None
+        return maps_of(self.detector, evidence, self.mask, self.affine, self.fwhm)[self.mask]
+
+    def _around(self, variance: NDArray[np.float64], fwhm: float) -> NDArray[np.float64]:
+        """The variance in the neighbourhood of each voxel, ``(v, p)``."""
+        around = np.empty(variance.shape)
+        for p, values in enumerate(variance.T):
+            known = np.isfinite(values)
+            where = np.zeros(self.shape, bool)
+            where[self.mask] = known
+            volume = np.zeros(self.shape, np.float32)
+            volume[where] = values[known]
+            around[:, p] = smooth(volume, where, self.affine, fwhm)[self.mask]
+        return around
+
+    def _sd(self, squares: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
+        """Standard deviations ``(v, p)`` of maps from their sums of squares, as the calibration asks for."""
+        variance = squares / freedom
+        if self.detector.calibration == "voxel":
+            variance = moderated(variance, freedom, self._around(variance, PRIOR_FWHM))
+        elif self.detector.calibration == "neighbourhood":
+            variance = self._around(variance, POOLED_FWHM)
+        floor = np.maximum(SMALLEST_SHARE**2 * np.nanmean(variance, 0), SMALLEST_SD**2)
+        return np.asarray(np.sqrt(np.maximum(variance, floor)))
+
+    def _volumes(self, values: NDArray[np.float64], outside: float) -> NDArray[np.float32]:
+        """Values ``(v, p)`` on the grid: ``(x, y, z, p)``, or ``(x, y, z)`` of a detector of one map."""
+        volumes = np.full((*self.shape, values.shape[1]), outside, np.float32)
+        volumes[self.mask] = np.nan_to_num(values, nan=outside)
+        return volumes if self.detector.kinds else volumes[..., 0]
 
     def _fold_of_controls(self) -> NDArray[np.int64]:
         """Folds of equal size, by label, so that the order of the controls does not matter."""
@@ -565,7 +649,7 @@ class _Fit:
             stored = version_1.upgraded(stored)
             self.manifest["codes"] = version_1.fingerprint(self.codes)
             self.manifest |= {name: stored[name] for name in ("encoder", "modalities", "normalised")}
-        known = {"stride": 1, **stored}
+        known = {"stride": 1, "kinds": [], **stored}
         different = [key for key in self.manifest if key != "slabs" and known.get(key) != self.manifest[key]]
         if different:
             raise InputError(
@@ -577,10 +661,14 @@ class _Fit:
     def _stride(self) -> int:
         """How far apart the voxels are at which a model is asked: less than the map is smoothed, or 1."""
         apart = self.detector.stride * float(np.linalg.norm(self.affine[:3, :3], axis=0).max())
-        return self.detector.stride if apart <= SPACING * self.fwhm else 1
+        of_profiles = [profile.fwhm for profile in self.detector.kinds if MODEL in profile.weights]
+        return self.detector.stride if apart <= SPACING * min(of_profiles, default=self.fwhm) else 1
 
     def _volume_path(self, control: int) -> Path:
         return self.scratch / f"volume-{control:04d}.npy"
+
+    def _maps_path(self, control: int) -> Path:
+        return self.scratch / f"maps-{control:04d}.npy"
 
     def _scores_path(self, number: int) -> Path:
         return self.scratch / f"scores-{number:03d}.npy"

@@ -33,6 +33,10 @@ class Scorer:
         """Scores ``(v,)`` of codes ``(v, d)`` at the voxels ``start:stop`` of the slab."""
         raise NotImplementedError
 
+    def evidence(self, codes: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
+        """``Detector.evidence`` of the same: ``(v, k)``."""
+        return self.score(codes, start, stop)[:, None]
+
     def keep(self, array: NDArray[Any]) -> tf.Variable:
         """An array as a variable of the export."""
         import tensorflow as tf

@@ -50,7 +50,7 @@ class Signs(ZScore):
     def __init__(self) -> None:
         pass
 
-    def view_options(self) -> dict[str, Any]:
+    def view_options(self) -> Mapping[str, Mapping[str, Any]]:
         return {}
 
     def read_of(self, model: Any) -> keras.Model:

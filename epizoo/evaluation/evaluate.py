@@ -92,7 +92,7 @@ def evaluate(
     Args:
         scored: controls and patients of the test set. The encoder, the detector and the threshold must not
             have seen any of them (``epizoo.evaluation.check_no_leak``).
-        threshold: of the score, calibrated on validation controls
+        threshold: of the score, such as that of p = .1 (``Tail.level``), or calibrated on validation controls
             (``epizoo.detection.clusters.calibrate_threshold``); without one, figures at a threshold do not
             exist.
         resamples: bootstrap samples.
@@ -245,7 +245,7 @@ def _hits(
 
     Args:
         labels: ``(x, y, z)``, clusters when the threshold follows the map.
-        at_threshold: ``(x, y, z)``, clusters at the calibrated threshold; None without one.
+        at_threshold: ``(x, y, z)``, clusters at the level; None without one.
         lesion: ``(x, y, z)`` bool.
         mask: ``(x, y, z)`` bool brain mask.
     """

@@ -34,8 +34,8 @@ class Metrics:
         patients: how many subjects have an annotated lesion.
         controls: how many controls there are, without any annotated lesion.
         unannotated: how many patients have no annotated lesion.
-        threshold: score above which a cluster counts wherever figures are "at the threshold", calibrated on
-            validation controls; None where there was none.
+        threshold: score above which a cluster counts wherever figures are "at the level": that of p = .1
+            among healthy people, or calibrated on validation controls; None where there was neither.
         voxel: figures of single voxels, means over patients.
         lesion: for each rule of ``RULES``, how well lesions are found.
         false_positives: clusters in controls.
@@ -153,8 +153,8 @@ class FalsePositives(_Intervals):
 
     Attributes:
         clusters: mean number per control when the threshold follows each map, as it does for patients.
-        clusters_at_threshold: mean number per control at the calibrated threshold.
-        controls_with_none_at_threshold: share of controls without a cluster at the calibrated threshold.
+        clusters_at_threshold: mean number per control at the level.
+        controls_with_none_at_threshold: share of controls without a cluster at the level.
     """
 
     clusters: Interval
@@ -164,7 +164,7 @@ class FalsePositives(_Intervals):
 
 @dataclass(frozen=True)
 class AtThreshold(_Intervals):
-    """How lesions are found at the calibrated threshold.
+    """How lesions are found at the level.
 
     Attributes:
         sensitivity: share of patients whose lesion a cluster hits.
@@ -183,7 +183,7 @@ class LesionFigures:
         sensitivity: at each rank of ``RANKS``.
         mean_rank: rank of the first cluster that hits, mean over the patients whose lesion is found.
         froc: the curve of sensitivity against false positives.
-        at_threshold: the same at the calibrated threshold; None without one.
+        at_threshold: the same at the level; None without one.
     """
 
     sensitivity: Mapping[int, Sensitivity]
@@ -299,7 +299,7 @@ class SubjectRow:
         site: where it was scanned; may be empty.
         clusters: how many the map has when the threshold follows the map.
         max_score: the highest score in the brain.
-        clusters_at_threshold: how many it has at the calibrated threshold; None without one.
+        clusters_at_threshold: how many it has at the level; None without one.
     """
 
     subject: str
@@ -384,8 +384,8 @@ class LesionHits:
         mirrored_rank: the same for the mirror image of the lesion, on the other side of the brain.
         chance: for each rank of ``RANKS``, the probability that one of so many clusters hits the lesion when
             they lie anywhere in the brain.
-        found_at_threshold: whether a cluster at the calibrated threshold hits; None without one.
-        false_at_threshold: how many clusters miss at the calibrated threshold; None without one.
+        found_at_threshold: whether a cluster at the level hits; None without one.
+        false_at_threshold: how many clusters miss at the level; None without one.
     """
 
     hits: tuple[bool, ...]

@@ -73,7 +73,7 @@ class MethodRow:
         seeds: how many runs there are.
         voxel: ``auroc``, ``auroc30``, ``auprc``, ``aupro`` and ``dice``.
         lesion: under each rule of ``RULES``.
-        fp_per_control: clusters per control at the calibrated threshold.
+        fp_per_control: clusters per control at the level.
         seconds: mean wall time of each step of ``STEPS``; NaN for steps that the method does not have.
         peak_gib: most memory of all runs.
         auroc_seed_sd: standard deviation of the runs' AUROC; NaN with one seed.
@@ -433,7 +433,7 @@ def _mean_interval(areas: Sequence[Interval]) -> Interval:
 
 
 def _clusters_of_controls(run: Entry) -> list[float]:
-    """How many each control has at the calibrated threshold."""
+    """How many each control has at the level."""
     counts = [row.clusters_at_threshold for row in run.metrics.rows if row.group == "control"]
     return [math.nan if count is None else float(count) for count in counts]
 

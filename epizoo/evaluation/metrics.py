@@ -66,7 +66,7 @@ def voxel_metrics(
         score_map: ``(x, y, z)``, higher is more abnormal; only the voxels of ``mask`` are read.
         lesion: ``(x, y, z)`` bool; its voxels outside ``mask`` do not count.
         mask: ``(x, y, z)`` bool brain mask.
-        threshold: for ``dice``, calibrated on controls (``epizoo.detection.clusters.calibrate_threshold``).
+        threshold: for ``dice``; the level of p = .1 (``epizoo.detection.tail``), say.
 
     Raises:
         InputError: shapes that disagree, or NaN inside the mask.

@@ -25,7 +25,8 @@ def script(metadata: Mapping[str, Any]) -> str:
     """``use_it.py``: ten lines that run the export on one of its test vectors."""
     signature = next(name for name in ("score", "encode_volume", "encode") if name in metadata["signatures"])
     form = metadata["signatures"][signature]
-    names, output = list(form["inputs"]), next(iter(form["outputs"]))
+    names = list(form["inputs"])
+    output = next(name for name in ("score", "latent") if name in form["outputs"])
     what = "the score map" if metadata["what"] == "pipeline" else "the code of each patch or voxel"
     lines = [
         f'"""Use this export: {what} of one input, by name. Needs {RUNTIME[metadata["format"]]}."""',

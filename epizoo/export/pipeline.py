@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from epizoo.dense import DenseEncoder, in_runs
 from epizoo.dense_convert import dilating_in_3d
 from epizoo.detection import FittedDetector
+from epizoo.detection.explained import maps_in_graph
+from epizoo.detection.rarity import rarest_in_graph
 from epizoo.detection.scorer import Scorer
+from epizoo.detection.tail import LEVEL
 from epizoo.export import folder as folders
 from epizoo.export import intensities
 from epizoo.export.encoder import NORMALISATIONS, VOXELS, by_name, drawn_volume, stacked
 from epizoo.export.folder import Export
 from epizoo.export.signature import Signature
-from epizoo.maps.smoothing import smooth_in_graph
 from epizoo.registry import DETECTORS
 from tfds_epilepsy import volumes
 from tfds_epilepsy.errors import InputError
@@ -41,8 +43,9 @@ def export_pipeline(
 
     Its signature ``score`` (also ``serving_default``) takes one raw template-space volume (x, y, z) a
     modality, by its name, and ``mask`` (x, y, z) bool, the brain, on the detector's grid, and gives ``score``
-    (x, y, z): what ``FittedDetector.score`` gives. It normalises as the controls' images were; volumes that
-    are normalised already stay as they are.
+    (x, y, z): what ``FittedDetector.score`` gives; and ``p``, what ``Tail.p`` gives of the highest score,
+    unless an earlier version has fitted the detector. It normalises as the controls' images were; volumes
+    that are normalised already stay as they are.
 
     What the detector has learnt is kept in variables, packed as in its own folder: the 2 GiB of a graph do
     not limit it. It is read a run of voxels at a time: memory is that of the variables and of a few slices.
@@ -65,8 +68,8 @@ def export_pipeline(
         The folder.
 
     Raises:
-        InputError: the folder exists; a detector or codes that have no form in TensorFlow operations; a
-            normalisation that does not make images like the controls'.
+        InputError: the folder exists; a detector, profiles or codes that have no form in TensorFlow
+            operations; a normalisation that does not make images like the controls'.
     """
     folder = Path(folder)
     name, codes = detector.manifest["detector"], detector.codes
@@ -77,6 +80,12 @@ def export_pipeline(
             f"detector {name!r} has no form in TensorFlow operations: a pipeline can be exported with "
             f"{', '.join(exportable)}. Its encoder can be exported in any case (--what encoder)."
         )
+    problems += [
+        f"profile {kind.name!r} makes a map of its own that has no form in TensorFlow operations: give it an "
+        "in_graph, or fit the detector on other profiles."
+        for kind in detector.detector.kinds
+        if not kind.has_graph
+    ]
     if not codes.has_graph:
         problems.append(
             f"a detector that reads {type(codes).__name__} has no form in TensorFlow operations: of codes, "
@@ -98,6 +107,7 @@ def export_pipeline(
         )
     if problems:
         raise InputError(problems)
+    tail = detector.tail
     with dilating_in_3d(False):  # a SavedModel runs wherever TensorFlow does
         pipeline = _Pipeline(detector)
         export = Export(
@@ -118,12 +128,13 @@ def export_pipeline(
                 "grid": {"shape": detector.mask.shape, "affine": detector.affine},
                 "encoder": detector.manifest["encoder"],
                 "controls": len(detector.subjects),
+                "profiles": {kind.name: kind.words for kind in detector.detector.kinds},
+                "tail": None if tail is None else {**vars(tail), "level": tail.level(LEVEL)},
             },
             run=run or {},
             notes=[
+                *_notes(detector),
                 f"What the detector has learnt: {pipeline.bytes / 2**20:.0f} MiB of variables.",
-                "Scores are standard deviations above the training controls at each voxel; higher is more "
-                "abnormal; 0 outside the brain.",
             ],
         )
         return folders.write(export, folder)
@@ -133,6 +144,7 @@ class _Pipeline:
     """A ``FittedDetector`` in TensorFlow operations."""
 
     def __init__(self, detector: FittedDetector):
+        self.detector, self.tail = detector.detector, detector.tail
         self.affine, self.fwhm = detector.affine, detector.manifest["fwhm"]
         self.shape = detector.mask.shape
         encoded = detector.codes.encoded
@@ -145,9 +157,12 @@ class _Pipeline:
         self.mask = tf.Variable(detector.mask, trainable=False)
         self.mean = tf.Variable(detector.mean, trainable=False)
         self.sd = tf.Variable(detector.sd, trainable=False)
-        plain = detector.detector
+        self.shares = [kind.share for kind in self.detector.kinds]
+        if self.shares:
+            self.rarities = tf.Variable(detector.rarities, dtype=tf.float64, trainable=False)
+        self.width = len(self.detector.numbers) if self.shares else 1
         self.slabs = [
-            _Slab(self, slices, detector.mask, plain.graph(state, order))
+            _Slab(self, slices, detector.mask, self.detector.graph(state, order))
             for slices, order, state in _states(detector)
         ]
 
@@ -157,6 +172,7 @@ class _Pipeline:
             self.mask,
             self.mean,
             self.sd,
+            *([self.rarities] if self.shares else []),
             *(v for graph in self.graphs for v in graph.variables),
             *(v for slab in self.slabs for v in slab.variables),
         ]
@@ -166,8 +182,8 @@ class _Pipeline:
     def bytes(self) -> int:
         return sum(v.dtype.size * v.shape.num_elements() for slab in self.slabs for v in slab.variables)
 
-    def score(self, volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        """The map ``(x, y, z)`` of a normalised volume ``(x, y, z, m)``."""
+    def score(self, volume: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The map ``(x, y, z)`` of a normalised volume ``(x, y, z, m)``, and p of its highest score."""
         maps = [graph(volume, mask) for graph in self.graphs]
         read = [maps[i] for i in self.beside]
         padded = None
@@ -176,13 +192,20 @@ class _Pipeline:
         elif self.dense:
             padded = self.dense.padded_in_graph(maps[0])
         beside = tf.concat(read, -1) if read else None
-        scores = tf.concat([slab.score(padded, beside) for slab in self.slabs], 0)
+        found = tf.concat([slab.evidence(padded, beside) for slab in self.slabs], 0)
         voxels = tf.concat([slab.voxels.value() for slab in self.slabs], 0)
-        raw = tf.scatter_nd(voxels, scores, self.shape)
+        evidence = tf.scatter_nd(voxels, found, (*self.shape, self.width))
         inside = tf.logical_and(mask, self.mask)
-        if self.fwhm:
-            raw = smooth_in_graph(raw, inside, self.affine, self.fwhm)
-        return tf.where(inside, (raw - self.mean) / self.sd, 0.0)
+        maps = maps_in_graph(self.detector, evidence, inside, self.affine, self.fwhm)
+        if self.shares:
+            z = rarest_in_graph((maps - self.mean) / self.sd, self.rarities, self.shares)
+        else:
+            z = (maps[..., 0] - self.mean) / self.sd
+        known = tf.logical_and(inside, tf.not_equal(z, -np.inf))
+        outputs = {"score": tf.where(known, z, 0.0)}
+        if self.tail is not None:
+            outputs["p"] = self.tail.p_in_graph(tf.reduce_max(tf.where(known, z, -np.inf)))
+        return outputs
 
 
 class _Slab:
@@ -194,13 +217,14 @@ class _Slab:
         self.voxels = tf.Variable(np.stack([x, y, z + slices.start], 1).astype(np.int32), trainable=False)
         self.first = tf.Variable(first.astype(np.int32), trainable=False)
         self.slices, self.scorer, self.dense = slices, scorer, pipeline.dense
+        self.spec = tf.TensorSpec((None, pipeline.width), tf.float32)
 
     @property
     def variables(self) -> list[tf.Variable]:
         return [self.voxels, self.first, *self.scorer.variables]
 
-    def score(self, padded: tf.Tensor | None, maps: tf.Tensor | None) -> tf.Tensor:
-        """Scores ``(v,)`` of its voxels, as many slices at a time as fit in ``STEP_BYTES``.
+    def evidence(self, padded: tf.Tensor | None, maps: tf.Tensor | None) -> tf.Tensor:
+        """Evidence ``(v, k)`` of its voxels, as many slices at a time as fit in ``STEP_BYTES``.
 
         Args:
             padded: what the encoder is to be asked about, if at every voxel.
@@ -221,11 +245,11 @@ class _Slab:
             return in_runs(
                 end - begin,
                 RUN,
-                lambda a, b: self.scorer.score(codes[a:b], begin + a, begin + b),
-                tf.TensorSpec((None,), tf.float32),
+                lambda a, b: self.scorer.evidence(codes[a:b], begin + a, begin + b),
+                self.spec,
             )
 
-        return in_runs(len(self.slices), slices_at_once, some_slices, tf.TensorSpec((None,), tf.float32))
+        return in_runs(len(self.slices), slices_at_once, some_slices, self.spec)
 
 
 def _states(detector: FittedDetector) -> Any:
@@ -233,6 +257,22 @@ def _states(detector: FittedDetector) -> Any:
     for number, (start, stop) in enumerate(detector.manifest["slabs"]):
         z = np.nonzero(detector.mask[:, :, start:stop])[2]
         yield range(start, stop), np.argsort(z, kind="stable"), detector.state(number)
+
+
+def _notes(detector: FittedDetector) -> list[str]:
+    """What the outputs mean, for the card."""
+    scale = "standard deviations above the training controls at each voxel"
+    kinds = [kind.words for kind in detector.detector.kinds]
+    notes = [f"Looked for: {'; '.join(kinds)}. The rarest of them counts at each voxel."] if kinds else []
+    if kinds:
+        scale = f"{scale}, of {kinds[0]} that are as rare among them"
+    notes += [f"Scores are {scale}; higher is more abnormal; 0 outside the brain."]
+    if detector.tail is not None:
+        notes.append(
+            "`p` is the probability that a healthy person has a score as high as the highest of the map "
+            f"anywhere in the brain; it is {LEVEL:g} at a score of {detector.tail.level(LEVEL):.2f}."
+        )
+    return notes
 
 
 def _signatures(
@@ -243,7 +283,7 @@ def _signatures(
 
     def score(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         volume, mask = stacked(names, inputs)
-        return {"score": pipeline.score(intensities.normalise(volume, mask, normalisation)[0], mask)}
+        return pipeline.score(intensities.normalise(volume, mask, normalisation)[0], mask)
 
     raw, mask = drawn_volume(pipeline.shape, len(modalities))
     method = "unit" if normalisation == "none" else normalisation
@@ -255,10 +295,14 @@ def _signatures(
     chosen = np.random.default_rng(2).choice(len(inside), min(VOXELS, len(inside)), replace=False)
     voxels = inside[np.sort(chosen)]
     expected = {"score": scores[tuple(voxels.T)]}
+    if detector.tail is not None:
+        expected["p"] = detector.tail.p(scores[detector.mask & mask].max()).astype(np.float32)
 
     image = volume if normalisation == "none" else raw
     parts = (np.ascontiguousarray(image[..., c]) for c in range(len(modalities)))
     given = dict(zip(names, (*parts, mask), strict=True))
     kind = "volumes in [0, 1]" if normalisation == "none" else "raw volumes"
     about = f"{kind} and the brain mask to the score map, standard deviations above the controls"
+    if detector.tail is not None:
+        about += "; `p`: the probability that a healthy person has as high a score anywhere"
     return {"score": Signature(score, specs, given, expected, about, voxels)}

@@ -32,8 +32,8 @@ class Deviations(Signs):
     The variance of so few controls is ``moderated``, and ``1 + 1/n`` for the doubt about the mean is in it.
     No standard deviation of a sign is taken to be less than .001 (``SMALLEST_SD``).
     **A control is held against the others alone**: its image is known, whatever it is called, and taken out
-    of mean and variance. So controls deviate as new healthy people do, and a network may learn from them
-    what is normal. Normative modelling of this kind: Marquand et al. 2016, Biol Psychiatry 80:552.
+    of mean, variance and neighbourhood. So controls deviate as new healthy people do, and a network may learn
+    from them what is normal. Normative modelling of this kind: Marquand et al. 2016, Biol Psychiatry 80:552.
 
     >>> view = Deviations(["T1w", "FLAIR"]).adapt(controls)  # doctest: +SKIP
     >>> view(subject).shape  # doctest: +SKIP
@@ -110,7 +110,7 @@ class Deviations(Signs):
         variance = np.where(mask[..., None], squares / np.maximum(count - 1, 1)[..., None], 0)
         self.mask_, self.count_ = mask, count
         self.mean_, self.squares_ = mean.astype(np.float32), squares.astype(np.float32)
-        self.prior_ = smooth(variance.astype(np.float32), mask, affine, PRIOR_FWHM)
+        self.prior_ = _around(variance, mask, affine)
         self.images_ = np.array(images, np.uint32)
         return self
 
@@ -148,14 +148,15 @@ class Deviations(Signs):
         """
         self._check_adapted()
         n: NDArray[Any] = np.maximum(self.count_, FEWEST_CONTROLS)[..., None].astype(np.float32)
-        mean, squares = self.mean_, self.squares_
+        mean, squares, prior = self.mean_, self.squares_, self.prior_
         if signs is not None and subject is not None and _checksum(subject) in self.images_:
             own = np.where(subject.brain_mask[..., None], signs - mean, 0)
             without = n - subject.brain_mask[..., None].astype(np.float32)
             mean = mean - own / without
             squares = np.maximum(squares - own**2 * n / without, 0)
             n = without
-        variance = moderated(squares / (n - 1), n - 1, self.prior_)
+            prior = _around(squares / (n - 1), self.mask_, subject.affine)
+        variance = moderated(squares / (n - 1), n - 1, prior)
         return mean, np.maximum(np.sqrt(variance * (1 + 1 / n)), SMALLEST_SD)
 
     def stands_for(self, view: View) -> bool:
@@ -205,6 +206,13 @@ def moderated(variance: NDArray[Any], freedom: Any, neighbourhood: NDArray[Any])
     Smyth 2004 (Stat Appl Genet Mol Biol 3:3), ``f0`` = 10.
     """
     return np.asarray((freedom * variance + PRIOR_FREEDOM * neighbourhood) / (freedom + PRIOR_FREEDOM))
+
+
+def _around(
+    variance: NDArray[Any], mask: NDArray[np.bool_], affine: NDArray[np.floating[Any]]
+) -> NDArray[np.float32]:
+    """The variance in the neighbourhood of each voxel of a mask."""
+    return smooth(np.asarray(variance, np.float32), mask, affine, PRIOR_FWHM)
 
 
 def _checksum(subject: Subject) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.maps.smoothing import smooth
-from epizoo.maps.view import View
+from epizoo.maps.smoothing import smooth, smooth_in_graph
+from epizoo.maps.view import Graph, View
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.tissue import TISSUES, template_priors
 from tfds_epilepsy.volumes import Subject
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 ITERATIONS = 20
 EM_VOXELS = 200_000  # that the mixture is fitted on; more do not move it
@@ -47,13 +50,28 @@ class Tissue(View):
 
     def __call__(self, subject: Subject) -> NDArray[np.float32]:
         """``(x, y, z, k)``, a map for each of ``tissues``."""
-        chosen = [TISSUES.index(tissue) for tissue in self.tissues]
-        maps = np.ascontiguousarray(tissue_probabilities(subject)[..., chosen])
+        maps = np.ascontiguousarray(tissue_probabilities(subject)[..., self._chosen])
         return smooth(maps, subject.brain_mask, subject.affine, self.fwhm) if self.fwhm else maps
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.tissues)
+
+    def graph(self, shape: tuple[int, ...], affine: NDArray[np.floating[Any]]) -> Graph:
+        import tensorflow as tf
+
+        priors = tf.Variable(template_priors(shape, affine).astype(np.float32), trainable=False)
+
+        def maps(volume: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+            tissue = tissue_probabilities_in_graph(volume[..., 0], mask, priors)
+            chosen = tf.gather(tissue, self._chosen, axis=-1)
+            return smooth_in_graph(chosen, mask, affine, self.fwhm) if self.fwhm else chosen
+
+        return Graph(maps, [priors])
+
+    @property
+    def _chosen(self) -> list[int]:
+        return [TISSUES.index(tissue) for tissue in self.tissues]
 
 
 def tissue_probabilities(subject: Subject) -> NDArray[np.float32]:
@@ -97,3 +115,33 @@ def _posterior(
     posterior: NDArray[np.float64] = np.exp(logs - logs.max(1, keepdims=True))
     posterior /= posterior.sum(1, keepdims=True)
     return posterior
+
+
+# === In TensorFlow operations ===
+
+
+def tissue_probabilities_in_graph(t1: tf.Tensor, mask: tf.Tensor, priors: tf.Tensor) -> tf.Tensor:
+    """``tissue_probabilities``; ``priors`` are ``template_priors`` of the grid."""
+    import tensorflow as tf
+
+    x = tf.cast(tf.boolean_mask(t1, mask), tf.float64)[:, tf.newaxis]
+    known = tf.cast(tf.boolean_mask(priors, mask), tf.float64) + PRIOR_FLOOR
+    known /= tf.reduce_sum(known, 1, keepdims=True)
+    count = tf.shape(x)[0]
+    every = tf.range(0, count, tf.maximum(1, count // EM_VOXELS))
+    sample, sample_priors = tf.gather(x, every), tf.gather(known, every)
+    posterior = sample_priors
+    for _ in range(ITERATIONS):
+        total = tf.reduce_sum(posterior, 0) + 1e-9
+        means = tf.reduce_sum(posterior * sample, 0) / total
+        variances = tf.reduce_sum(posterior * tf.square(sample - means), 0) / total + SMALLEST_VARIANCE
+        posterior = _posterior_in_graph(sample, sample_priors, means, variances)
+    found = tf.cast(_posterior_in_graph(x, known, means, variances), tf.float32)
+    return tf.scatter_nd(tf.where(mask), found, tf.shape(priors, tf.int64))
+
+
+def _posterior_in_graph(x: tf.Tensor, priors: tf.Tensor, means: tf.Tensor, variances: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    logs = tf.math.log(priors / tf.sqrt(variances)) - tf.square(x - means) / (2 * variances)
+    return tf.nn.softmax(logs, 1)

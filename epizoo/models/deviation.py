@@ -48,6 +48,7 @@ class Deviation(Synthetic):
     paper = "Edited deviation maps: Marquand et al. 2016 (normative model), Tan et al. 2020 (edits)"
     views: ClassVar[tuple[str, ...]] = ("deviations",)
     view_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # its changes are in standard deviations
+    run_defaults: ClassVar = {**Synthetic.run_defaults, "detector": "profiles"}
 
     def __init__(
         self,

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.clusters import Cluster, read_clusters_tsv
+from epizoo.detection.tail import LEVEL
 from epizoo.evaluation import hit_chance, match_clusters
 from epizoo.report import figures
 from epizoo.report.native import native_positions
-from epizoo.report.tables import ControlScores, millimetres, p_value, without_empty
+from epizoo.report.tables import ControlScores, healthy_people, millimetres, one_in, p_value, without_empty
 from epizoo.report.viewer import viewer
 from epizoo.run_folder import RunFolder
 from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
@@ -36,7 +37,8 @@ class Background:
         modalities: names of the image's channels.
         patch_shape: the encoder's, ``(x, y)`` or ``(x, y, z)``; None where there is no encoder.
         controls: ``(x, y, z, m)`` mean image of training controls, and how many they are; None where unknown.
-        scores: of the test set's controls, for p values.
+        scores: of the test set's controls.
+        trained: how many controls the highest scores of healthy people were learnt from.
         limit: score at the top of all colour bars.
     """
 
@@ -47,6 +49,7 @@ class Background:
     patch_shape: Sequence[int] | None
     controls: tuple[NDArray[np.float32], int] | None
     scores: ControlScores
+    trained: int
     limit: float
 
 
@@ -90,6 +93,7 @@ def subject_page(subject: Subject, background: Background) -> Page:
         "subject": name,
         "title": f"sub-{name}",
         "description": _description(subject, lesion),
+        "finding": _finding(clusters, background.trained),
         "has_lesion": bool(lesion.any()),
         "space": space,
         "limit": f"{background.limit:.0f}",
@@ -135,6 +139,25 @@ def _description(subject: Subject, lesion: NDArray[np.bool_]) -> str:
         f"annotated lesion of {lesion.sum() * voxel_mm3:.0f} mm³" if lesion.any() else "no annotated lesion",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _finding(clusters: Sequence[Cluster], trained: int) -> str:
+    """What the map shows, in a sentence; empty where it is not known how rare scores are."""
+    known = sorted((cluster.p, cluster.rank, cluster) for cluster in clusters if cluster.p is not None)
+    if not known:
+        return ""
+    if known[0][0] > LEVEL:
+        return (
+            f"Nothing here is rarer than in 1 of {1 / LEVEL:.0f} healthy people: "
+            f"{healthy_people(known[0][0], trained)} a score as high as the highest here."
+        )
+    found = [
+        f"{cluster.profile or 'a high score'}, {cluster.where} (rank {rank}; "
+        f"{healthy_people(p, trained)} as much anywhere)"
+        for p, rank, cluster in known
+        if p <= LEVEL
+    ]
+    return f"Rarer than in 1 of {1 / LEVEL:.0f} healthy people: {'; '.join(found)}."
 
 
 def _boxes(
@@ -211,11 +234,13 @@ def _table(
             f"{cluster.size_mm3:.0f}",
             f"{cluster.mean:.2f}",
             f"{cluster.peak:.2f}",
-            p_value(controls.p_value(cluster.peak)) if n else None,
+            None if cluster.p is None else one_in(cluster.p, background.trained),
+            None if cluster.p is None else p_value(cluster.p),
             f"{controls.as_high(cluster.peak)} of {n}" if n else None,
             millimetres(cluster.peak_mm),
             None if native is None else millimetres(native[index]),
             cluster.where,
+            cluster.profile or None,
             cluster.signs or None,
             "on it" if hits["strict"][index] else "overlaps" if hits["overlap"][index] else None,
         ]
@@ -223,23 +248,31 @@ def _table(
     ]
     columns, cells = without_empty(CLUSTER_COLUMNS, cells)
     rows = [
-        {"rank": cluster.rank, "hit": bool(hits["overlap"][index] or hits["strict"][index]), "cells": row}
+        {
+            "rank": cluster.rank,
+            "hit": bool(hits["overlap"][index] or hits["strict"][index]),
+            "common": cluster.p is not None and cluster.p > LEVEL,
+            "cells": row,
+        }
         for index, (cluster, row) in enumerate(zip(clusters, cells, strict=True))
     ]
     return columns, rows
 
 
+FOUND_COLUMN = "what"
 SIGNS_COLUMN = "signs (SD from the controls)"
 CLUSTER_COLUMNS = (
     "size (mm³)",
     "mean score",
     "peak score",
+    "healthy people with as much anywhere",
     "p of the peak",
     "controls as high",
     "peak x, y, z (mm, template)",
     "peak x, y, z (mm, own T1w)",
     "where",
+    FOUND_COLUMN,
     SIGNS_COLUMN,
     "lesion",
 )
-TEXT_COLUMNS = ("where", SIGNS_COLUMN, "lesion")  # columns that are not numbers
+TEXT_COLUMNS = ("where", FOUND_COLUMN, SIGNS_COLUMN, "lesion")  # columns that are not numbers

@@ -33,6 +33,7 @@ MAX_THUMBNAILS = 1000
 CONTROLS_IN_MEAN = 20  # training controls in the mean image beside the patches
 PAGES_A_PROCESS = 4  # at least; starting one takes as long as two or three pages
 EDGES_PER_BAR = 25  # of the drawn histogram, which is a quarter of a z wide
+LEVEL_WORDS = "the score that 1 in 10 healthy people has somewhere"
 RULE_NAMES = {"overlap": "any overlap", "strict": "strict"}  # what counts as a hit, in few words
 
 
@@ -77,6 +78,7 @@ def build_report(
         patch_shape=run.patch_shape,
         controls=_mean_image(controls() if controls else ()),
         scores=_control_scores(run, rows),
+        trained=len(metadata.splits["train"]),
         limit=max(6.0, math.ceil(metrics.threshold or 0)),
     )
     title, subtitle = _title(config), _subtitle(metrics, metadata)
@@ -185,7 +187,7 @@ class _Cohort:
             "Scores of all voxels (log scale). On controls a perfectly calibrated score is standard normal."
         )
         if threshold is not None:
-            caption += " Dashed: the threshold at which validation controls show one cluster each."
+            caption += f" Dashed: the level of the report, {LEVEL_WORDS}."
         found.append((figures.score_histogram(edges, counts, threshold), caption))
         groups = {
             f"{group}s": [row.max_score for row in metrics.rows if row.group == group]
@@ -335,7 +337,7 @@ def _missing(metrics: Metrics, config: RunConfig) -> list[str]:
     if not metrics.controls:
         sentences.append("The test set holds no controls: false positives on healthy brains are unknown.")
     if metrics.threshold is None:
-        sentences.append("There were no validation controls: no threshold could be calibrated.")
+        sentences.append("How high healthy people score is not known: there is no level for false positives.")
     if config.model == NO_MODEL:
         sentences.append("No encoder was trained: the detector reads intensities.")
     return sentences
@@ -372,14 +374,14 @@ def _summary(metrics: Metrics) -> dict[str, Any]:
             row("AU-PRO to 30 % false positives", voxel.aupro, 3),
         ]
         if metrics.threshold is not None:
-            rows.append(row("Dice at the calibrated threshold", voxel.dice, 3))
+            rows.append(row("Dice at the level", voxel.dice, 3))
     if metrics.controls:
         false = metrics.false_positives
         rows.append(row("clusters per held-out control, the patients' protocol", false.clusters, 1))
         if metrics.threshold is not None:
-            name = "clusters per held-out control, calibrated threshold"
+            name = f"clusters per held-out control, {LEVEL_WORDS}"
             rows.append(row(name, false.clusters_at_threshold))
-            name = "held-out controls with none at that threshold"
+            name = "held-out controls with none at that level"
             rows.append(row(name, false.controls_with_none_at_threshold))
     columns, shown = without_empty(SUMMARY_COLUMNS, rows, "")
     return {"summary_columns": columns, "summary": shown}
@@ -406,7 +408,7 @@ def _strata(strata: Mapping[str, Mapping[str, StratumFigures]]) -> list[list[str
 
 
 def _false_positives(run: FinishedRun, metrics: Metrics) -> dict[str, Any]:
-    """The clusters of held-out controls at the calibrated threshold, which are counted, the highest first.
+    """The clusters of held-out controls at the level, which are counted, the highest first.
 
     Their signs are those of the cluster, by the patients' protocol, that their peak lies in.
     """
@@ -447,7 +449,7 @@ SUBJECT_COLUMNS = [
     "rank (any overlap)",
     "rank (strict)",
     "highest score",
-    "clusters at threshold",
+    "clusters at the level",
 ]
 
 

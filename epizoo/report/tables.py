@@ -22,8 +22,6 @@ class ControlScores:
     Example:
         >>> controls = ControlScores()
         >>> controls.add("c1", np.array([0.5, 1.0, 3.0]))
-        >>> controls.p_value(2.0)  # (1 + 1 voxel that reaches it) / (1 + 3 voxels)
-        0.5
         >>> controls.as_high(2.0), controls.as_high(4.0)
         (1, 0)
 
@@ -46,11 +44,6 @@ class ControlScores:
             return self
         others = {name: value for name, value in self.highest.items() if name != subject}
         return ControlScores(self.counts - histogram(scores), others)
-
-    def p_value(self, score: float) -> float:
-        """Share of the controls' voxels that reach a score, with that score counted too; uncorrected."""
-        first = int(np.clip(np.searchsorted(EDGES, score, side="right") - 1, 0, len(self.counts) - 1))
-        return float((1 + self.counts[first:].sum()) / (1 + self.counts.sum()))
 
     def as_high(self, score: float) -> int:
         """How many controls have a voxel that reaches a score."""
@@ -86,6 +79,20 @@ def p_value(p: float) -> str:
         return f"{p:.3f}"
     digit, exponent = f"{p:.0e}".split("e")
     return f"{digit}·10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+def one_in(p: float, controls: int) -> str:
+    """``1 in 40``, of healthy people; ``fewer than 1 in 41`` for what so many controls cannot show."""
+    if p > 0.5:
+        return "more than half"
+    if p * (controls + 1) < 1:
+        return f"fewer than 1 in {controls + 1}"
+    return f"1 in {1 / p:.0f}"
+
+
+def healthy_people(p: float, controls: int) -> str:
+    """``1 in 40 healthy people has``, the beginning of a sentence."""
+    return f"{one_in(p, controls)} {'of healthy people have' if p > 0.5 else 'healthy people has'}"
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

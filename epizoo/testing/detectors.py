@@ -45,7 +45,7 @@ def check_detector(name: str, *, code_size: int = CODE_SIZE, **options: Any) -> 
     def make() -> Detector:
         detector = create_detector(name, **options)
         given = detector.view_options()
-        views = [create_view({"name": view, **given}, MODALITIES) for view in detector.views]
+        views = [create_view({"name": view, **given.get(view, {})}, MODALITIES) for view in detector.views]
         return detector.told(ViewCodes(views) if views else _Drawn(code_size))
 
     for check in CHECKS:
@@ -142,7 +142,7 @@ def scores_only_what_it_has_learnt(make: Make) -> None:
 
 
 def has_the_same_scores_in_a_graph(make: Make) -> None:
-    """Its form in TensorFlow operations gives the scores of the state that is exported."""
+    """Its form in TensorFlow operations gives the scores and the evidence of the state that is exported."""
     detector = make()
     if not detector.exportable:
         return
@@ -153,8 +153,9 @@ def has_the_same_scores_in_a_graph(make: Make) -> None:
     kept = type(detector).from_state(state, **detector.get_config())
     kept.told(told_of(detector))
     graph = make().graph(state, np.arange(VOXELS))
-    scores = graph.score(tf.constant(others[:, 0]), tf.constant(0), tf.constant(VOXELS)).numpy()
-    np.testing.assert_allclose(scores, kept.score(others)[:, 0], rtol=1e-3, atol=1e-3)
+    given = tf.constant(others[:, 0]), tf.constant(0), tf.constant(VOXELS)
+    np.testing.assert_allclose(graph.score(*given), kept.score(others)[:, 0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(graph.evidence(*given), kept.evidence(others)[:, 0], rtol=1e-3, atol=1e-3)
 
 
 def codes(detector: Detector, seed: int, n: int) -> NDArray[np.float32]:
