@@ -365,7 +365,7 @@ def fit_supervised(
             callbacks=[*callbacks, progress],
         )
     finally:
-        progress.bar.stop()
+        progress.close()
     reference = SupervisedReference(model, [subject.subject for subject in subjects])
     reference.calibrate(subjects[:CALIBRATION])
     return reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Lock
 from typing import TypeVar, cast
 
@@ -72,9 +72,9 @@ def count(
     def say() -> None:
         console.print(line(), markup=False, soft_wrap=True)
 
-    disabled = total == 0 or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=disabled) as bar:
-        task = bar.add_task(description, total=total, so_far=f"{amount(0)} of {amount(total)}")
+    bar = Progress(*columns, console=console, transient=True, disable=total == 0)
+    task = bar.add_task(description, total=total, so_far=f"{amount(0)} of {amount(total)}")
+    with bar if console.is_terminal else nullcontext():  # rich before 15 leaves an empty line in a log file
 
         def advance(by: int) -> None:
             nonlocal done, said

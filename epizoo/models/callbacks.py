@@ -138,7 +138,7 @@ def train(
                 ],
             )
         finally:
-            progress.bar.stop()  # Keras tells callbacks of a normal end only
+            progress.close()  # Keras tells callbacks of a normal end only
     if checkpoint.is_file():
         if patience is not None and best.is_file():
             # A copy: killed here, the training goes on from the best epoch, to the same end.
@@ -310,14 +310,15 @@ class ProgressBar(keras.callbacks.Callback):
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar = Progress(*columns, console=console, transient=True)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         steps, epochs = self.params["steps"], self.params["epochs"]
         self.task = self.bar.add_task(
             self.model.name, total=epochs * steps, completed=self.model.epochs * steps
         )
-        self.bar.start()
+        if self.console.is_terminal:
+            self.bar.start()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.before = epoch * self.params["steps"]
@@ -332,7 +333,12 @@ class ProgressBar(keras.callbacks.Callback):
         )
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self.bar.stop()
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, however the training ended."""
+        if self.console.is_terminal:  # rich before 15 leaves an empty line in a log file
+            self.bar.stop()
 
 
 def draw_patches(rows: Mapping[str, NDArray[np.float32]], paths: Sequence[Path]) -> None:
