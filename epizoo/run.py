@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import resource
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -318,5 +317,16 @@ def peak_gib() -> float:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
+        memory = psutil.Process().memory_info()
+        peak = getattr(memory, "peak_wset", None)  # Windows
+        return float(peak or _peak_of_posix()) / 2**30
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**20
+
+
+def _peak_of_posix() -> int:
+    """Bytes, as macOS counts them; what is held now where the system tells no peak."""
+    try:
+        import resource
+    except ImportError:
+        return int(psutil.Process().memory_info().rss)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

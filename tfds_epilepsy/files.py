@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -47,7 +46,7 @@ def hold(folder: str | Path, *, shared: bool = False, wait: float = 2) -> IO[byt
         raise InputError(f"{folder}: cannot be written to ({error.strerror}).") from error
     until = time.monotonic() + wait
     try:
-        while not (alone := _lock(file, fcntl.LOCK_EX)) and not (shared and _lock(file, fcntl.LOCK_SH)):
+        while not (alone := lock(file)) and not (shared and lock(file, shared=True)):
             if time.monotonic() >= until:
                 file.close()
                 raise InputError(
@@ -59,7 +58,7 @@ def hold(folder: str | Path, *, shared: bool = False, wait: float = 2) -> IO[byt
             for path in list(folder.rglob(f"{PARTIAL}*")):
                 remove(path)
         if alone and shared:
-            _lock(file, fcntl.LOCK_SH)
+            lock(file, shared=True)
     except OSError:
         pass  # no locks here
     return file
@@ -82,9 +81,21 @@ def check_writable(folder: str | Path) -> None:
         ) from error
 
 
-def _lock(file: IO[bytes], kind: int) -> bool:
+def lock(file: IO[bytes], *, shared: bool = False) -> bool:
+    """Try to lock an open file for this process; the lock goes when the file is closed.
+
+    Returns:
+        False where another process has it.
+
+    Raises:
+        OSError: there are no such locks: on Windows, and on some network file systems.
+    """
     try:
-        fcntl.lockf(file, kind | fcntl.LOCK_NB)
+        import fcntl
+    except ImportError as error:
+        raise OSError("this system has no locks of POSIX") from error
+    try:
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     return True

@@ -8,7 +8,6 @@ a budget of time.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -481,7 +480,11 @@ class DetectionTuner(base_tuner.BaseTuner):
                 _locks.pop(self.folder).close()
             self._lock = (self.folder / ".lock").open("w")
             try:
+                import fcntl
+
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass  # Windows: nobody is kept out
             except OSError as error:
                 raise InputError(
                     f"{self.folder}: another search is at work in it; wait for its end."

@@ -5,11 +5,11 @@ Rows of kernels and distances are padded to whole vectors of LANES numbers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import joblib
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def over_voxels(kernel: Callable[[int, int], None], voxels: int, threads: int | 
     Each voxel is solved by itself, so results do not depend on the number of threads.
     """
     if threads is None:
-        threads = len(os.sched_getaffinity(0))
+        threads = joblib.cpu_count()
     step = max(1, min(2048, -(-voxels // threads)))
     starts = range(0, voxels, step)
     if threads == 1 or len(starts) <= 1:
