@@ -21,8 +21,47 @@ from tfds_epilepsy.errors import InputError
 if TYPE_CHECKING:
     from epizoo.run import Run
 
+LEVELS = ("participant", "group")  # of a BIDS App's analysis
+
+
+class Grammar(typer.core.TyperGroup):
+    """Commands, and beside them the words of a BIDS App: ``epizoo BIDS_DIR OUT_DIR participant ...``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and set(LEVELS) & set(args):
+            args = [APP, *one_by_one(args)]
+        return super().parse_args(ctx, args)
+
+
+APP = "bids-app"
+
+
+def one_by_one(words: Sequence[str]) -> list[str]:
+    """``--participant-label 01 02`` with the option before each, underscores as hyphens.
+
+    Where the option stands before the level, one label alone is its own: the folders follow.
+    """
+    found: list[str] = []
+    listing = level_seen = False
+    for word in words:
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            found.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
+            listing = found[-1] == LABELS
+            continue
+        if not found or found[-1] != LABELS:
+            level_seen = level_seen or (word in LEVELS and not listing)
+            if listing and level_seen:
+                found.append(LABELS)
+        found.append(word)
+    return found
+
+
+LABELS = "--participant-label"
+
 app = typer.Typer(
     name="epizoo",
+    cls=Grammar,
     help="Shows where a patient's brain scan does not look like those of healthy people. Research only.\n\n"
     "First try, without any scans: epizoo demo. Your own: epizoo check, epizoo preprocess, epizoo run.",
     no_args_is_help=True,
@@ -433,6 +472,56 @@ def preprocess(
         f"look at every registration: {out_dir / 'quality.html'}",
         _typed("run", out_dir, "RUN") + "  learns the controls, and scores the others",
     )
+
+
+@command(app, APP)
+def bids_app(
+    bids_dir: Annotated[Path, typer.Argument(help="Raw BIDS data set.")],
+    out_dir: Annotated[Path, typer.Argument(help="Where maps, clusters and pages go.")],
+    level: Annotated[str, typer.Argument(help="participant or group.")],
+    participant_label: Annotated[
+        list[str] | None, typer.Option(help="Only these participants (without sub-).")
+    ] = None,
+    controls: Annotated[
+        Path | None, typer.Option(help="A fitted run that participants are held against.")
+    ] = None,
+    n_procs: Annotated[int, typer.Option(min=1, help="Participants preprocessed side by side.")] = 1,
+    mem: Annotated[
+        float | None, typer.Option("--mem", "--mem-gb", help="GiB of memory that may be used.")
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option("-w", "--work-dir", help="Of preprocessed scans; OUT_DIR/work if left out.")
+    ] = None,
+) -> None:
+    """As a BIDS App: 'epizoo BIDS_DIR OUT_DIR participant' takes raw scans to reports in one call.
+
+    participant: preprocess; with --controls RUN also score, and write each patient's page.
+    group: fit on the preprocessed controls, score and report the patients.
+    """
+    from epizoo.bids_app import group, participant
+
+    if level not in LEVELS:
+        raise InputError(f"level {level!r}: participant or group.")
+    if level == "group":
+        given = _given(participant_label=participant_label, controls=controls, mem=mem)
+        if given or n_procs > 1:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "--n-procs"
+            raise InputError(f"{names}: without effect on the level group.")
+        end(group(bids_dir, out_dir, work_dir=work_dir), "open it in a browser")
+        return
+    pages = participant(
+        bids_dir,
+        out_dir,
+        labels=participant_label,
+        controls=controls,
+        n_procs=n_procs,
+        mem=mem,
+        work_dir=work_dir,
+    )
+    for page in pages:
+        typer.echo(page)
+    if not pages:
+        end(None, _typed(bids_dir, out_dir, "group") + "  fits on the controls, and reports the patients")
 
 
 @command(app)

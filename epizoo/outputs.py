@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -34,6 +34,9 @@ from tfds_epilepsy.files import (
 from tfds_epilepsy.progress import track
 from tfds_epilepsy.volumes import Subject, write_nifti
 
+if TYPE_CHECKING:
+    from epizoo.detection.clusters import Cluster
+
 MAPS = "epizoo score maps"  # begins the name of a folder of them
 
 
@@ -56,8 +59,8 @@ def score_cohort(
         run_dir: a run that was trained and fitted.
         data: a template-space derivative on the run's grid, or a config's name.
         out_dir: where ``sub-*/anat/*`` go: a folder that is new, empty, or holds maps of this run.
-        native: also write each map and its labels in the subject's own T1w space (``space-T1w``); ``data`` is
-            then a derivative that ``epizoo preprocess`` made.
+        native: also write each map, its labels and the table of clusters in the subject's own T1w space
+            (``space-T1w``); ``data`` is then a derivative that ``epizoo preprocess`` made.
         reading: ``space``, ``group_column``, ``groups`` of a folder, as in ``tfds_epilepsy.load``.
         data_dir: where prepared data sets live.
 
@@ -68,9 +71,9 @@ def score_cohort(
     import tfds_epilepsy
 
     run, out = open_run(run_dir, needs=[DETECTOR]), RunFolder(Path(out_dir))
-    _check_folder(out.path)
+    check_folder(out.path)
     scorer = run.detector
-    _check_maker(out, scorer)
+    check_maker(out, scorer)
     builder = tfds_epilepsy.load(data, data_dir, modalities=run.modalities, **(reading or {}))
     of_splits = {split: tfds_epilepsy.subjects(builder, split) for split in SPLITS}
     if native:
@@ -148,15 +151,32 @@ def score_subject(scorer: Scorer, subject: Subject, folder: RunFolder, source: S
                 "Manual": False,
             },
         )
+    if source.native is not None:
+        write_clusters_tsv(folder.clusters(name, "T1w"), _in_native_space(clusters, source.native, name))
     write_clusters_tsv(folder.clusters(name, source.space), clusters)
+
+
+def _in_native_space(clusters: Sequence[Cluster], derivative: Path, subject: str) -> list[Cluster]:
+    """The same clusters, their positions in the scanner's millimetres of the subject's own T1w."""
+    from tfds_epilepsy.native import native_positions
+
+    points = [point for cluster in clusters for point in (cluster.peak_mm, cluster.centroid_mm)]
+    moved = native_positions(derivative, subject, points)
+    if moved is None:  # no points; transforms were looked for before any work
+        return []
+    places = [(float(x), float(y), float(z)) for x, y, z in moved]
+    return [
+        replace(cluster, peak_mm=peak, centroid_mm=centroid)
+        for cluster, peak, centroid in zip(clusters, places[::2], places[1::2], strict=True)
+    ]
 
 
 def is_current(scorer: Scorer, subject: Subject, folder: RunFolder, source: Source) -> bool:
     """Whether the folder holds all that ``score_subject`` would write, of this scan and this scorer."""
-    if not folder.clusters(subject.subject, source.space).is_file():
-        return False
     spaces = [source.space] if source.native is None else [source.space, "T1w"]
     for space in spaces:
+        if not folder.clusters(subject.subject, space).is_file():
+            return False
         stored = _stored(sidecar(folder.score_map(subject.subject, space)))
         if not _is_of(stored, scorer):
             return False
@@ -194,6 +214,8 @@ pictures/**
 *_statmap.*
 *_desc-clusters.tsv
 *_desc-clusters.json
+work
+work/**
 """
 README = """\
 Score maps and clusters by epizoo: where a brain differs from those of healthy controls. For research only;
@@ -212,7 +234,7 @@ def describe(folder: Path, name: str, source: str) -> None:
             write_text(folder / file, text)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but score maps of ours.
 
     Raises:
@@ -228,7 +250,7 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _check_maker(folder: RunFolder, scorer: Scorer) -> None:
+def check_maker(folder: RunFolder, scorer: Scorer) -> None:
     """Refuse to mix the maps of two runs.
 
     Raises:

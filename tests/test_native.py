@@ -48,6 +48,9 @@ def scored(tmp_path_factory):
         write_json(f"{stem}_desc-preproc_T1w.json", record)
         way = ants.create_ants_transform(matrix=MATRIX, translation=(7, -4, 5), dimension=3)
         back = stem.with_name(f"sub-{label}_from-{TEMPLATE_SPACE}_to-T1w_mode-image_xfm.h5")
+        ants.write_transform(
+            way, str(stem.with_name(f"sub-{label}_from-T1w_to-{TEMPLATE_SPACE}_mode-image_xfm.h5"))
+        )
         ants.write_transform(way.invert(), str(back))
     rows = [[f"sub-c{n}", "control", "train"] for n in (1, 2, 3)] + [["sub-p1", "patient", "test"]]
     write_participants(folder, rows, "participant_id\tgroup\tsplit")
@@ -91,6 +94,19 @@ def test_native_labels_are_the_clusters_of_the_native_map(scored):
     voxel_mm3 = abs(np.linalg.det(AFFINE[:3, :3]))
     volume = first["size_mm3"] / np.linalg.det(MATRIX)  # the transform to the template magnifies
     assert (labels == 1).sum() * voxel_mm3 == pytest.approx(volume, rel=0.15)
+
+
+def test_the_native_table_points_into_the_clusters_of_the_native_labels(scored):
+    _, maps = scored
+    labels = nib.load(maps.labels("p1", "T1w"))
+    table = pd.read_csv(maps.clusters("p1", "T1w"), sep="\t")
+    assert list(table["rank"]) == list(pd.read_csv(maps.clusters("p1", TEMPLATE_SPACE), sep="\t")["rank"])
+    first = table.iloc[0]
+    there = nib.affines.apply_affine(
+        np.linalg.inv(labels.affine), (first["peak_x"], first["peak_y"], first["peak_z"])
+    )
+    inside = np.argwhere(np.asarray(labels.dataobj) == 1)
+    assert np.linalg.norm(inside - there, axis=1).min() < 1.5  # voxels
 
 
 @pytest.mark.parametrize(("space", "code"), [(TEMPLATE_SPACE, 4), ("T1w", 1)])

@@ -3,7 +3,10 @@ import dataclasses
 import html
 import io
 import itertools
+import json
 import re
+import shutil
+import subprocess
 
 import joblib
 import nibabel as nib
@@ -18,11 +21,12 @@ from epizoo.detection.explained import Explained
 from epizoo.detection.tail import Tail
 from epizoo.evaluation import Metrics, Scored
 from epizoo.finished_run import open_run
-from epizoo.report import build_report, figures, native, patient, report, tables
+from epizoo.report import build_report, figures, patient, report, tables
 from epizoo.report.viewer import viewer
 from epizoo.run_config import RunConfig
 from epizoo.run_folder import RunFolder
 from epizoo.run_metadata import Metadata, Step
+from tfds_epilepsy import native
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import read_json, write_json
 from tfds_epilepsy.volumes import TEMPLATE_SPACE, Subject, load_template, read_nifti, write_nifti
@@ -145,7 +149,7 @@ def test_each_patient_has_a_page_and_the_cluster_on_the_lesion_is_marked(built):
     page = built.report.read_text()
     assert re.findall(r'<section class="subject" id="sub-(\w+)"', page) == ["p1", "p2"]
     first, second = page.split('id="sub-p1"')[1].split('id="sub-p2"')
-    assert re.search(r'<tr class="hit"><th scope="row">1</th>', first)
+    assert re.search(r'<tr class="hit"[^>]*><th scope="row">1</th>', first)
     assert 'class="hit"' not in second
     assert "(yellow, dashed)" in second
     assert "annotated lesion (cyan)" not in second
@@ -223,6 +227,36 @@ def test_an_index_of_200_patients_stays_small(tmp_path, quick, monkeypatch):
     assert text.count('class="thumb"') == 200
     assert text.count('/report.html">sub-many') == 200
     assert len(list(folder.path.glob("sub-many*/report.html"))) == 200
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script")
+def test_a_clusters_row_takes_the_cross_where_the_viewer_would_have_begun():
+    subject = SUBJECTS["p2"]
+    score = 3.0 * subject.brain_mask.astype(np.float32)
+    shown = {}
+    for place in ((30.0, -20.0, 12.0), (-24.0, 36.0, -8.0)):
+        page = viewer(subject, score, place)
+        (params,) = re.findall(r"brainsprite\((\{.*?\})\);", page, flags=re.DOTALL)
+        (go,) = re.findall(r"window.goTo = .*?\n  \};\n", page, flags=re.DOTALL)
+        shown[place] = json.loads(params)["numSlice"], params, go
+    for place, (begun, _, _) in shown.items():
+        _, params, go = shown[(30.0, -20.0, 12.0)]
+        script = f"""
+            const window = {{brain: {params}}}, brain = window.brain;
+            brain.nbSlice = {{X: 999, Y: 999, Z: 999}};
+            brain.init = brain.drawAll = () => {{}};
+            {go}
+            window.goTo(...{list(place)});
+            console.log(JSON.stringify(brain.numSlice));
+        """
+        done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == pytest.approx(begun, abs=0.51)
+
+
+def test_each_row_of_a_page_knows_where_its_peak_lies(built):
+    page = (built.path / "sub-p1" / "report.html").read_text()
+    assert "tr[data-mm]" in page
+    assert re.search(r'<tr[^>]* data-mm="-?[\d.]+,-?[\d.]+,-?[\d.]+"', page)
 
 
 def test_a_quiet_map_shows_the_anatomy_alone():

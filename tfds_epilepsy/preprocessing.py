@@ -221,11 +221,20 @@ def native_problems(derivative_dir: str | Path, subjects: Sequence[str]) -> list
         return error.problems
     folders = [Path(derivative_dir) / f"sub-{subject.removeprefix('sub-')}" for subject in subjects]
     return [
-        f"{_way_back(folder)}: no such file, or no record of how it was made; {folder.name} is not a "
+        f"{path}: no such file, or no record of how it was made; {folder.name} is not a "
         f"finished subject of {derivative_dir}."
         for folder in folders
-        if not _way_back(folder).is_file() or _read_record(folder) is None
+        for path in (_way_back(folder), _way_there(folder))
+        if not path.is_file() or _read_record(folder) is None
     ]
+
+
+def settings_of(derivative_dir: str | Path) -> dict[str, Any]:
+    """The options of ``Options`` that a derivative was made with; empty where it is none of ours."""
+    for folder in sorted(Path(derivative_dir).glob("sub-*")):
+        if record := _read_record(folder):
+            return dict(record["Settings"])
+    return {}
 
 
 # === The cohort ===
@@ -695,6 +704,11 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 def _way_back(folder: Path) -> Path:
     """The transform from the template to the T1w of a subject's folder."""
     return folder / "anat" / f"{folder.name}_from-{TEMPLATE_SPACE}_to-{REFERENCE}_mode-image_xfm.h5"
+
+
+def _way_there(folder: Path) -> Path:
+    """The transform from the T1w to the template, which takes points back (images are pulled)."""
+    return folder / "anat" / f"{folder.name}_from-{REFERENCE}_to-{TEMPLATE_SPACE}_mode-image_xfm.h5"
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:

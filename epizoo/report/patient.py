@@ -15,10 +15,10 @@ from epizoo.detection.clusters import Cluster, read_clusters_tsv
 from epizoo.detection.tail import LEVEL
 from epizoo.evaluation import hit_chance, match_clusters
 from epizoo.report import figures
-from epizoo.report.native import native_positions
 from epizoo.report.tables import ControlScores, healthy_people, millimetres, one_in, p_value, without_empty
 from epizoo.report.viewer import viewer
 from epizoo.run_folder import RunFolder
+from tfds_epilepsy.native import native_positions
 from tfds_epilepsy.volumes import Subject, read_nifti, world_to_voxel
 
 CLUSTERS_SHOWN = 3  # clusters whose slices and patches are shown, besides the slices through a lesion
@@ -250,6 +250,7 @@ def _table(
     rows = [
         {
             "rank": cluster.rank,
+            "peak_mm": ",".join(f"{x:g}" for x in cluster.peak_mm),
             "hit": bool(hits["overlap"][index] or hits["strict"][index]),
             "common": cluster.p is not None and cluster.p > LEVEL,
             "cells": row,

@@ -23,6 +23,7 @@ from epizoo.report import figures
 from epizoo.report.patient import SIGNS_COLUMN, TEXT_COLUMNS, Background, Page, source, subject_page
 from epizoo.report.tables import EDGES, ControlScores, histogram, millimetres, number, p_value, without_empty
 from epizoo.run_config import NO_MODEL, RunConfig
+from epizoo.run_folder import RunFolder
 from epizoo.run_metadata import Metadata
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.files import write_text
@@ -82,17 +83,11 @@ def build_report(
         limit=max(6.0, math.ceil(metrics.threshold or 0)),
     )
     title, subtitle = _title(config), _subtitle(metrics, metadata)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("epizoo", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = _environment()
     cohort = _Cohort(metrics, background)
     for page in _drawn(read(shown), len(shown), background):
         content = environment.get_template("subject.html").render(
-            page=page.context, cohort=f"{title}. {subtitle}"
+            page=page.context, cohort=f"{title}. {subtitle}", back="../report.html"
         )
         write_text(folder.of(page.subject) / "report.html", content)
         cohort.add(page)
@@ -120,6 +115,47 @@ def build_report(
         content = template.render(shared | cohort.subjects(shown))
     write_text(folder.report, content)
     return folder.report
+
+
+def patient_report(run: FinishedRun, subject: Subject, out: RunFolder, data: str | Path) -> Path:
+    """Write ``sub-*/report.html`` of a scored subject that is none of the run's own.
+
+    Args:
+        run: whose detector scored the subject.
+        subject: in the run's space.
+        out: the folder of the maps.
+        data: the derivative that the subject was read from, whose transforms lead to the own T1w.
+    """
+    metrics = run.metrics if run.has_metrics else None
+    background = Background(
+        folder=out,
+        data=str(data),
+        space=run.space,
+        modalities=run.modalities,
+        patch_shape=run.patch_shape,
+        controls=None,
+        scores=ControlScores() if metrics is None else _control_scores(run, metrics.rows),
+        trained=len(run.fitted_on),
+        limit=max(6.0, math.ceil((metrics and metrics.threshold) or 0)),
+    )
+    page = subject_page(subject, background)
+    held = _plural(len(run.fitted_on), "control")
+    content = (
+        _environment()
+        .get_template("subject.html")
+        .render(page=page.context, cohort=f"{run.config.title}. Held against {held}.", back=None)
+    )
+    return write_text(out.path / f"sub-{subject.subject}" / "report.html", content)
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("epizoo", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
 
 
 def _drawn(subjects: Iterable[Subject], count: int, background: Background) -> Iterator[Page]:

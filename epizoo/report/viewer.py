@@ -48,6 +48,7 @@ def viewer(
         for channel in range(len(modalities))
     )
     page = re.sub(r"<link[^>]*>", "", page)  # nilearn's icon would be fetched from its site
+    page = page.replace("brain = brainsprite(", "brain = window.brain = brainsprite(")  # for goTo
     page = page.replace('value="100"', f'value="{100 * OPACITY:.0f}"')  # its slider begins elsewhere
     sprites = ["", *(_SPRITE.findall(other)[0] for other in others)]
     switch = "".join(
@@ -68,6 +69,16 @@ _SWITCH = """<style>body { font: 15px system-ui, sans-serif; }</style>
     sprite.onload = () => document.querySelector("input.slider").oninput();
     sprite.src = input.value || first;
   });
+  // To a position in template millimetres, for the page around; brainsprite's affine counts slices from 1.
+  window.goTo = (...position) => {
+    const brain = window.brain;
+    ["X", "Y", "Z"].forEach((axis, i) => {
+      const slice = Math.round((position[i] - brain.affine[i][3]) / brain.affine[i][i] - 1);
+      brain.numSlice[axis] = Math.min(Math.max(slice, 0), brain.nbSlice[axis] - 1);
+    });
+    brain.init();
+    brain.drawAll();
+  };
 })();
 </script>
 <span>Score</span>"""
