@@ -115,6 +115,17 @@ def test_the_share_that_is_lost_is_that_of_the_spec(kind):
     assert (done.tissue[2] - tissue[2]).sum() / cortex.sum() == pytest.approx(0.2, rel=0.01)
 
 
+@pytest.mark.parametrize("kind", ["sulci", "atrophy"])
+def test_loss_far_from_fluid_has_a_mask(kind):
+    tissue, affine = slab()
+    centre = (9 if kind == "atrophy" else 14, 22, 18)
+    if kind == "sulci":
+        tissue[[0, 1]] = tissue[[1, 0]]  # grey matter all the way down
+    done = implant_in_tissue(tissue, affine, LesionSpec(kind, 16.0, loss=0.2), 0, centre=centre)
+    assert 0 < done.mask.sum() < 5000
+    assert done.weight.max() <= 1
+
+
 def sulcus():
     """White matter, under 3 mm of cortex that dips 12 mm into it, with 2 mm of fluid in between."""
     x, y, _ = np.indices((40, 44, 36)).astype(float)

@@ -178,6 +178,16 @@ def test_subjects_are_the_same_as_ever(patient):
     np.testing.assert_allclose(inside, [4.12251729, 4.98387837], rtol=1e-5)
 
 
+def test_a_lesion_without_a_mask_is_not_the_whole_image():
+    """An atrophy far from fluid: a patient's mask was everything."""
+    atrophy = replace(DEFAULT, seed=25, kinds=("atrophy",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lesions.Implant, "mask", property(lambda implant: implant.weight > 2))
+        assert not phantom.subject(atrophy, "patient002").lesion_mask.any()
+    mask = phantom.subject(atrophy, "patient002").lesion_mask
+    assert 0 < mask.sum() < 5000
+
+
 @pytest.mark.slow
 def test_sclerosis_is_as_far_from_controls_as_patients_are():
     """Volume 1.7 to 1.9 deviations less (Whelan et al. 2018), FLAIR 2 or more brighter, T1w darker."""

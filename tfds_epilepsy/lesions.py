@@ -664,10 +664,10 @@ def _change(
         weight = ball * _hippocampus(offsets, centre_mm) * np.clip(1.5 * (grey + 0.5 * white), 0, 1)
         return _lose(tissue, weight, spec.contrast * spec.loss, (0,), zooms), weight, tail
     if spec.kind == "sulci":
-        weight = ball * _near(fluid, 2, zooms) * np.clip(2 * grey, 0, 1)
+        weight = _plain(ball * _near(fluid, 2, zooms) * np.clip(2 * grey, 0, 1))
         return _lose(tissue, weight, spec.contrast * spec.loss, (0,), zooms), weight, tail
     if spec.kind == "atrophy":
-        weight = weight * _near(fluid, 4, zooms)
+        weight = _plain(weight * _near(fluid, 4, zooms))
         return _lose(tissue, weight, spec.contrast * spec.loss, (0, 1), zooms), weight, tail
     if spec.kind == "encephalocele":
         gone = np.clip(spec.contrast * spec.loss, 0, 1) * ball
@@ -755,6 +755,12 @@ def _hippocampus(offsets: NDArray[Any], centre_mm: NDArray[Any]) -> NDArray[np.f
 def _near(share: NDArray[Any], sigma: float, zooms: NDArray[Any]) -> NDArray[np.float32]:
     """1 at and beside voxels of a tissue, 0 some 3 sigma (mm) away from them."""
     return np.asarray(np.clip(4 * ndimage.gaussian_filter(share, sigma / zooms), 0, 1), np.float32)
+
+
+def _plain(weight: NDArray[Any]) -> NDArray[Any]:
+    """Weights raised where fluid is so far that they hardly reach ``EDGE``: every lesion has a mask."""
+    highest = float(weight.max())
+    return weight * (2 * EDGE / highest) if 0 < highest < 2 * EDGE else weight
 
 
 def _lose(

@@ -215,7 +215,7 @@ def subject_and_lesion(config: PhantomConfig, label: str, scan: int = 0) -> tupl
     lesion_mask = np.zeros(mask.shape, bool)
     if implant is not None:
         share = _coarsen(implant.mask.astype(np.float32), config.voxel_size) * mask
-        lesion_mask = share >= min(0.5, share.max())  # a voxel at least
+        lesion_mask = (share > 0) & (share >= min(0.5, share.max()))  # a voxel at least
     made = Subject(
         subject=label,
         group="control" if implant is None else "patient",
