@@ -28,7 +28,7 @@ TAUGHT = [name for name, kind in JUDGING.items() if name not in CHOOSING and kin
     "dysplasia"
 ]
 EACH = 16  # patients of a kind
-TRAINING = {"epochs": 20, "steps_per_epoch": 50, "batch_size": 16}
+TRAINING = {"epochs": 12, "steps_per_epoch": 50, "batch_size": 16}
 TEACHERS = replace(JUDGED, seed=JUDGED.seed + 1)
 
 
