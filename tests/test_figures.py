@@ -87,3 +87,10 @@ def test_an_interval_writes_itself():
     assert f"{Interval(0.1, -0.2, 0.4, 20):+.1f}" == "+0.1 (-0.2 to +0.4)"
     assert f"{Interval(0.5, math.nan, math.nan, 1):.2f}" == "0.50"
     assert f"{Interval(math.nan, math.nan, math.nan, 0):.2f}" == "–"
+
+
+def test_figures_of_before_there_were_resections_are_of_lesions(tmp_path):
+    content = json.loads(RECORDED.read_text())
+    del content["reference"]
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    assert Metrics.read(tmp_path / "metrics.json").reference == "lesion"
