@@ -12,6 +12,7 @@ from epizoo.detection.classical import ZScore, ZScoreScorer, moments_without
 from epizoo.detection.codes import Codes
 from epizoo.detection.detector import check_codes
 from epizoo.detection.profiles.profile import Profile, create_profile
+from epizoo.maps.deviations import Deviations
 from epizoo.registry import PROFILES
 from tfds_epilepsy.errors import InputError
 
@@ -38,7 +39,8 @@ class Profiles(ZScore):
             are left out.
 
     Attributes:
-        mean_, sd_: ``(v, k)`` float32, of the controls; an sd under 1e-3 is raised to it.
+        mean_, sd_: ``(v, k)`` float32, of the controls; an sd under 1e-3 is raised to it; 0 and 1 of maps
+            that are deviations already.
 
     Raises:
         InputError: an unknown profile, none, or one that stands twice.
@@ -98,6 +100,11 @@ class Profiles(ZScore):
         sums = [z @ weights for weights in [kind.weights_of(self.numbers) for kind in self.kinds] or [alike]]
         return np.asarray(np.max(sums, axis=0))
 
+    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
+        super().fit(codes)
+        self.mean_, self.sd_ = self._known(self.mean_, self.sd_)
+        return self
+
     def evidence(
         self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
@@ -111,7 +118,8 @@ class Profiles(ZScore):
         codes = check_codes(codes)
         z = np.empty(codes.shape, np.float32)
         names, folds = np.unique(folds, return_inverse=True)
-        for fold, (mean, sd) in enumerate(zip(*moments_without(codes, folds, len(names)), strict=True)):
+        for fold, moments in enumerate(zip(*moments_without(codes, folds, len(names)), strict=True)):
+            mean, sd = self._known(*moments)
             z[:, folds == fold] = (codes[:, folds == fold] - mean[:, None]) / sd[:, None]
         return z
 
@@ -119,6 +127,19 @@ class Profiles(ZScore):
         """The z of each number of the codes, by its name (``Detector.numbers``)."""
         z = self.evidence(codes)
         return {name: z[..., k] for k, name in enumerate(self.numbers)}
+
+    def _known(
+        self, mean: NDArray[np.float32], sd: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Moments ``(v, k)``; 0 and 1 of maps that are in deviations from the same controls already.
+
+        A control that deviates much has made the deviations of the others smaller: held against their spread
+        again, it would seem to deviate more than a stranger does.
+        """
+        views = () if self.told_of is None else self.told_of.views
+        done = [isinstance(view, Deviations) and not view.spread for view in views for _ in view.names]
+        done += [False] * (mean.shape[1] - len(done))
+        return np.where(done, 0, mean).astype(np.float32), np.where(done, 1, sd).astype(np.float32)
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
         return ProfilesScorer(self, state, order)
