@@ -154,7 +154,7 @@ def _settings(run: FinishedRun) -> dict[str, Any]:
 
 
 def _score(run: FinishedRun, labels: Sequence[str], template: Path, out: RunFolder) -> list[Path]:
-    from epizoo.report import patient_report
+    from epizoo.report.report import patient_report
 
     found = bids.read_derivative(template, run.modalities, participant_labels=labels)
     source = Source(run.space, found.fingerprint, template)

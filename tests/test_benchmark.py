@@ -60,7 +60,7 @@ def test_every_method_has_its_row_and_detectors_share_an_encoder(cohort, data_di
     assert set(rows["method"]) == {
         *("siamese + gaussian", "siamese + knn", "zscore"),
         "two_pathways + supervised",
-        "deviation (preset) + signs",
+        "deviation (preset) + profiles",
     }
     for method in rows["method"]:
         assert method in table.read_text()

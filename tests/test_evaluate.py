@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from epizoo.detection.tail import Tail
 from epizoo.evaluation import Metrics, Scored, evaluate, pool
 from tests.scored import AFFINE, cohort, scored
 from tfds_epilepsy.errors import InputError
@@ -144,6 +145,7 @@ def test_example_of_the_documentation_runs(tmp_path, monkeypatch):
 
     class Normative:
         subjects: ClassVar = ["t0"]
+        tail = Tail(4.0, 0.5, controls=20)
 
         def score(self, subject):
             return subjects[subject.subject].score_map

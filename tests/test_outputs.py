@@ -113,5 +113,5 @@ def test_native_maps_without_transforms_are_refused_before_any_work(run, cohort,
     pytest.importorskip("ants", reason="the preprocessing extra is not installed")
     with pytest.raises(InputError) as error:
         score_cohort(run.folder.path, cohort, tmp_path / "maps", native=True, data_dir=data_dir)
-    assert len(error.value.problems) == 9  # every subject of the cohort
+    assert len(error.value.problems) == 2 * 9  # of every subject of the cohort the way there and the way back
     assert not (tmp_path / "maps").exists()

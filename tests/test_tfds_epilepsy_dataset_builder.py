@@ -186,7 +186,7 @@ def test_two_processes_prepare_one_data_set_once(cohort, tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     expected = f"2 {bids.read_derivative(cohort).fingerprint}"
     assert [out.splitlines()[-1] for out, _ in said] == [expected] * 2
-    assert sum("Downloading and preparing" in out for out, _ in said) == 1
+    assert sum("data, train: 2 of 2" in progress for _, progress in said) == 1
     assert sorted(path.name for path in halves.iterdir()) == [".lock", "1.0.0"]
 
 

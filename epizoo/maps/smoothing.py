@@ -27,6 +27,11 @@ def smooth(
         affine: ``(4, 4)``, gives the voxel size.
         fwhm: full width at half maximum, millimetres.
     """
+    smoothed = np.zeros(volume.shape, np.float32)
+    if not mask.any():
+        return smoothed
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]  # beyond it are zeros, which add nothing
+    volume, mask, inside = volume[box], mask[box], smoothed[box]
     x, y, z = (_taps(sigma) for sigma in _sigmas(affine, fwhm))
     passed, blurred = (np.empty(mask.shape, np.float32) for _ in range(2))
 
@@ -37,10 +42,9 @@ def smooth(
         return blurred
 
     weights = np.maximum(blur(mask.astype(np.float32)), 1e-6)
-    smoothed = np.zeros(volume.shape, np.float32)
     for c in np.ndindex(volume.shape[3:]):
         values = np.where(mask, volume[(..., *c)], 0).astype(np.float32)
-        smoothed[(..., *c)] = np.where(mask, blur(values) / weights, 0)
+        inside[(..., *c)] = np.where(mask, blur(values) / weights, 0)
     return smoothed
 
 
