@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.contrast import fitted, score
-from epizoo.evaluation import bootstrap_mean
+from epizoo.evaluation import bootstrap_mean, dice
 from tfds_epilepsy import phantom
 
 FIRST = 5
@@ -47,12 +47,6 @@ def main(*runs: str) -> None:
 def first_clusters(labels: NDArray[np.integer]) -> NDArray[np.integer]:
     """The label volume of the first five clusters alone."""
     return np.where(labels <= FIRST, labels, 0)
-
-
-def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Overlap ``2 |A & B| / (|A| + |B|)``; 1 where both are empty."""
-    total = int(first.sum()) + int(second.sum())
-    return 2 * int((first & second).sum()) / total if total else 1.0
 
 
 def agreement(first: NDArray[np.integer], second: NDArray[np.integer]) -> float:

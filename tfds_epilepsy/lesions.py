@@ -6,7 +6,6 @@ stays. Sizes and strengths follow what was measured on patients: see ``docs/phan
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -26,6 +25,7 @@ from tfds_epilepsy import bids
 from tfds_epilepsy.errors import InputError, words
 from tfds_epilepsy.files import LOCK, hold, read_json, replacing, write_json, write_table
 from tfds_epilepsy.progress import track
+from tfds_epilepsy.regions import HIPPOCAMPAL_AXIS, distance_from_line
 from tfds_epilepsy.tissue import Tissue, estimate_tissue
 from tfds_epilepsy.volumes import Subject, read_nifti, voxel_to_world, write_nifti
 
@@ -48,16 +48,8 @@ KINDS = (
 )
 DIRECTIONS = {"T1w": -1, "FLAIR": 1, "T2w": 1, "pet": -1}  # of the signal in a lesion: 1 brighter, -1 darker
 EDGE = 0.3  # weight of the lesion above which a voxel belongs to its mask
-# Template mm, right side: a point of the hippocampus, its axis from head to tail, and how thick it is.
+# Template mm, right side: a point of the hippocampus, and how thick it is.
 HIPPOCAMPUS = (27.0, -20.0, -17.0)
-HIPPOCAMPAL_AXIS = (
-    (25, -9, -21),
-    (27, -14, -18),
-    (29, -20, -15),
-    (29, -26, -11.5),
-    (28, -32, -8),
-    (25, -37, -4),
-)
 HIPPOCAMPAL_RADIUS = 6.0  # mm
 TEMPORAL_POLE = (38.0, 14.0, -36.0)
 
@@ -744,11 +736,7 @@ def _hippocampus(offsets: NDArray[Any], centre_mm: NDArray[Any]) -> NDArray[np.f
     """A soft tube along the hippocampus of the centre's side, in mm from ``HIPPOCAMPUS``."""
     side = math.copysign(1, centre_mm[0])
     axis = (np.array(HIPPOCAMPAL_AXIS) - HIPPOCAMPUS) * [side, 1, 1]
-    distance = np.full(offsets.shape[:3], np.inf)
-    for start, end in itertools.pairwise(axis):
-        way = end - start
-        along = np.clip((offsets - start) @ way / (way @ way), 0, 1)
-        distance = np.minimum(distance, np.linalg.norm(offsets - start - along[..., None] * way, axis=-1))
+    distance = distance_from_line(offsets, axis)
     return np.clip(HIPPOCAMPAL_RADIUS - distance + 0.5, 0, 1).astype(np.float32)
 
 

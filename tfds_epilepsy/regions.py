@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 
 import nibabel as nib
@@ -38,6 +39,15 @@ CEREBRUM = (
     (8, -60, 30, 6),
     (25, 20, 30, 15),
     (30, -50, 35, 10),
+)
+# The axis of the right hippocampus from head to tail, mm of MNI152.
+HIPPOCAMPAL_AXIS = (
+    (25, -9, -21),
+    (27, -14, -18),
+    (29, -20, -15),
+    (29, -26, -11.5),
+    (28, -32, -8),
+    (25, -37, -4),
 )
 
 
@@ -77,6 +87,16 @@ def cerebrum_mask(voxel_size: int = 2) -> NDArray[np.bool_]:
     mask: NDArray[np.bool_] = template.brain_mask & ~hindbrain
     mask.flags.writeable = False
     return mask
+
+
+def distance_from_line(places: NDArray[np.floating], line: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Distance ``(...)`` of places ``(..., 3)`` from a line through some points ``(n, 3)``, in their unit."""
+    nearest = np.full(places.shape[:-1], np.inf)
+    for start, end in itertools.pairwise(line):
+        way = end - start
+        along = np.clip((places - start) @ way / (way @ way), 0, 1)
+        nearest = np.minimum(nearest, np.linalg.norm(places - start - along[..., None] * way, axis=-1))
+    return nearest
 
 
 def region_names(positions: ArrayLike) -> list[str]:

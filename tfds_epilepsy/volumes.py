@@ -335,7 +335,7 @@ def normalise(
 
 
 def voxel_to_world(indices: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
-    """World millimetres ``(n, 3)`` of voxel indices ``(n, 3)``.
+    """World millimetres ``(..., 3)`` of voxel indices ``(..., 3)``.
 
     Example:
         >>> voxel_to_world([[1, 2, 3]], np.diag([2, 2, 2, 1]))

@@ -6,7 +6,7 @@ They have the interface of every other detector; each names the view that it rea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -45,25 +45,44 @@ class ZScore(Detector):
 
     def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
         codes = check_codes(codes)
-        (self.mean_,), (self.sd_,) = moments_without(codes, np.full(codes.shape[1], -1), 1)
+        (self.mean_,), (self.sd_,) = self.moments(codes, np.full(codes.shape[1], -1), 1)
         return self
 
-    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+    def moments(
+        self, codes: NDArray[np.float32], folds: NDArray[np.integer], count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What codes are held against, of all controls but those of each fold: see ``moments_without``."""
+        return moments_without(codes, folds, count)
+
+    def z(self, codes: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Codes ``(v, m, d)`` in standard deviations from the controls' mean."""
         codes = check_codes(codes, *self.mean_.shape)
-        return np.asarray((np.abs(codes - self.mean_[:, None]) / self.sd_[:, None]).max(2), np.float32)
+        return np.asarray((codes - self.mean_[:, None]) / self.sd_[:, None])
+
+    def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
+        return np.asarray(np.abs(self.z(codes)).max(2), np.float32)
 
     def cross_scores(
         self, codes: NDArray[np.floating], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
-        """Scores as of the base class; the sums of the others are those of all less those of the fold."""
         codes = check_codes(codes)
         scores = np.empty(codes.shape[:2], np.float32)
+        for held_out, without in self.without_folds(codes, folds):
+            scores[:, held_out] = without.score(codes[:, held_out])
+        return scores
+
+    def without_folds(
+        self, codes: NDArray[np.float32], folds: NDArray[np.integer]
+    ) -> Iterator[tuple[NDArray[np.bool_], Self]]:
+        """Which controls are of each fold, and the detector that was fitted without them.
+
+        The sums of the others are those of all less those of the fold.
+        """
         names, folds = np.unique(folds, return_inverse=True)
         without = self.unfitted()
-        for fold, moments in enumerate(zip(*moments_without(codes, folds, len(names)), strict=True)):
+        for fold, moments in enumerate(zip(*self.moments(codes, folds, len(names)), strict=True)):
             without.mean_, without.sd_ = moments
-            scores[:, folds == fold] = without.score(codes[:, folds == fold])
-        return scores
+            yield folds == fold, without
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
         return ZScoreScorer(self, state, order)

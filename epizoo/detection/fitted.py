@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,8 @@ class FittedDetector:
         affine: ``(4, 4)``.
         mean, sd: ``(x, y, z)`` float32, of the controls' scores: what turns a score into z;
             ``(x, y, z, p)`` of a detector with p profiles.
+        rarities: of each profile at each edge of ``HISTOGRAM`` (``epizoo.detection.rarity``); none without
+            profiles.
         tail: of the highest scores of healthy people; None where an earlier version has fitted the detector.
         manifest: what the folder says of itself.
     """
@@ -269,7 +272,7 @@ class FittedDetector:
         p[inside] = self._survival[np.clip(index, 0, len(self._survival) - 1)]
         return p
 
-    @property
+    @cached_property
     def detector(self) -> Detector:
         """The detector's name and options, told what it reads; not fitted."""
         return create_detector(self.manifest["detector"], **self.manifest["config"]).told(self.codes)

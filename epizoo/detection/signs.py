@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from epizoo.detection.classical import ZScore, ZScoreScorer
 from epizoo.detection.codes import Codes
-from epizoo.detection.detector import check_codes
 from tfds_epilepsy.errors import InputError
 from tfds_epilepsy.lesions import DIRECTIONS
 
@@ -78,11 +77,11 @@ class Signs(ZScore):
         return super().told(codes)
 
     def score(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> NDArray[np.float32]:
-        return self._z(codes) @ self.weights(codes.shape[2])
+        return self.z(codes) @ self.weights(codes.shape[2])
 
     def parts(self, codes: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
         """The z of each sign in its direction; the score is their weighted sum, see above."""
-        z = self._z(codes)
+        z = self.z(codes)
         weights = self.weights(z.shape[2])
         named = zip([*self.signs, "model"], np.sign(weights), strict=False)
         return {name: sign * z[..., k] for k, (name, sign) in enumerate(named) if sign}
@@ -104,10 +103,6 @@ class Signs(ZScore):
             )
         signs = np.concatenate([np.array(self.directions, np.float32), np.ones(own, np.float32)])
         return np.asarray(signs / np.linalg.norm(signs))
-
-    def _z(self, codes: NDArray[np.floating]) -> NDArray[np.float32]:
-        codes = check_codes(codes, *self.mean_.shape)
-        return np.asarray((codes - self.mean_[:, None]) / self.sd_[:, None])
 
 
 class SignsScorer(ZScoreScorer):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from epizoo.detection.classical import ZScore, ZScoreScorer, moments_without
+from epizoo.detection.classical import ZScore, ZScoreScorer
 from epizoo.detection.codes import Codes
 from epizoo.detection.detector import check_codes
 from epizoo.detection.profiles.profile import Profile, create_profile
+from epizoo.detection.signs import Signs
 from epizoo.maps.deviations import Deviations
 from epizoo.registry import PROFILES
 from tfds_epilepsy.errors import InputError
@@ -63,14 +64,8 @@ class Profiles(ZScore):
         return {"tissue": {"fwhm": TISSUE_FWHM}}
 
     def read_of(self, model: Any) -> keras.Model:
-        """The model's ``head``.
-
-        Raises:
-            InputError: a model without one.
-        """
-        from epizoo.detection.head import Head  # brings TensorFlow
-
-        return Head().read_of(model)
+        """The model's ``head``, as ``Signs`` does."""
+        return Signs().read_of(model)
 
     @property
     def kinds(self) -> tuple[Profile, ...]:
@@ -95,51 +90,45 @@ class Profiles(ZScore):
 
         Of codes whose numbers have no names, the sum of all.
         """
-        z = self.evidence(codes)
+        z = self.z(codes)
         alike = np.full(z.shape[2], z.shape[2] ** -0.5, np.float32)
         sums = [z @ weights for weights in [kind.weights_of(self.numbers) for kind in self.kinds] or [alike]]
         return np.asarray(np.max(sums, axis=0))
-
-    def fit(self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]) -> Self:
-        super().fit(codes)
-        self.mean_, self.sd_ = self._known(self.mean_, self.sd_)
-        return self
 
     def evidence(
         self, codes: NDArray[np.floating], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         """Each number of the codes in standard deviations from the controls at the voxel, ``(v, m, k)``."""
-        codes = check_codes(codes, *self.mean_.shape)
-        return np.asarray((codes - self.mean_[:, None]) / self.sd_[:, None])
+        return self.z(codes)
 
     def cross_evidence(
         self, codes: NDArray[np.float32], folds: NDArray[np.integer], **covariates: NDArray[np.floating]
     ) -> NDArray[np.float32]:
         codes = check_codes(codes)
         z = np.empty(codes.shape, np.float32)
-        names, folds = np.unique(folds, return_inverse=True)
-        for fold, moments in enumerate(zip(*moments_without(codes, folds, len(names)), strict=True)):
-            mean, sd = self._known(*moments)
-            z[:, folds == fold] = (codes[:, folds == fold] - mean[:, None]) / sd[:, None]
+        for held_out, without in self.without_folds(codes, folds):
+            z[:, held_out] = without.z(codes[:, held_out])
         return z
 
     def parts(self, codes: NDArray[np.floating]) -> dict[str, NDArray[np.float32]]:
         """The z of each number of the codes, by its name (``Detector.numbers``)."""
-        z = self.evidence(codes)
+        z = self.z(codes)
         return {name: z[..., k] for k, name in enumerate(self.numbers)}
 
-    def _known(
-        self, mean: NDArray[np.float32], sd: NDArray[np.float32]
+    def moments(
+        self, codes: NDArray[np.float32], folds: NDArray[np.integer], count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Moments ``(v, k)``; 0 and 1 of maps that are in deviations from the same controls already.
+        """As of ``ZScore``; 0 and 1 of maps that are in deviations from the same controls already.
 
         A control that deviates much has made the deviations of the others smaller: held against their spread
         again, it would seem to deviate more than a stranger does.
         """
-        views = () if self.told_of is None else self.told_of.views
-        done = [isinstance(view, Deviations) and not view.spread for view in views for _ in view.names]
-        done += [False] * (mean.shape[1] - len(done))
-        return np.where(done, 0, mean).astype(np.float32), np.where(done, 1, sd).astype(np.float32)
+        means, sds = super().moments(codes, folds, count)
+        owners = [view for view in self.told_of.views for _ in view.names] if self.told_of else []
+        for k, owner in enumerate(owners):
+            if isinstance(owner, Deviations) and not owner.spread:
+                means[..., k], sds[..., k] = 0, 1
+        return means, sds
 
     def graph(self, state: Mapping[str, NDArray[Any]], order: NDArray[np.int64]) -> Scorer:
         return ProfilesScorer(self, state, order)

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from epizoo.detection.profiles.profile import Profile
 from tfds_epilepsy.tissue import template_priors
+from tfds_epilepsy.volumes import voxel_to_world
 
 # A box of MNI152 (mm, mirrored in x) in whose depth nothing but the lateral ventricles is fluid.
 WIDE, BACK, FRONT, LOW, HIGH, DEEP = 40.0, -60.0, 40.0, -20.0, 35.0, 15.0
@@ -36,7 +37,7 @@ class Heterotopia(Profile):
         """Within 16 mm of the template's lateral ventricles."""
         zooms = np.linalg.norm(affine[:3, :3], axis=0)
         priors = template_priors(shape, affine)
-        x, y, z = np.moveaxis(np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3], -1, 0)
+        x, y, z = np.moveaxis(voxel_to_world(np.moveaxis(np.indices(shape), 0, -1), affine), -1, 0)
         box = (np.abs(x) < WIDE) & (y > BACK) & (y < FRONT) & (z > LOW) & (z < HIGH)
         deep = ndimage.distance_transform_edt(priors.sum(-1) > 0.5, sampling=zooms) > DEEP
         fluid = box & deep & (priors[..., 2] > 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epizoo.detection.profiles.profile import Profile
+from tfds_epilepsy.regions import HIPPOCAMPAL_AXIS, distance_from_line
+from tfds_epilepsy.volumes import voxel_to_world
 
-# Head to tail of the right hippocampus, mm of MNI152, and how far around it is looked for.
-AXIS = ((25, -9, -21), (27, -14, -18), (29, -20, -15), (29, -26, -11.5), (28, -32, -8), (25, -37, -4))
-REACH = 12.0
+REACH = 12.0  # mm around the hippocampus
 
 
 class MesialTemporal(Profile):
@@ -34,16 +33,6 @@ class MesialTemporal(Profile):
 
     def region(self, shape: tuple[int, ...], affine: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
         """Within 12 mm of the axis of either hippocampus."""
-        places = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+        places = voxel_to_world(np.moveaxis(np.indices(shape), 0, -1), affine)
         places[..., 0] = np.abs(places[..., 0])
-        return np.asarray(_distance(places, np.array(AXIS)) < REACH)
-
-
-def _distance(places: NDArray[np.floating], axis: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Of places ``(..., 3)`` from a polyline ``(n, 3)``."""
-    nearest = np.full(places.shape[:-1], np.inf)
-    for start, end in itertools.pairwise(axis):
-        way = end - start
-        along = np.clip((places - start) @ way / (way @ way), 0, 1)
-        nearest = np.minimum(nearest, np.linalg.norm(places - start - along[..., None] * way, axis=-1))
-    return nearest
+        return np.asarray(distance_from_line(places, np.array(HIPPOCAMPAL_AXIS)) < REACH)
